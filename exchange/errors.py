@@ -1,0 +1,90 @@
+"""Everything onestreet raises on purpose, in one tree.
+
+OnestreetError
+├── ConfigError            a setting is wrong: names file, key, value and what is allowed; final
+├── ContractError          a message breaks the exchange: carries the requirement's id; final
+│   ├── TopicError         EX-T
+│   ├── ReadingError       EX-R
+│   ├── DeliveryError      EX-D
+│   ├── StateError         EX-S
+│   └── CommandError       EX-C
+├── DeviceError            a device or its bus (device_drivers.errors grows this branch)
+├── StoreError             a store (ingest.stores grows this branch)
+└── UplinkError            the broker
+    ├── UplinkRefused      the broker said no (credentials, protocol); waiting alone will not help
+    └── UplinkLost         unreachable or broken off; retried
+
+Final and retryable errors are different classes, so that a caller never has to read a message to decide.
+"""
+
+from __future__ import annotations
+
+
+class OnestreetError(Exception):
+    """Root of every error raised on purpose."""
+
+
+class ConfigError(OnestreetError):
+    """A setting is wrong.
+
+    `key` is the path to it (`device[2].interval_s`), `allowed` says what would be right.
+    """
+
+    def __init__(self, file: str, key: str, value: object, allowed: str) -> None:
+        """Say where, what was found and what is allowed."""
+        super().__init__(f"{file}: {key} = {value!r}: {allowed}")
+        self.file, self.key, self.value, self.allowed = file, key, value, allowed
+
+
+class ContractError(OnestreetError):
+    """A message breaks the exchange. `requirement` is the id, `place` where in the message."""
+
+    def __init__(self, requirement: str, detail: str, *, place: str = "") -> None:
+        """Name the requirement, what was found, and where."""
+        super().__init__(f"{requirement}: {place + ': ' if place else ''}{detail}")
+        self.requirement, self.detail, self.place = requirement, detail, place
+
+
+class TopicError(ContractError):
+    """EX-T: a topic is not one of the exchange's."""
+
+
+class ReadingError(ContractError):
+    """EX-R: a readings payload cannot be taken."""
+
+
+class DeliveryError(ContractError):
+    """EX-D: a receipt is malformed."""
+
+
+class StateError(ContractError):
+    """EX-S: a state payload cannot be taken."""
+
+
+class CommandError(ContractError):
+    """EX-C: a command or result cannot be taken."""
+
+
+class DeviceError(OnestreetError):
+    """A device or its bus did not do what was asked."""
+
+
+class StoreError(OnestreetError):
+    """A store did not do what was asked."""
+
+
+class UplinkError(OnestreetError):
+    """The broker could not be used."""
+
+
+class UplinkRefused(UplinkError):
+    """The broker refused us; `code` is the MQTT reason code."""
+
+    def __init__(self, detail: str, code: int = 0) -> None:
+        """Keep the reason code beside the words."""
+        super().__init__(detail)
+        self.code = code
+
+
+class UplinkLost(UplinkError):
+    """The broker is unreachable or the connection broke."""

@@ -1,0 +1,1 @@
+"""Pytest fixtures for integrators: PTY lines, Modbus buses and a simulated BlueZ."""
