@@ -1,0 +1,44 @@
+# Two commands set a fresh machine up and run: `make demo` and `make test`. Set-up is done once.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench venv lock clean
+ARGS ?=
+# Debian keeps mosquitto in /usr/sbin, which is not on an ordinary user's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+help:  ## this list
+	@echo 'make TARGET [ARGS="..."]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: .venv/.stamp  ## a town of devices, broker, agent, ingest and store, live (ARGS: options of `onestreet demo`)
+	@sh scripts/system_packages.sh mosquitto dbus-daemon
+	@exec .venv/bin/onestreet demo $(ARGS)
+
+test: check  ## every test, with a real Mosquitto and a real InfluxDB (ARGS: options of pytest)
+	@sh scripts/system_packages.sh mosquitto dbus-daemon
+	@influxd=$$(sh scripts/find_influxd.sh) && \
+	ONESTREET_INFLUXD="$$influxd" exec .venv/bin/python -m pytest $(ARGS)
+
+check: .venv/.stamp  ## ruff and mypy
+	@echo 'check: ruff, then mypy (about a minute the first time)' >&2
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench: .venv/.stamp  ## the measurements of the README, on this machine (ARGS: which)
+	@sh scripts/system_packages.sh mosquitto dbus-daemon
+	@influxd=$$(sh scripts/find_influxd.sh) && \
+	ONESTREET_INFLUXD="$$influxd" exec .venv/bin/python -m benchmarks $(ARGS)
+
+venv: .venv/.stamp  ## only the virtual environment, at .venv
+
+.venv/.stamp: requirements.lock pyproject.toml scripts/venv.sh scripts/find_uv.sh
+	@sh scripts/venv.sh
+
+lock:  ## writes requirements.lock anew from pyproject.toml (ARGS: --upgrade)
+	@uv=$$(sh scripts/find_uv.sh) && "$$uv" pip compile pyproject.toml --quiet --universal \
+	  --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url \
+	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+
+clean:  ## removes the virtual environment and every cache of the tools
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
