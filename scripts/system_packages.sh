@@ -31,7 +31,10 @@ else
 fi
 
 say "installing system packages:$missing (under a minute)"
-apt() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120 "$@" >&2; }
+apt() {
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq -y -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 "$@" >/dev/null
+}
 # A fresh machine has no package lists, an old one stale ones: fetch them when the first try fails.
 # shellcheck disable=SC2086  # a list of words
 if ! apt install --no-install-recommends $missing; then
