@@ -1,0 +1,155 @@
+"""A real Mosquitto for a test: own process, free port, killed and brought back at will."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Self
+
+_START_DEADLINE_S = 10.0
+_STOP_DEADLINE_S = 5.0
+_PORT_ATTEMPTS = 5
+
+
+class Mosquitto:
+    """One broker at 127.0.0.1:`port`, running between `start` and `stop` or inside `with`.
+
+    Shape: `lines` are further lines of mosquitto.conf; one that sets what a default sets replaces
+        it. `accounts` maps user names to passwords, none means that anybody may connect; `acl` is
+        the text of the ACL file. With `persistent` its sessions survive an orderly stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lines: Iterable[str] = (),
+        *,
+        accounts: Mapping[str, str] | None = None,
+        acl: str = "",
+        persistent: bool = False,
+    ) -> None:
+        self.host = "127.0.0.1"
+        self.port = 0
+        self._folder = folder / "mosquitto"
+        self._lines = list(lines)
+        self._accounts = accounts
+        self._acl = acl
+        self._persistent = persistent
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written, over all starts."""
+        return (self._folder / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Return when it accepts connections; a later start keeps the port."""
+        assert self._process is None, "already running"
+        self._folder.mkdir(exist_ok=True)
+        if self.port:
+            self._launch()
+        else:
+            self._launch_on_free_port()
+
+    def stop(self) -> None:
+        """End it in an orderly way: persistence is written."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_DEADLINE_S)
+            finally:
+                self.kill()
+
+    def kill(self) -> None:
+        """Kill -9: what was not persisted is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(_STOP_DEADLINE_S)
+            self._process = None
+
+    def wipe(self) -> None:
+        """Forget every session and message; only while it does not run."""
+        assert self._process is None, "still running"
+        (self._folder / "mosquitto.db").unlink(missing_ok=True)
+
+    def _launch_on_free_port(self) -> None:
+        for _ in range(_PORT_ATTEMPTS):
+            self.port = _free_port()
+            try:
+                self._launch()
+            except RuntimeError:
+                if "Address already in use" not in self.log:
+                    raise
+            else:
+                return
+        raise RuntimeError(f"no free port in {_PORT_ATTEMPTS} attempts")
+
+    def _launch(self) -> None:
+        config = self._folder / "mosquitto.conf"
+        config.write_text(self._config())
+        with (self._folder / "log").open("ab") as log:
+            process = subprocess.Popen(["mosquitto", "-c", config], stdout=log, stderr=log)
+        self._process = process
+        deadline_s = time.monotonic() + _START_DEADLINE_S
+        while True:
+            try:
+                socket.create_connection((self.host, self.port), timeout=1).close()
+            except OSError:
+                if time.monotonic() > deadline_s:
+                    self.kill()
+                    raise RuntimeError(f"mosquitto does not accept:\n{self.log}") from None
+            else:
+                return
+            try:
+                process.wait(0.01)
+            except subprocess.TimeoutExpired:
+                continue
+            self._process = None
+            raise RuntimeError(f"mosquitto ended with {process.returncode}:\n{self.log}")
+
+    def _config(self) -> str:
+        defaults = [
+            f"listener {self.port} {self.host}",
+            f"allow_anonymous {'true' if self._accounts is None else 'false'}",
+            "set_tcp_nodelay true",
+            "max_queued_messages 0",
+            f"persistence {'true' if self._persistent else 'false'}",
+            f"persistence_location {self._folder}/",
+        ]
+        if os.geteuid() == 0:
+            defaults.append("user root")  # else it steps down to a user who cannot read the folder
+        if self._accounts is not None:
+            passwords = self._folder / "passwords"
+            passwords.write_text("".join(f"{u}:{p}\n" for u, p in self._accounts.items()))
+            subprocess.run(["mosquitto_passwd", "-U", passwords], check=True, capture_output=True)
+            defaults.append(f"password_file {passwords}")
+        if self._acl:
+            (self._folder / "acl").write_text(self._acl)
+            defaults.append(f"acl_file {self._folder / 'acl'}")
+        replaced = {line.split()[0] for line in self._lines if line.strip()}
+        kept = [line for line in defaults if line.split()[0] not in replaced]
+        return "\n".join([*kept, *self._lines, ""])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
