@@ -11,6 +11,8 @@ if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; 
 fi
 uv=$(sh scripts/find_uv.sh)
 export UV_NO_PROGRESS=1 UV_PYTHON_DOWNLOADS=never
+# The machine's own certificates, so that a network with its own authority works as it does for pip and git.
+if [ -e /etc/ssl/certs/ca-certificates.crt ]; then export UV_SYSTEM_CERTS=1; fi
 say 'virtual environment at .venv, packages from requirements.lock (about half a minute the first time)'
 if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     "$uv" venv --quiet --clear --no-project --python "$(command -v python3)" .venv
