@@ -1,0 +1,300 @@
+"""Delivery: which samples a gateway may send, sends again, and may forget.
+
+A pure state machine driven by the caller's clock: it holds no sample, opens no socket and never waits. The edge agent
+runs it; the model test plays brokers that lose everything, ingests that die and receipts that vanish against it.
+
+Rules (exchange.md, Delivery): at most W samples are unreceipted. A pack goes again when its back-off has passed and a
+receipt for something first sent later is 10 s old: only then is it known to be lost rather than waiting. With no
+receipt at all only the oldest pack is probed. After 20 counted resends a pack is parked outside the window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from exchange.receipts import Receipt
+
+BACKOFF_FIRST_S = 30.0
+BACKOFF_LAST_S = 600.0
+BACKOFF_JITTER = 0.2
+PROOF_AGE_S = 10.0
+SILENCE_S = 30.0
+NUDGE_EVERY_S = 600.0
+PARK_AFTER_RESENDS = 20
+PARKED_EVERY_S = 3600.0
+MERGED_SAMPLES = 200  # of one series in one resend: well below a pack's 256 KiB
+
+
+class Key(NamedTuple):
+    """The name of a sample, for ever."""
+
+    device: str
+    epoch: int
+    seq: int
+
+
+class Settled(NamedTuple):
+    """A sample that the gateway may forget, and why. `requirement` is the id it was refused with."""
+
+    key: Key
+    outcome: Literal["stored", "refused"]
+    requirement: str = ""
+
+
+class Sending(msgspec.Struct, eq=False):
+    """One pack between its first sending and the last of its receipts."""
+
+    number: int
+    device: str
+    epoch: int
+    seqs: set[int]
+    first_sent_s: float
+    last_sent_s: float
+    wait_s: float
+    digests: list[str]
+    resends: int = 0
+    tries: int = 0
+    parked: bool = False
+    undelivered: bool = False
+    """The connection broke before the broker had it: goes again at once, uncounted."""
+
+    @property
+    def keys(self) -> list[Key]:
+        """The samples still without a receipt, ascending."""
+        return [Key(self.device, self.epoch, seq) for seq in sorted(self.seqs)]
+
+
+class Delivery:
+    """The delivery rules for one gateway. Units: every `now_s` is the same monotonic clock."""
+
+    def __init__(
+        self, *, window: int = 5000, live_reserve: int | None = None, random: Random | None = None
+    ) -> None:
+        """`live_reserve` samples of the window are kept for live ones (default a tenth)."""
+        self.window = window
+        self.live_reserve = window // 10 if live_reserve is None else live_reserve
+        self.unreceipted = 0
+        self.resends = 0
+        self.probes = 0
+        self._random = random or Random()  # noqa: S311 - jitter, not a secret
+        self._sendings: dict[int, Sending] = {}
+        self._by_series: dict[tuple[str, int], dict[int, Sending]] = {}
+        self._by_digest: dict[str, Sending] = {}
+        self._numbers = 0
+        self._connected = False
+        self._last_receipt_s = float("-inf")
+        self._proofs: deque[tuple[float, float]] = (
+            deque()
+        )  # (receipt came, its sample was first sent), both rising
+        self._proven_s = float("-inf")  # something first sent then has a receipt that is old enough
+        self._nudged_s = float("-inf")
+        self._parked_s = float("-inf")
+
+    # ------------------------------------------------------------------------------------------------ connection
+
+    def connected(self) -> None:
+        """The broker is there: parked packs get another chance."""
+        self._connected = True
+        for sending in self._sendings.values():
+            if sending.parked:
+                sending.undelivered = True
+
+    def disconnected(self) -> None:
+        """The broker is gone: nothing is due until it is back."""
+        self._connected = False
+
+    # --------------------------------------------------------------------------------------------------- sending
+
+    def room(self, *, live: bool) -> int:
+        """Return how many further samples may be sent now."""
+        limit = self.window if live else self.window - self.live_reserve
+        return max(0, limit - self.unreceipted)
+
+    def sent(
+        self, now_s: float, device: str, epoch: int, seqs: Iterable[int], digest: str
+    ) -> Sending:
+        """Note a pack's first sending, before the broker is given it; `digest` is its payload's SHA-256."""
+        self._numbers += 1
+        sending = Sending(
+            self._numbers,
+            device,
+            epoch,
+            set(seqs),
+            now_s,
+            now_s,
+            self._jittered(BACKOFF_FIRST_S),
+            [digest],
+        )
+        self._sendings[sending.number] = sending
+        series = self._by_series.setdefault((device, epoch), {})
+        series.update(dict.fromkeys(sending.seqs, sending))
+        self._by_digest[digest] = sending
+        self.unreceipted += len(sending.seqs)
+        return sending
+
+    def sent_again(self, now_s: float, sending: Sending, digest: str) -> None:
+        """Note that a due pack was sent again; its payload may hold fewer samples now."""
+        sending.last_sent_s = now_s
+        sending.undelivered = False
+        if digest not in sending.digests:
+            sending.digests.append(digest)
+            self._by_digest[digest] = sending
+            if len(sending.digests) > PARK_AFTER_RESENDS:
+                self._by_digest.pop(sending.digests.pop(0), None)
+
+    def failed(self, sending: Sending) -> None:
+        """Note that the connection broke before the broker acknowledged this sending."""
+        sending.undelivered = True
+
+    def due(self, now_s: float) -> list[Sending]:
+        """Return the packs to send again now, the longest-waiting first, and charge them for it."""
+        if not self._connected:
+            return []
+        while self._proofs and self._proofs[0][0] <= now_s - PROOF_AGE_S:
+            self._proven_s = self._proofs.popleft()[1]
+        due = [s for s in self._sendings.values() if s.undelivered]
+        oldest = next(
+            (s for s in self._sendings.values() if not s.parked and not s.undelivered), None
+        )
+        if oldest is None:
+            pass
+        elif now_s - max(self._last_receipt_s, oldest.first_sent_s) >= SILENCE_S:
+            if now_s - oldest.last_sent_s >= oldest.wait_s:
+                self.probes += 1
+                self._back_off(oldest)
+                due.append(oldest)
+        else:
+            due += self._lost(now_s)
+        due += self._parked_due(now_s)
+        return sorted(due, key=lambda s: s.last_sent_s)
+
+    def _lost(self, now_s: float) -> list[Sending]:
+        """Return the packs that are known to be lost, joined by series and charged."""
+        late = [
+            s
+            for s in self._sendings.values()
+            if now_s - s.last_sent_s >= s.wait_s and not s.parked and not s.undelivered
+        ]
+        proven = [s for s in late if s.last_sent_s < self._proven_s] or self._nudged(now_s, late)
+        again = self._merged(proven)
+        for sending in again:
+            self._count_resend(sending)
+        return [s for s in again if not s.parked]
+
+    def _nudged(self, now_s: float, late: Sequence[Sending]) -> list[Sending]:
+        """Receipts flow, but none that could prove a loss: the longest-waiting pack goes every ten minutes."""
+        if not late or now_s - self._nudged_s < NUDGE_EVERY_S:
+            return []
+        longest = min(late, key=lambda s: s.last_sent_s)
+        if now_s - longest.last_sent_s < NUDGE_EVERY_S:
+            return []
+        self._nudged_s = now_s
+        return [longest]
+
+    def _merged(self, lost: Sequence[Sending]) -> list[Sending]:
+        """Join the lost packs of one series, so that a broker that lost thousands costs tens of resends."""
+        merged: dict[tuple[str, int], Sending] = {}
+        whole: list[Sending] = []
+        for sending in lost:
+            into = merged.get((sending.device, sending.epoch))
+            if into is None or len(into.seqs) + len(sending.seqs) > MERGED_SAMPLES:
+                merged[sending.device, sending.epoch] = sending
+                whole.append(sending)
+                continue
+            series = self._by_series[sending.device, sending.epoch]
+            series.update(dict.fromkeys(sending.seqs, into))
+            into.seqs |= sending.seqs
+            into.resends = max(into.resends, sending.resends)
+            into.tries = max(into.tries, sending.tries)
+            into.first_sent_s = min(into.first_sent_s, sending.first_sent_s)
+            self._forget(sending)
+        return whole
+
+    def _parked_due(self, now_s: float) -> list[Sending]:
+        parked = [s for s in self._sendings.values() if s.parked and not s.undelivered]
+        if not parked or now_s - self._parked_s < PARKED_EVERY_S:
+            return []
+        self._parked_s = now_s
+        return [min(parked, key=lambda s: s.last_sent_s)]
+
+    def _count_resend(self, sending: Sending) -> None:
+        if sending.resends >= PARK_AFTER_RESENDS:
+            sending.parked = True
+            self.unreceipted -= len(sending.seqs)
+            return
+        sending.resends += 1
+        self.resends += 1
+        self._back_off(sending)
+
+    def _back_off(self, sending: Sending) -> None:
+        sending.tries += 1
+        sending.wait_s = self._jittered(min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2**sending.tries))
+
+    def _jittered(self, wait_s: float) -> float:
+        return wait_s * (1 + BACKOFF_JITTER * self._random.random())
+
+    # -------------------------------------------------------------------------------------------------- receipts
+
+    def receipted(self, now_s: float, receipt: Receipt) -> list[Settled]:
+        """Take a receipt and return the samples that may be forgotten. Only what was sent is ever forgotten."""
+        settled: list[Settled] = []
+        for device, stored in receipt.stored.items():
+            for epoch, first, last in stored:
+                settled += [
+                    Settled(key, "stored")
+                    for key in self._settle(now_s, device, epoch, first, last)
+                ]
+        for device, refused in receipt.refused.items():
+            for epoch, first, last, requirement in refused:
+                settled += [
+                    Settled(key, "refused", requirement)
+                    for key in self._settle(now_s, device, epoch, first, last)
+                ]
+        for digest, requirement in receipt.unreadable:
+            sending = self._by_digest.get(digest)
+            if sending is not None:
+                keys = sending.keys
+                for key in keys:
+                    self._settle(now_s, key.device, key.epoch, key.seq, key.seq)
+                settled += [Settled(key, "refused", requirement) for key in keys]
+        return settled
+
+    def _settle(self, now_s: float, device: str, epoch: int, first: int, last: int) -> list[Key]:
+        series = self._by_series.get((device, epoch))
+        if not series:
+            return []
+        if last - first < len(series):
+            seqs = [seq for seq in range(first, last + 1) if seq in series]
+        else:
+            seqs = [seq for seq in series if first <= seq <= last]
+        for seq in seqs:
+            sending = series.pop(seq)
+            sending.seqs.discard(seq)
+            if not sending.parked:
+                self.unreceipted -= 1
+            self._last_receipt_s = now_s
+            newest = self._proofs[-1][1] if self._proofs else self._proven_s
+            if sending.first_sent_s > newest:
+                self._proofs.append((now_s, sending.first_sent_s))
+            if not sending.seqs:
+                self._forget(sending)
+        if not series:
+            del self._by_series[device, epoch]
+        return [Key(device, epoch, seq) for seq in sorted(seqs)]
+
+    def _forget(self, sending: Sending) -> None:
+        del self._sendings[sending.number]
+        for digest in sending.digests:
+            self._by_digest.pop(digest, None)
+
+    # ---------------------------------------------------------------------------------------------------- health
+
+    @property
+    def parked(self) -> int:
+        """Samples that wait outside the window."""
+        return sum(len(s.seqs) for s in self._sendings.values() if s.parked)
