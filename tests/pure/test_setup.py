@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -29,10 +30,14 @@ class Machine:
         program.chmod(0o755)
         return program
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": str(self._bin), "HOME": str(self.home)}
+
     def run(self, script: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["sh", str(SCRIPTS / script), *args],
-            env={"PATH": str(self._bin), "HOME": str(self.home), **environment},
+            env={**self.environment, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -135,3 +140,23 @@ def test_an_influxd_built_before_is_taken(tmp_path: Path) -> None:
     machine.install("influxd-built", "InfluxDB v2.7.12").rename(cache / "influxd")
     done = machine.run("find_influxd.sh")
     assert (done.returncode, done.stdout) == (0, f"{cache / 'influxd'}\n")
+
+
+def test_a_second_build_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    cache = machine.home / ".cache" / "onestreet" / "influxd-2.7.12"
+    cache.mkdir(parents=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = subprocess.Popen(
+            ["sh", str(SCRIPTS / "build_influxd.sh")],
+            env=machine.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stderr is not None
+        assert "waiting for it" in second.stderr.readline()
+        machine.install("influxd-built", "InfluxDB v2.7.12").rename(cache / "influxd")
+    out, _ = second.communicate(timeout=30)
+    assert (second.returncode, out) == (0, f"{cache / 'influxd'}\n")
