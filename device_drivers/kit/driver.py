@@ -1,11 +1,12 @@
 """The protocols between the edge agent, a driver and its link.
 
-Every driver folder's `driver.py` offers three names:
+Every driver folder's `driver.py` offers these names:
 
 - `Settings`: a `msgspec.Struct` (frozen, kw_only, forbid_unknown_fields) of the keys that a device's
   `[device.settings]` may hold;
 - `Driver`: one of the driver protocols below, built as `Driver(profile, settings)`, one per device;
-- `decode(frames, context)`: the same bytes without any I/O, for `onestreet decode` and the vectors.
+- `decode(profile, frames, context)`: the same bytes without any I/O, for `onestreet decode` and the vectors;
+- `encode(request)`, where the driver has requests of its own that vectors name.
 
 A Modbus device that is all table has no `driver.py`; the kit's table stands in for all three.
 """
@@ -107,7 +108,9 @@ class ModbusDriver(Protocol):
 
     async def read(self, bus: ModbusBus) -> Reading: ...
 
-    async def command(self, bus: ModbusBus, name: str, args: Mapping[str, Value]) -> dict[str, Value]:
+    async def command(
+        self, bus: ModbusBus, name: str, args: Mapping[str, Value]
+    ) -> dict[str, Value]:
         """Carry out one command and return what the device reads back. Raises: CommandRejected and the bus's."""
         ...
 

@@ -1,0 +1,241 @@
+"""A driver's profile: what a device is, how it is reached and where each value is, as data."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from device_drivers.kit.scaling import linear
+from exchange.dictionary import VENDOR_METRIC, dictionary
+from exchange.errors import ConfigError
+
+T = TypeVar("T")
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+BusKind = Literal["serial", "modbus", "ble"]
+PointType = Literal[
+    # numbers
+    "bit",
+    "bool",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint24",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float32",
+    "float64",
+    # halves of a 16-bit word
+    "high_byte",
+    "low_byte",
+    # not numbers: understood, never a metric
+    "text",
+    "raw",
+    "event",
+    "command",
+    "version",
+]
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: no key that nobody reads."""
+
+
+class Identity(_Table, frozen=True, kw_only=True):
+    """Who makes it. `brand_origin` is the ISO 3166-1 code of the brand's country."""
+
+    maker: str
+    models: list[str]
+    brand_origin: Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")]
+    description: str
+
+
+class Transport(_Table, frozen=True, kw_only=True):
+    """How it is reached by default; a bus of the configuration may say otherwise."""
+
+    kind: BusKind
+    baudrate: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] = 9600
+    bytesize: Literal[7, 8] = 8
+    parity: Literal["N", "E", "O"] = "N"
+    stopbits: Literal[1, 2] = 1
+    timeout_s: Positive = 1.0
+    """The longest that an answer, or the next frame of a device that speaks by itself, may take."""
+
+
+class Timing(_Table, frozen=True, kw_only=True):
+    """When its values mean something, and how often there are new ones."""
+
+    cadence_s: Positive
+    warm_up_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class Variant(_Table, frozen=True, kw_only=True):
+    """One of several layouts under one protocol. `length` is the frame's own length field."""
+
+    models: list[str]
+    length: int
+
+
+class Point(_Table, frozen=True, kw_only=True):
+    """One value: where it is in the frame, what it is there, and which metric it is.
+
+    Shape: `at` is the 16-bit word (serial), the register counted from the device's first (Modbus) or
+    the object id (BTHome). `order` names the value's bytes, A the most significant, as they come on
+    the wire. The frame's own field is raw * `scale` + `add`; the metric is the field * `factor`.
+    A point without a metric is understood and not reported.
+    """
+
+    field: str
+    at: int
+    type: PointType
+    metric: str = ""
+    unit: str = ""
+    scale: float = 1
+    add: float = 0
+    factor: float = 1
+    order: Annotated[str, msgspec.Meta(pattern="^[A-H]*$")] = ""
+    bit: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
+    length: int = 0
+    sentinel: int | None = None
+    """The raw value that means "no value"."""
+    variants: list[str] = []
+    """The variants that have it; empty for all."""
+
+    def field_value(self, raw: float) -> float:
+        return raw if isinstance(raw, bool) else linear(self.scale, self.add)(raw)
+
+    def metric_value(self, raw: float) -> float:
+        """Return the metric. A vendor's own metric is a number even where the device sends a bit."""
+        if isinstance(raw, bool):
+            return int(raw) if self.metric.startswith("x-") else raw
+        if self.factor == 1:
+            return linear(self.scale, self.add)(raw)
+        return linear(*_product(self.scale, self.add, self.factor))(raw)
+
+
+@cache
+def _product(scale: float, add: float, factor: float) -> tuple[float, float]:
+    by = linear(factor)
+    return by(scale), by(add)
+
+
+class Block(_Table, frozen=True, kw_only=True):
+    """Registers that one request reads; `at` is counted from the device's first register."""
+
+    function: Literal[1, 2, 3, 4]
+    at: int
+    count: Annotated[int, msgspec.Meta(ge=1, le=2000)]
+
+
+class Write(_Table, frozen=True, kw_only=True):
+    """A register to write before a read, so that the values behind it are fresh."""
+
+    at: int
+    value: int
+
+
+class Argument(_Table, frozen=True, kw_only=True):
+    """What a command's argument may be, both ends included."""
+
+    min: float
+    max: float
+    unit: str = ""
+
+
+class Command(_Table, frozen=True, kw_only=True):
+    """A command the device takes: its argument is written to `at` and read back from `readback`."""
+
+    en: str
+    zh_tw: str = msgspec.field(name="zh-TW")
+    args: dict[str, Argument]
+    at: int
+    readback: int
+
+
+class Profile(_Table, frozen=True, kw_only=True):
+    """Everything about a device that is data.
+
+    `completes` says which exchange completes a reading: a frame that the device sends, an answered
+    request, an answered set of requests, or a distinct advertisement.
+    """
+
+    identity: Identity
+    transport: Transport
+    timing: Timing
+    completes: Literal["frame", "answer", "poll", "advert"]
+    points: list[Point]
+    sources: list[str]
+    variants: dict[str, Variant] = {}
+    fresh: list[Write] = []
+    blocks: list[Block] = []
+    commands: dict[str, Command] = {}
+
+    def points_of(self, variant: str) -> list[Point]:
+        return [point for point in self.points if not point.variants or variant in point.variants]
+
+    def units(self) -> dict[str, str]:
+        """Return the unit of every metric it can report."""
+        return {point.metric: point.unit for point in self.points if point.metric}
+
+
+def load_profile(package: str) -> Profile:
+    """Read a driver package's profile.toml.
+
+    Raises: ConfigError naming the key, what was found and what is allowed.
+    """
+    name = f"{package.rpartition('.')[2]}/profile.toml"
+    try:
+        text = (files(package) / "profile.toml").read_text(encoding="utf-8")
+        profile = converted(tomllib.loads(text), Profile, name)
+    except FileNotFoundError as error:
+        raise ConfigError(name, "file", None, "must be in the driver's folder") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(name, "file", str(error), "must be TOML") from error
+    for index, point in enumerate(profile.points):
+        _check_point(name, f"points[{index}]", point, profile)
+    return profile
+
+
+def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
+    """Return `data` as the type `shape`. Raises: ConfigError naming file, key, value and what is allowed."""
+    try:
+        return msgspec.convert(data, shape)
+    except msgspec.ValidationError as error:
+        allowed, _, place = str(error).partition(" - at `$")
+        inner = place.rstrip("`")
+        value: Any = data
+        for name, number in re.findall(r"\.?([^.\[\]]+)|\[(\d+)\]", inner):
+            if isinstance(value, Mapping):
+                value = value.get(name or number)
+            elif isinstance(value, list) and number.isdecimal():
+                value = value[int(number)]
+        path = (key + inner).lstrip(".") or "file"
+        raise ConfigError(file, path, value, allowed) from error
+
+
+def _check_point(file: str, key: str, point: Point, profile: Profile) -> None:
+    for variant in point.variants:
+        if variant not in profile.variants:
+            raise ConfigError(
+                file, f"{key}.variants", variant, f"one of {sorted(profile.variants)}"
+            )
+    if not point.metric or VENDOR_METRIC.fullmatch(point.metric):
+        return
+    units = {
+        domain.metrics[point.metric].unit
+        for domain in dictionary().values()
+        if point.metric in domain.metrics
+    }
+    if not units:
+        allowed = "a metric of the exchange's dictionary or x-{vendor}-{name}"
+        raise ConfigError(file, f"{key}.metric", point.metric, allowed)
+    if point.unit not in units:
+        raise ConfigError(file, f"{key}.unit", point.unit, f"{sorted(units)} for {point.metric}")

@@ -1,0 +1,273 @@
+"""The Modbus device that is all table: RTU frames, fields out of registers, and a driver over them.
+
+Source: MODBUS Application Protocol V1.1b3; MODBUS over Serial Line V1.02.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Final
+
+import msgspec
+
+from device_drivers.errors import CommandRejected, FrameError
+from device_drivers.kit.driver import Context, ModbusBus, Reading, Value
+from device_drivers.kit.profile import Block, Point, Profile
+
+Unit = Annotated[int, msgspec.Meta(ge=1, le=255)]
+
+_SIZES: Final = {"bit": 2, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
+_SIZES_64: Final = {"uint64": 8, "int64": 8, "float64": 8}
+_REGISTERS_MAX, _BITS_MAX = 125, 2000
+_EXCEPTIONS: Final = {
+    1: "illegal function",
+    2: "illegal address",
+    3: "illegal value",
+    4: "device failure",
+    5: "acknowledge",
+    6: "busy",
+    8: "memory parity",
+    10: "gateway path unavailable",
+    11: "gateway target silent",
+}
+
+
+def exception_words(code: int) -> str:
+    """Return a Modbus exception in words; vendors have codes of their own."""
+    return f"exception {code}: {_EXCEPTIONS.get(code, 'not in the standard')}"
+
+
+def crc16(data: bytes) -> int:
+    """Return the CRC of a serial frame (polynomial A001, start FFFF); sent low byte first."""
+    crc = 0xFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0xA001 if crc & 1 else crc >> 1
+    return crc
+
+
+def sealed(body: bytes) -> bytes:
+    """Return a serial frame: slave and PDU with their CRC."""
+    return body + crc16(body).to_bytes(2, "little")
+
+
+def read_request(slave: int, function: int, address: int, count: int) -> bytes:
+    """Return the frame that reads `count` registers or bits (functions 1 to 4)."""
+    return sealed(struct.pack(">BBHH", slave, function, address, count))
+
+
+def write_request(
+    slave: int, address: int, values: Sequence[int], *, multiple: bool = False
+) -> bytes:
+    """Return the frame that writes registers: function 6 for one, 16 for several or when asked."""
+    if len(values) == 1 and not multiple:
+        return sealed(struct.pack(">BBHH", slave, 6, address, values[0]))
+    head = struct.pack(">BBHHB", slave, 16, address, len(values), 2 * len(values))
+    return sealed(head + struct.pack(f">{len(values)}H", *values))
+
+
+class Response(msgspec.Struct, frozen=True):
+    """An answer that passed its checks. `function` is without the error bit."""
+
+    slave: int
+    function: int
+    data: bytes = b""
+    """Of a read: the bytes of registers or bits. Of a write: the echoed address and value or quantity."""
+    exception: int = 0
+
+    @property
+    def registers(self) -> list[int]:
+        return list(struct.unpack(f">{len(self.data) // 2}H", self.data))
+
+    def bits(self, quantity: int) -> list[bool]:
+        whole = int.from_bytes(self.data, "little")
+        return [bool(whole >> bit & 1) for bit in range(min(quantity, 8 * len(self.data)))]
+
+
+def parse_response(
+    frame: bytes,
+    *,
+    slave: int | None = None,
+    function: int | None = None,
+    quantity: int | None = None,
+) -> Response:
+    """Check a serial frame against what was asked and return what it says.
+
+    Raises: FrameError: `short`, `bad_crc`, `wrong_slave`, `wrong_function`, `bad_byte_count`,
+    `bad_length`.
+    """
+    if len(frame) < 5:
+        raise FrameError(
+            "short", f"{len(frame)} bytes, the shortest answer has 5", offset=len(frame)
+        )
+    answered, body = frame[1] & 0x7F, frame[2:-2]
+    is_exception, is_read = bool(frame[1] & 0x80), answered in (1, 2, 3, 4)
+    expected = 5 if is_exception else 5 + frame[2] if is_read else 8
+    if crc16(frame[:-2]) != int.from_bytes(frame[-2:], "little"):
+        if len(frame) < expected:
+            raise FrameError("short", f"{len(frame)} of {expected} bytes", offset=len(frame))
+        raise FrameError("bad_crc", "CRC differs", offset=len(frame) - 2)
+    if slave is not None and frame[0] != slave:
+        raise FrameError("wrong_slave", f"slave {frame[0]} answered for {slave}", offset=0)
+    if function is not None and answered != function:
+        raise FrameError("wrong_function", f"function {answered} answered {function}", offset=1)
+    if is_exception:
+        if len(frame) != expected:
+            raise FrameError("bad_length", f"{len(frame)} bytes, must be {expected}", offset=3)
+        return Response(frame[0], answered, exception=frame[2])
+    if is_read:
+        asked = None
+        if quantity is not None:
+            asked = (quantity + 7) // 8 if answered in (1, 2) else 2 * quantity
+        odd = answered in (3, 4) and frame[2] % 2
+        if len(frame) != expected or odd or asked not in (None, frame[2]):
+            message = f"byte count {frame[2]} of {len(body) - 1} bytes, asked for {asked}"
+            raise FrameError("bad_byte_count", message, offset=2)
+        return Response(frame[0], answered, body[1:])
+    if answered not in (5, 6, 15, 16):
+        raise FrameError("wrong_function", f"function {answered} is none of ours", offset=1)
+    if len(frame) != expected:
+        raise FrameError("bad_length", f"{len(frame)} bytes, must be {expected}", offset=len(frame))
+    return Response(frame[0], answered, body)
+
+
+def size_bytes(point: Point) -> int:
+    """Return how many bytes of registers a point takes."""
+    if point.type == "text":
+        return 2 * ((point.length + 1) // 2)
+    return (_SIZES | _SIZES_64)[point.type]
+
+
+def raw_value(point: Point, registers: bytes) -> float | str | None:
+    """Return the value as the registers hold it, None when the device marks it as absent.
+
+    Shape: `registers` are the point's own bytes, in wire order.
+    """
+    if point.type == "text":
+        return registers[: point.length].decode("ascii", "replace").rstrip("\0 ")
+    size = len(registers)
+    order = point.order or "ABCDEFGH"[:size]
+    wire = dict(zip(order, registers, strict=True))
+    value = bytes(wire[letter] for letter in sorted(wire))
+    if point.type.startswith("float"):
+        number: float = struct.unpack(">f" if size == 4 else ">d", value)[0]
+        return number if math.isfinite(number) else None
+    whole = int.from_bytes(value, signed=point.type.startswith("int"))
+    if point.type == "bit":
+        return bool(whole >> point.bit & 1)
+    return None if whole == point.sentinel else whole
+
+
+def points_within(
+    points: Iterable[Point], start: int, registers: bytes
+) -> Iterable[tuple[Point, float | str]]:
+    """Yield each point that the registers from `start` on hold, with its raw value."""
+    for point in points:
+        first = 2 * (point.at - start)
+        last = first + size_bytes(point)
+        if first >= 0 and last <= len(registers):
+            raw = raw_value(point, registers[first:last])
+            if raw is not None:
+                yield point, raw
+
+
+def metrics_within(points: Iterable[Point], start: int, registers: bytes) -> dict[str, Value]:
+    """Return the metrics of the points that the registers from `start` on hold."""
+    return {
+        point.metric: point.metric_value(raw)
+        for point, raw in points_within(points, start, registers)
+        if point.metric and not isinstance(raw, str)
+    }
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys of `[device.settings]`."""
+
+    unit: Unit = 1
+    """The device's address on the bus."""
+
+
+class TableDriver:
+    """Reads a profile's blocks and carries out its commands; `first` is the device's first register."""
+
+    def __init__(self, profile: Profile, unit: int, first: int = 0) -> None:
+        self._profile, self._unit, self._first = profile, unit, first
+
+    async def read(self, bus: ModbusBus) -> Reading:
+        for write in self._profile.fresh:
+            await bus.write_register(self._unit, self._first + write.at, write.value)
+        metrics: dict[str, Value] = {}
+        for block in self._profile.blocks:
+            registers = await self._block(bus, block)
+            metrics |= metrics_within(self._profile.points, block.at, registers)
+        return Reading(metrics)
+
+    async def _block(self, bus: ModbusBus, block: Block) -> bytes:
+        read = bus.read_holding if block.function == 3 else bus.read_input
+        registers = await read(self._unit, self._first + block.at, block.count)
+        return struct.pack(f">{block.count}H", *registers)
+
+    async def command(
+        self, bus: ModbusBus, name: str, args: Mapping[str, Value]
+    ) -> dict[str, Value]:
+        """Write the argument, ask for fresh values and read back what the device says."""
+        command = self._profile.commands.get(name)
+        if command is None:
+            raise CommandRejected(f"{name!r} is none of {sorted(self._profile.commands)}")
+        if set(args) != set(command.args):
+            raise CommandRejected(f"{name} takes {sorted(command.args)}, not {sorted(args)}")
+        ((key, limits),) = command.args.items()
+        value = args[key]
+        if isinstance(value, bool) or not limits.min <= value <= limits.max or value % 1:
+            raise CommandRejected(
+                f"{key} = {value!r}: a whole number from {limits.min:g} to {limits.max:g}"
+            )
+        await bus.write_register(self._unit, self._first + command.at, int(value))
+        for write in self._profile.fresh:
+            await bus.write_register(self._unit, self._first + write.at, write.value)
+        readback: dict[str, Value] = {}
+        for at in (command.at, command.readback):
+            (answer,) = await bus.read_holding(self._unit, self._first + at, 1)
+            known = metrics_within(self._profile.points, at, answer.to_bytes(2))
+            readback |= known or {key: answer}
+        return readback
+
+
+class Driver(TableDriver):
+    """The driver of a package that has no `driver.py`."""
+
+    def __init__(self, profile: Profile, settings: Settings) -> None:
+        super().__init__(profile, settings.unit)
+
+
+def decode(
+    profile: Profile, frames: Sequence[bytes], context: Context, first: int = 0
+) -> list[Reading]:
+    """Return the readings of answers to reads; the echo of a write gives none.
+
+    Shape: `context` may hold `slave`, `function`, `start_address`, `quantity`; `first` is the device's
+    first register. The addresses are the wire's.
+    Raises: FrameError, of kind `exception` when the device answered with one.
+    """
+    wanted = {key: whole_number(context, key) for key in ("slave", "function", "quantity")}
+    start = whole_number(context, "start_address")
+    readings: list[Reading] = []
+    for frame in frames:
+        response = parse_response(frame, **wanted)
+        if response.exception:
+            raise FrameError("exception", exception_words(response.exception), offset=2)
+        if response.function in (3, 4):
+            at = 0 if start is None else start - first
+            readings.append(Reading(metrics_within(profile.points, at, response.data)))
+    return readings
+
+
+def whole_number(context: Context, key: str) -> int | None:
+    """Return a whole number of the context, None without one. Raises: FrameError `bad_context`."""
+    value = context.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise FrameError("bad_context", f"{key} = {value!r}: must be a whole number")
+    return value

@@ -1,0 +1,1 @@
+"""Intesis INMBSDAL: lamps behind a Modbus-DALI gateway."""

@@ -1,0 +1,1 @@
+"""Plantower PMS: optical particulate sensors on a serial line."""
