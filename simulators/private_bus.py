@@ -43,9 +43,7 @@ class PrivateBus:
     async def __aenter__(self) -> Self:
         daemon = shutil.which("dbus-daemon")
         if daemon is None:
-            raise SimulatorError(
-                "dbus-daemon is missing: install the package dbus-daemon (or dbus)"
-            )
+            raise SimulatorError("dbus-daemon is missing: install the package dbus-daemon")
         # Not beside the log: the path of a socket may have 107 bytes at most.
         self._folder = tempfile.TemporaryDirectory(prefix="onestreet-bus-")
         folder = Path(self._folder.name)

@@ -141,9 +141,8 @@ class PseudoTerminal:
 
     def _send(self) -> None:
         self._pace = None
-        if self._baud is None:
-            portion = len(self._outgoing)
-        else:
+        portion = len(self._outgoing)
+        if self._baud is not None:
             portion = max(1, round(self._baud / BITS_PER_BYTE * PACE_S))
         try:
             sent = os.write(self._master, self._outgoing[:portion])
