@@ -298,6 +298,7 @@ class Client:
             self._subscriptions,
             self._greeting,
             self.counts,
+            self._up,
             on_ready=self._ready,
             on_messages=self._deliver,
         )
@@ -319,7 +320,6 @@ class Client:
             raise UplinkLost(f"{where}: {error}") from error
         finally:
             self._connection = None
-            self._up.clear()
             await connection.close()
 
     def _lost(self, error: Exception | None) -> None:
@@ -333,7 +333,6 @@ class Client:
         self._connection = connection
         self._greeting = self._next_greeting
         self.last_error = None
-        self._up.set()
         log.info("connected to %s:%d", self.settings.host, self.settings.port)
         if self._on_connect is not None:
             self._on_connect(connection.session_present)
@@ -351,6 +350,7 @@ class _Connection(asyncio.Protocol):
         subscriptions: Sequence[Subscription],
         greeting: _Greeting,
         counts: Counts,
+        up: asyncio.Event,
         *,
         on_ready: Callable[[_Connection], None],
         on_messages: Callable[[list[Message]], None],
@@ -359,6 +359,7 @@ class _Connection(asyncio.Protocol):
         self._settings = settings
         self._subscriptions = subscriptions
         self._counts = counts
+        self._up = up
         self._greeting = greeting
         self._on_ready = on_ready
         self._on_messages = on_messages
@@ -486,6 +487,7 @@ class _Connection(asyncio.Protocol):
         if self.error is not None:
             return
         self.error = error
+        self._up.clear()
         self._paused = True
         if self._timer is not None:
             self._timer.cancel()
@@ -567,6 +569,7 @@ class _Connection(asyncio.Protocol):
 
     def _become_ready(self) -> None:
         self.ready.set_result(None)
+        self._up.set()
         self._on_ready(self)
         if self._early:
             self._on_messages(self._early)
