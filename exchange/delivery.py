@@ -81,6 +81,8 @@ class Delivery:
         self.unreceipted = 0
         self.resends = 0
         self.probes = 0
+        self.round_trip_s: float | None = None
+        """From the first sending of the pack that was receipted last to its receipt."""
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._sendings: dict[int, Sending] = {}
         self._by_series: dict[tuple[str, int], dict[int, Sending]] = {}
@@ -278,6 +280,7 @@ class Delivery:
             if not sending.parked:
                 self.unreceipted -= 1
             self._last_receipt_s = now_s
+            self.round_trip_s = now_s - sending.first_sent_s
             newest = self._proofs[-1][1] if self._proofs else self._proven_s
             if sending.first_sent_s > newest:
                 self._proofs.append((now_s, sending.first_sent_s))

@@ -1,0 +1,212 @@
+"""The edge agent: reads the devices of one gateway and delivers what they say. One process, one TaskGroup."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from device_drivers.kit.driver import Reading
+from edge_agent.buses import BusTask, Line
+from edge_agent.config import Config, Device, read_config
+from edge_agent.gateway_device import GatewayDevice
+from edge_agent.health import Health
+from edge_agent.intake import Intake
+from edge_agent.outbox import Outbox, Waiting
+from edge_agent.uplink import Message, Uplink
+from exchange.runtime import log_to_stderr, notify, run, stop_on_signals
+from exchange.states import Descriptor, State, encode_state
+from exchange.topics import Topic
+
+log = logging.getLogger(__name__)
+
+OPEN_S = 10.0
+
+
+class Agent:
+    """One gateway's agent."""
+
+    def __init__(self, config: Config, file: str) -> None:
+        """`file` names the configuration in errors. Raises: ConfigError."""
+        self.config = config
+        self.health = Health([device.id for device in config.device])
+        self.outbox = Outbox(Path(config.gateway.state_dir) / "outbox.sqlite")
+        self._since = datetime.now(UTC)
+        self._epochs: dict[str, int] = {}
+        self._stop_buses = asyncio.Event()
+        self._intake = Intake(self.outbox, self._taken)
+        self.uplink = Uplink(
+            config,
+            config.broker.password(file),
+            self.outbox,
+            self.health,
+            will=self._will(),
+            states=self._states,
+        )
+        self._gateway = GatewayDevice(
+            config.gateway, self.outbox, self.uplink.delivery, self.health
+        )
+        lines = [
+            Line(device, device.package.driver(device.settings), self.health.devices[device.id])
+            for device in config.device
+        ]
+        self._buses = [
+            BusTask(bus, mine, self._reading, self._stop_buses)
+            for bus in config.bus
+            if (mine := [line for line in lines if line.device.bus == bus.id])
+        ]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain."""
+        await self.outbox.open()
+        try:
+            async with asyncio.TaskGroup() as group:
+                intake = group.create_task(self._intake.run())
+                uplink = group.create_task(self.uplink.run())
+                gateway = group.create_task(self._gateway.run(self._intake))
+                buses = [group.create_task(bus.run()) for bus in self._buses]
+                await self._ready(stop)
+                await stop.wait()
+                notify("STOPPING=1")
+                log.info("draining", extra={"outbox": self.outbox.depth})
+                self._stop_buses.set()
+                await asyncio.wait(buses) if buses else None
+                await self._intake.drained()
+                await self._drain()
+                for task in (gateway, intake, uplink):
+                    task.cancel()
+            await self.uplink.farewell()
+        finally:
+            await self.outbox.close()
+        log.info("stopped", extra={"outbox": self.outbox.depth})
+
+    async def _ready(self, stop: asyncio.Event) -> None:
+        """Say ready when every bus is open, or has had its time: a dead bus never stops the others."""
+        opening = [asyncio.ensure_future(bus.opened.wait()) for bus in self._buses]
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            async with asyncio.timeout(OPEN_S):
+                while any(not task.done() for task in opening) and not stopping.done():
+                    pending = [task for task in (*opening, stopping) if not task.done()]
+                    await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        finally:
+            for task in (*opening, stopping):
+                task.cancel()
+        notify("READY=1")
+        log.info("ready", extra={"buses": len(self._buses), "devices": len(self.config.device)})
+
+    async def _drain(self) -> None:
+        """Wait until the outbox holds nothing of a device any more, or the time is up.
+
+        The gateway's own samples go on meanwhile: their receipts prove what was lost on the way.
+        """
+        try:
+            async with asyncio.timeout(self.config.delivery.drain_s):
+                while True:
+                    self.uplink.receipted.clear()
+                    if not await self.outbox.count(excluding_domain="gateway"):
+                        return
+                    await self.uplink.receipted.wait()
+        except TimeoutError:
+            log.warning(
+                "not everything was receipted; it stays in the outbox",
+                extra={"outbox": self.outbox.depth},
+            )
+
+    async def _reading(self, line: Line, reading: Reading) -> None:
+        await self._intake.reading(line.device, line.vendor, reading)
+
+    def _taken(self, waiting: list[Waiting]) -> None:
+        for one in waiting:
+            if self._epochs.get(one.device) != one.sample.epoch:
+                if one.device in self._epochs:
+                    log.warning(
+                        "the clock was set back; a new epoch begins", extra={"device": one.device}
+                    )
+                    self.uplink.republish_states()
+                self._epochs[one.device] = one.sample.epoch
+        self.uplink.wake()
+
+    # ------------------------------------------------------------------------------------------------- states
+
+    async def _states(self) -> list[Message]:
+        """Return every retained state as it is now."""
+        gateway = self.config.gateway
+        now_ms = round(time.time() * 1000)
+        states = [self._gateway_state(await self._epoch(gateway.id, now_ms), self._since)]
+        for device in self.config.device:
+            epoch = await self._epoch(device.id, now_ms)
+            states.append(
+                (self._topic(device.domain, device.id), self._device_state(device, epoch))
+            )
+        return states
+
+    async def _epoch(self, device: str, now_ms: int) -> int:
+        epoch = await self.outbox.epoch_of(device, now_ms)
+        self._epochs[device] = epoch
+        return epoch
+
+    def _topic(self, domain: str, device: str) -> str:
+        gateway = self.config.gateway
+        return str(Topic(gateway.county, gateway.site, gateway.id, domain, device, "state"))
+
+    def _will(self) -> Message:
+        return self._gateway_state(0, None)
+
+    def _gateway_state(self, epoch: int, since: datetime | None) -> Message:
+        gateway = self.config.gateway
+        state = State(
+            v=1,
+            online=since is not None,
+            since=since,
+            interval_s=gateway.interval_s,
+            epoch=epoch,
+            descriptor=Descriptor(
+                label=gateway.label, location=gateway.location, township=gateway.township
+            ),
+        )
+        return self._topic("gateway", gateway.id), encode_state(state)
+
+    def _device_state(self, device: Device, epoch: int) -> bytes:
+        package = device.package
+        profile = package.profile
+        state = State(
+            v=1,
+            online=True,
+            since=self._since,
+            interval_s=device.interval_s,
+            epoch=epoch,
+            descriptor=Descriptor(
+                maker=profile.identity.maker,
+                model=str(device.settings.get("model", profile.identity.models[0])),
+                brand_origin=profile.identity.brand_origin,
+                serial=device.serial,
+                driver=package.id,
+                transport=profile.transport.kind,
+                label=device.label,
+                asset_id=device.asset_id,
+                cabinet=device.cabinet,
+                circuit=device.circuit,
+                location=device.location,
+                township=device.township,
+                installed=device.installed,
+                commands=list(profile.commands),
+            ),
+        )
+        return encode_state(state)
+
+
+async def _serve(config: Config, file: str) -> int:
+    stop = stop_on_signals()
+    await Agent(config, file).run(stop)
+    return 0
+
+
+def main(config_path: Path) -> int:
+    """Run the agent until SIGTERM. Raises: ConfigError."""
+    log_to_stderr()
+    return run(_serve(read_config(config_path), str(config_path)))

@@ -1,0 +1,250 @@
+"""The buses: one task each, reading its devices and handing the readings to the intake.
+
+A bus that is lost is opened again with back-off. Told to stop, a bus finishes the exchange it is in: an answer that a
+device gave is never thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple, TypeAlias, TypeVar, assert_never, cast
+
+from device_drivers.errors import DeviceSilent, LinkLost
+from device_drivers.kit.driver import AdvertDriver, ModbusBus, ModbusDriver, Reading, SerialDriver
+from device_drivers.links.ble import open_scanner
+from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.serial import open_serial
+from edge_agent.config import BleBus, Bus, Device, ModbusRtuBus, ModbusTcpBus, SerialBus
+from edge_agent.health import DeviceHealth
+from edge_agent.schedule import Turn, turns
+from exchange.errors import DeviceError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+REOPEN_FIRST_S = 0.2
+REOPEN_LAST_S = 30.0
+
+
+class Line(NamedTuple):
+    """A device with its driver and its record."""
+
+    device: Device
+    driver: object
+    health: DeviceHealth
+
+    @property
+    def vendor(self) -> str:
+        """The word in `x-{vendor}-…` for metrics that the device's domain lacks."""
+        return self.device.driver.partition("_")[0]
+
+
+Sink: TypeAlias = Callable[[Line, Reading], Awaitable[None]]
+"""Where readings go; it may make the bus wait."""
+
+
+class BusTask:
+    """One bus with its devices. `opened` is set while the link is there."""
+
+    def __init__(self, bus: Bus, lines: Sequence[Line], sink: Sink, stop: asyncio.Event) -> None:
+        """Everything ends soon after `stop` is set."""
+        self.bus = bus
+        self.opened = asyncio.Event()
+        self._lines = lines
+        self._sink = sink
+        self._stop = stop
+
+    async def run(self) -> None:
+        """Serve the bus until told to stop."""
+        wait_s = REOPEN_FIRST_S
+        lost = ""
+        while not self._stop.is_set():
+            try:
+                await self._serve()
+            except LinkLost as error:
+                if self.opened.is_set():
+                    wait_s = REOPEN_FIRST_S
+                if str(error) != lost:
+                    lost = str(error)
+                    log.warning("bus lost", extra={"bus": self.bus.id, "reason": lost})
+                for line in self._lines:
+                    line.health.failed(error)
+            finally:
+                self.opened.clear()
+            await self._sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            wait_s = min(2 * wait_s, REOPEN_LAST_S)
+
+    async def _serve(self) -> None:
+        match self.bus:
+            case SerialBus() as bus:
+                await self._serve_serial(bus, self._lines[0])
+            case ModbusRtuBus() as bus:
+                link = open_modbus_rtu(
+                    bus.port,
+                    baudrate=bus.baudrate,
+                    parity=bus.parity,
+                    stopbits=bus.stopbits,
+                    timeout_s=bus.timeout_s,
+                )
+                await self._serve_modbus(link)
+            case ModbusTcpBus() as bus:
+                await self._serve_modbus(
+                    open_modbus_tcp(bus.host, port=bus.port, timeout_s=bus.timeout_s)
+                )
+            case BleBus() as bus:
+                await self._serve_ble(bus)
+            case _:
+                assert_never(self.bus)
+
+    def _is_open(self) -> None:
+        self.opened.set()
+        log.info("bus open", extra={"bus": self.bus.id})
+
+    # ------------------------------------------------------------------------------------------------- serial
+
+    async def _serve_serial(self, bus: SerialBus, line: Line) -> None:
+        driver = cast("SerialDriver", line.driver)
+        transport = line.device.package.profile.transport
+        link = open_serial(
+            bus.port,
+            baudrate=bus.baudrate or transport.baudrate,
+            bytesize=transport.bytesize,
+            parity=transport.parity,
+            stopbits=transport.stopbits,
+        )
+        async with link as port:
+            try:
+                await driver.start(port)
+            except LinkLost:
+                raise
+            except DeviceError as error:
+                line.health.failed(error)
+            self._is_open()
+            turn = Turn(line.device.interval_s, time.monotonic())
+            while not self._stop.is_set():
+                if driver.streaming:
+                    reading = await self._unless_stopped(self._attempt(line, driver.read(port)))
+                else:
+                    if not await self._sleep(turn.due_s - time.monotonic()):
+                        break
+                    reading = await self._attempt(line, driver.read(port))
+                    _close(turn, reading)
+                if reading is not None:
+                    await self._sink(line, reading)
+
+    # ------------------------------------------------------------------------------------------------- Modbus
+
+    async def _serve_modbus(self, link: AbstractAsyncContextManager[ModbusBus]) -> None:
+        async with link as bus:
+            self._is_open()
+            schedule = turns([line.device.interval_s for line in self._lines], time.monotonic())
+            while not self._stop.is_set():
+                index = min(range(len(schedule)), key=lambda index: schedule[index].due_s)
+                line, turn = self._lines[index], schedule[index]
+                if not await self._sleep(turn.due_s - time.monotonic()):
+                    break
+                reading = await self._attempt(line, cast("ModbusDriver", line.driver).read(bus))
+                _close(turn, reading)
+                if reading is not None:
+                    await self._sink(line, reading)
+
+    # ---------------------------------------------------------------------------------------------------- BLE
+
+    async def _serve_ble(self, bus: BleBus) -> None:
+        drivers = {cast("AdvertDriver", line.driver).address: line for line in self._lines}
+        quiet_s = 3 * max(line.device.interval_s for line in self._lines)
+        async with open_scanner(drivers, adapter=bus.adapter) as scanner:
+            self._is_open()
+            while not self._stop.is_set():
+                try:
+                    advert = await self._unless_stopped(scanner.next_advert(quiet_s))
+                except DeviceSilent as error:
+                    for line in self._lines:
+                        line.health.failed(error)
+                    # BlueZ forgets a scan when its daemon restarts: begin a new one
+                    raise LinkLost(str(error)) from error
+                if advert is None:
+                    break
+                line = drivers[advert.address]
+                try:
+                    reading = cast("AdvertDriver", line.driver).hear(advert)
+                except DeviceError as error:
+                    line.health.failed(error)
+                    continue
+                if reading is not None:
+                    line.health.answered()
+                    await self._sink(line, reading)
+
+    # -------------------------------------------------------------------------------------------------- waiting
+
+    async def _attempt(self, line: Line, exchange: Coroutine[Any, Any, Reading]) -> Reading | None:
+        """Return the reading, None when the device did not give one."""
+        try:
+            reading = await exchange
+        except LinkLost:
+            raise
+        except DeviceError as error:
+            line.health.failed(error)
+            return None
+        line.health.answered()
+        return reading
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Wait, and say whether to go on."""
+        if seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._stop.wait()
+            except TimeoutError:
+                pass
+        return not self._stop.is_set()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return the result of waiting for a device to speak, None once told to stop."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await working if working.done() else None
+        finally:
+            await _cancel(working, stopping)
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _close(turn: Turn, reading: Reading | None) -> None:
+    now_s = time.monotonic()
+    if reading is None:
+        turn.failed(now_s)
+    else:
+        turn.answered(now_s)
+
+
+async def read_once(bus: Bus, device: Device, deadline_s: float) -> Reading:
+    """Return one reading of one device, for `onestreet edge read`. Raises: DeviceError."""
+    readings: asyncio.Queue[Reading] = asyncio.Queue()
+
+    async def sink(line: Line, reading: Reading) -> None:
+        del line
+        await readings.put(reading)
+
+    stop = asyncio.Event()
+    line = Line(device, device.package.driver(device.settings), DeviceHealth(device.id))
+    task = asyncio.ensure_future(BusTask(bus, [line], sink, stop).run())
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await readings.get()
+    except TimeoutError:
+        raise line.health.last_error or DeviceSilent(f"nothing in {deadline_s:g} s") from None
+    finally:
+        stop.set()
+        await _cancel(task)

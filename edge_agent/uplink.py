@@ -1,0 +1,262 @@
+"""The uplink: samples from the outbox to the broker, receipts back. The one file that knows aiomqtt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
+from itertools import groupby
+
+import aiomqtt
+
+from edge_agent.config import Config
+from edge_agent.health import Health
+from edge_agent.outbox import Outbox, Waiting
+from exchange.delivery import Delivery, Sending
+from exchange.errors import DeliveryError
+from exchange.readings import MAX_PACK_BYTES, encode_pack
+from exchange.receipts import decode_receipt
+from exchange.topics import Topic
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+BATCH_SAMPLES = 2000
+CONCURRENT_PUBLISHES = 20
+BACKOFF_FIRST_S = 0.5
+BACKOFF_LAST_S = 30.0
+
+Message = tuple[str, bytes]
+"""Topic and payload."""
+
+
+class Uplink:
+    """One gateway's connection, for as long as the agent runs."""
+
+    def __init__(
+        self,
+        config: Config,
+        password: str | None,
+        outbox: Outbox,
+        health: Health,
+        *,
+        will: Message,
+        states: Callable[[], Awaitable[Sequence[Message]]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`states` gives every retained state as it is now: all go out on every connect."""
+        gateway = config.gateway
+        self.delivery = Delivery(window=config.delivery.window)
+        self.connected = False
+        self.receipted = asyncio.Event()
+        self._config = config
+        self._password = password
+        self._outbox = outbox
+        self._health = health
+        self._will = will
+        self._states = states
+        self._clock = clock
+        self._receipts_topic = str(
+            Topic(gateway.county, gateway.site, gateway.id, "", "", "receipts")
+        )
+        self._sent_id = 0
+        self._wake = asyncio.Event()
+        self._states_due = False
+        self._last_error = ""
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        self._wake.set()
+
+    def republish_states(self) -> None:
+        """A state changed."""
+        self._states_due = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Stay connected until cancelled; every failure backs off with jitter."""
+        wait_s = BACKOFF_FIRST_S
+        while True:
+            begun_s = self._clock()
+            try:
+                await self._session()
+            except* aiomqtt.MqttError as group:
+                self._report(str(group.exceptions[0]))
+            finally:
+                self.connected = False
+                self.delivery.disconnected()
+            if self._clock() - begun_s > BACKOFF_LAST_S:
+                wait_s = BACKOFF_FIRST_S
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            wait_s = min(2 * wait_s, BACKOFF_LAST_S)
+
+    async def _session(self) -> None:
+        broker = self._config.broker
+        async with aiomqtt.Client(
+            broker.host,
+            broker.port,
+            identifier=self._config.gateway.id,
+            username=broker.username or None,
+            password=self._password,
+            clean_session=False,
+            keepalive=broker.keepalive_s,
+            timeout=broker.timeout_s,
+            will=aiomqtt.Will(*self._will, qos=1, retain=True),
+        ) as client:
+            await client.subscribe(self._receipts_topic, qos=1)
+            await self._publish_states(client)
+            self.connected = True
+            self._last_error = ""
+            log.info("connected", extra={"broker": f"{broker.host}:{broker.port}"})
+            self.delivery.connected()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._receive(client))
+                group.create_task(self._send(client))
+
+    def _report(self, error: str) -> None:
+        if error != self._last_error:
+            log.warning("the uplink is down", extra={"reason": error})
+            self._last_error = error
+
+    # ---------------------------------------------------------------------------------------------- receiving
+
+    async def _receive(self, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            payload = message.payload if isinstance(message.payload, bytes) else b""
+            try:
+                receipt = decode_receipt(payload)
+            except DeliveryError as error:
+                log.warning("a receipt was ignored", extra={"reason": str(error)})
+                continue
+            settled = self.delivery.receipted(self._clock(), receipt)
+            refused = [one for one in settled if one.outcome == "refused"]
+            self._health.stored += len(settled) - len(refused)
+            self._health.refused += len(refused)
+            self._health.uplink_rtt_s = self.delivery.round_trip_s
+            for one in refused:
+                log.error(
+                    "a sample was refused",
+                    extra={"sample": one.key, "requirement": one.requirement},
+                )
+            if settled:
+                await self._outbox.forget(one.key for one in settled)
+                self._wake.set()
+                self.receipted.set()
+
+    # ------------------------------------------------------------------------------------------------ sending
+
+    async def _send(self, client: aiomqtt.Client) -> None:
+        while True:
+            self._wake.clear()
+            if self._states_due:
+                self._states_due = False
+                await self._publish_states(client)
+            batch = [*await self._again(), *await self._fresh()]
+            if batch:
+                await self._publish(client, batch)
+                continue
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _again(self) -> list[tuple[Sending, Message]]:
+        """Return the packs that the delivery rules send again."""
+        batch = []
+        for sending in self.delivery.due(self._clock()):
+            waiting = await self._outbox.find(sending.keys)
+            if waiting:
+                message, digest = self._packed(waiting)
+                self.delivery.sent_again(self._clock(), sending, digest)
+                batch.append((sending, message))
+        return batch
+
+    async def _fresh(self) -> list[tuple[Sending, Message]]:
+        """Return packs of samples that were never sent, as far as the window reaches."""
+        room = min(self.delivery.room(live=True), BATCH_SAMPLES)
+        if not room:
+            return []
+        waiting = await self._outbox.after(self._sent_id, room)
+        batch = []
+        for pack in self._packs(waiting):
+            message, digest = self._packed(pack)
+            sample = pack[0].sample
+            seqs = [one.sample.seq for one in pack]
+            sending = self.delivery.sent(self._clock(), pack[0].device, sample.epoch, seqs, digest)
+            batch.append((sending, message))
+        if waiting:
+            self._sent_id = waiting[-1].id
+        return batch
+
+    def _packs(self, waiting: Sequence[Waiting]) -> list[list[Waiting]]:
+        """Return the samples as packs: one device, one epoch, ascending, none too large."""
+
+        def series(one: Waiting) -> tuple[str, int]:
+            return one.device, one.sample.epoch
+
+        size = self._config.delivery.pack_samples
+        packs = []
+        for _, group in groupby(sorted(waiting, key=lambda one: (*series(one), one.id)), series):
+            whole = list(group)
+            packs += [whole[start : start + size] for start in range(0, len(whole), size)]
+        return [part for pack in packs for part in self._halved(pack)]
+
+    def _halved(self, pack: list[Waiting]) -> list[list[Waiting]]:
+        if len(pack) == 1 or len(self._packed(pack)[0][1]) <= MAX_PACK_BYTES:
+            return [pack]
+        middle = len(pack) // 2
+        return [*self._halved(pack[:middle]), *self._halved(pack[middle:])]
+
+    def _packed(self, pack: Sequence[Waiting]) -> tuple[Message, str]:
+        gateway = self._config.gateway
+        topic = Topic(
+            gateway.county, gateway.site, gateway.id, pack[0].domain, pack[0].device, "readings"
+        )
+        payload = encode_pack(topic, [one.sample for one in pack], self._config.delivery.format)
+        return (str(topic), payload), sha256(payload).hexdigest()
+
+    async def _publish(
+        self, client: aiomqtt.Client, batch: Sequence[tuple[Sending, Message]]
+    ) -> None:
+        """Publish; what the broker did not acknowledge before the connection broke goes again at once."""
+        for start in range(0, len(batch), CONCURRENT_PUBLISHES):
+            part = batch[start : start + CONCURRENT_PUBLISHES]
+            outcomes = await asyncio.gather(
+                *(client.publish(topic, payload, qos=1) for _, (topic, payload) in part),
+                return_exceptions=True,
+            )
+            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+            if not errors:
+                continue
+            for (sending, _), outcome in zip(part, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    self.delivery.failed(sending)
+            for sending, _ in batch[start + CONCURRENT_PUBLISHES :]:
+                self.delivery.failed(sending)
+            raise errors[0]
+
+    async def _publish_states(self, client: aiomqtt.Client) -> None:
+        for topic, payload in await self._states():
+            await client.publish(topic, payload, qos=1, retain=True)
+
+    async def farewell(self) -> None:
+        """Say offline, as the will would; called once nothing else runs."""
+        broker = self._config.broker
+        try:
+            async with asyncio.timeout(broker.timeout_s):
+                async with aiomqtt.Client(
+                    broker.host,
+                    broker.port,
+                    identifier=self._config.gateway.id,
+                    username=broker.username or None,
+                    password=self._password,
+                    clean_session=False,
+                    timeout=broker.timeout_s,
+                ) as client:
+                    await client.publish(*self._will, qos=1, retain=True)
+        except (aiomqtt.MqttError, TimeoutError) as error:
+            log.warning("could not say goodbye", extra={"reason": str(error)})

@@ -1,0 +1,100 @@
+"""Configuration files: TOML into a type; every error names file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from exchange.errors import ConfigError
+
+T = TypeVar("T")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
+_MISSING = re.compile(r"Object missing required field `(.+?)`")
+
+
+def read_toml(path: Path, shape: type[T]) -> T:
+    """Return the file as the type. Raises: ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "file", str(error), "must be a readable TOML file") from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), "file", str(error), "must be valid TOML") from error
+    return converted(data, shape, str(path))
+
+
+def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
+    """Return `data` as the type; `key` is where in the file it stands. Raises: ConfigError."""
+    try:
+        return msgspec.convert(data, shape)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        inner = place.rstrip("`")
+        value, kind = _at(data, shape, inner)
+        found: object = value
+        path = (key + inner).lstrip(".")
+        if unknown := _UNKNOWN.match(message):
+            name, allowed = unknown[1], _keys(kind)
+            found = value.get(name) if isinstance(value, Mapping) else value
+            path = f"{path}.{name}".lstrip(".")
+            close = get_close_matches(name, allowed, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            message = f"unknown key{hint}; allowed are {', '.join(allowed)}"
+        elif missing := _MISSING.match(message):
+            path, found = f"{path}.{missing[1]}".lstrip("."), None
+            message = "this key is required"
+        raise ConfigError(file, path or "file", found, message) from error
+
+
+def _at(data: object, shape: Any, place: str) -> tuple[Any, inspect.Type]:
+    """Return the value and its type at msgspec's path, such as `.device[0].settings`."""
+    kind = inspect.type_info(shape)
+    value: Any = data
+    for name, number in _STEP.findall(place):
+        kind = _inner(kind, value, name)
+        if name:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        elif isinstance(value, list) and number.isdecimal():
+            value = value[int(number)]
+    return value, kind
+
+
+def _inner(kind: inspect.Type, value: object, name: str) -> inspect.Type:
+    kind = _chosen(kind, value)
+    if isinstance(kind, inspect.StructType):
+        return next((field.type for field in kind.fields if field.encode_name == name), kind)
+    if isinstance(kind, inspect.DictType):
+        return kind.value_type
+    if isinstance(kind, inspect.ListType):
+        return kind.item_type
+    return kind
+
+
+def _chosen(kind: inspect.Type, value: object) -> inspect.Type:
+    """Of a tagged union, the member that the value names."""
+    if not isinstance(kind, inspect.UnionType):
+        return kind
+    for member in kind.types:
+        if isinstance(member, inspect.StructType) and isinstance(value, Mapping):
+            if member.tag_field is None or value.get(member.tag_field) == member.tag:
+                return member
+        elif isinstance(member, inspect.ListType) and isinstance(value, list):
+            return member
+    return kind
+
+
+def _keys(kind: inspect.Type) -> list[str]:
+    kind = _chosen(kind, {})
+    return (
+        [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
+    )
