@@ -25,6 +25,7 @@ from dbus_fast.aio import MessageBus
 from device_drivers.kit.twin import AdvertTwin
 from simulators.errors import SimulatorError
 from simulators.gate import Gate
+from simulators.line import Endpoint
 
 OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
@@ -185,11 +186,18 @@ class Bluez:
     """
 
     def __init__(
-        self, bus_address: str, *, gate: Gate | None = None, repeat_s: float = 0.1
+        self,
+        bus_address: str,
+        devices: Iterable[AdvertTwin | Peripheral] = (),
+        *,
+        gate: Gate | None = None,
+        repeat_s: float = 0.1,
     ) -> None:
+        """Prepare with what is in reach from the start."""
         self._bus_address, self._gate, self._repeat_s = bus_address, gate or Gate(), repeat_s
         self._gate.watch(self._stir)
         self._stirred = asyncio.Event()
+        self._first_devices = tuple(devices)
         self._advertisers: dict[str, Advertiser] = {}
         self._fresh: set[str] = set()  # devices whose advert was not yet on the air twice
         self._filters: dict[str, dict[str, Any]] = {}  # by client
@@ -245,6 +253,10 @@ class Bluez:
             (DESCRIPTOR, "WriteValue"): self._write_descriptor,
         }
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return {"kind": "ble", "dbus": self._bus_address}
+
     async def __aenter__(self) -> Self:
         self._bus = MessageBus(bus_address=self._bus_address, negotiate_unix_fd=True)
         await self._bus.connect()
@@ -265,6 +277,8 @@ class Bluez:
             self._bus.disconnect()
             raise
         await self._tasks.__aenter__()
+        for device in self._first_devices:
+            self.add(device)
         return self
 
     async def __aexit__(
@@ -291,7 +305,6 @@ class Bluez:
         self._start(self._advertise(path, device))
 
     async def quiet(self) -> None:
-        """Wait, the gate being closed, until every advert begun was on the air often enough."""
         while self._fresh:
             await self._stirred.wait()
 

@@ -33,6 +33,7 @@ from pymodbus.pdu.register_message import (
 from device_drivers.kit.twin import ModbusException, ModbusTwin
 from simulators.errors import SimulatorError
 from simulators.gate import Gate
+from simulators.line import Endpoint
 from simulators.pseudo_terminal import PseudoTerminal
 
 BROADCAST: Final = 0
@@ -145,6 +146,10 @@ class ModbusRtuLine:
         """The path a client opens."""
         return str(self._terminal.path)
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return {"kind": "modbus-rtu", "port": self.port}
+
     async def __aenter__(self) -> Self:
         await self._terminal.__aenter__()
         return self
@@ -158,7 +163,6 @@ class ModbusRtuLine:
         await self._terminal.__aexit__(kind, error, trace)
 
     async def quiet(self) -> None:
-        """Wait, the gate being closed, until nothing is on its way to the client any more."""
         await self._terminal.drained()
 
     def _hear(self, data: bytes) -> None:
@@ -187,6 +191,10 @@ class ModbusTcpLine:
         self._clients: set[asyncio.StreamWriter] = set()
         self.port = 0
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return {"kind": "modbus-tcp", "host": self.host, "port": self.port}
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, self.host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -204,7 +212,6 @@ class ModbusTcpLine:
         await self._server.wait_closed()
 
     async def quiet(self) -> None:
-        """Wait, the gate being closed, until nothing is on its way to the clients any more."""
         for client in tuple(self._clients):
             with suppress(ConnectionError):
                 await client.drain()

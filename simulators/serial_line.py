@@ -10,6 +10,7 @@ from typing import Self
 
 from device_drivers.kit.twin import SerialTwin
 from simulators.gate import Gate
+from simulators.line import Endpoint
 from simulators.pseudo_terminal import PseudoTerminal
 
 
@@ -34,6 +35,10 @@ class SerialLine:
         """The path a client opens."""
         return str(self._terminal.path)
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return {"kind": "serial", "port": self.port}
+
     async def __aenter__(self) -> Self:
         await self._terminal.__aenter__()
         await self._tasks.__aenter__()
@@ -53,7 +58,6 @@ class SerialLine:
             await self._terminal.__aexit__(kind, error, trace)
 
     async def quiet(self) -> None:
-        """Wait, the gate being closed, until nothing is on its way to the client any more."""
         await self._terminal.drained()
 
     def _hear(self, data: bytes) -> None:
