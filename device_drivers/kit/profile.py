@@ -109,13 +109,16 @@ class Point(_Table, frozen=True, kw_only=True):
     variants: list[str] = []
     """The variants that have it; empty for all."""
 
-    def field_value(self, raw: float) -> float:
-        return raw if isinstance(raw, bool) else linear(self.scale, self.add)(raw)
+    def metric_of_field(self, value: float) -> float:
+        """Return the metric of the frame's own field."""
+        if isinstance(value, bool):
+            return int(value) if self.metric.startswith("x-") else value
+        return linear(self.factor)(value)
 
     def metric_value(self, raw: float) -> float:
         """Return the metric. A vendor's own metric is a number even where the device sends a bit."""
         if isinstance(raw, bool):
-            return int(raw) if self.metric.startswith("x-") else raw
+            return self.metric_of_field(raw)
         if self.factor == 1:
             return linear(self.scale, self.add)(raw)
         return linear(*_product(self.scale, self.add, self.factor))(raw)

@@ -35,7 +35,7 @@ class SerialTwin(Protocol):
         ...
 
 
-class ModbusException(Exception):  # noqa: N818 - the protocol's own word
+class ModbusException(Exception):
     """A twin's refusal; `code` is the Modbus exception code."""
 
     def __init__(self, code: int) -> None:

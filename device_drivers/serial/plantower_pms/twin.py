@@ -12,6 +12,7 @@ PERIOD_S = 1.0
 """Between its 0.2 s in changing air and its 2.3 s in steady air."""
 
 _VERSION = 0x97
+_RESERVED = 0x51
 _READ, _MODE, _SLEEP = 0xE2, 0xE1, 0xE4
 _HEADER = b"\x42\x4d"
 _COMMAND_BYTES = 7
@@ -92,9 +93,9 @@ class Twin:
         values: dict[str, Value] = dict(zip(names, air, strict=True))
         values |= {f"x-plantower-{n}_cf1": pm for n, pm in zip(names, factory, strict=True)}
         if self._model == "pms3003":
-            return _words((*factory, *air, 0, 0, _VERSION << 8)), values
+            return _words((*factory, *air, 0, 0, _RESERVED)), values
 
-        sizes = ("n0_3", "n0_5", "n1_0", "n2_5", "n5_0", "n10")
+        sizes: tuple[str, ...] = ("n0_3", "n0_5", "n1_0", "n2_5", "n5_0", "n10")
         tenths_c = round(float(world.get("temperature", 20)) * 10)
         tenths_rh = min(max(round(float(world.get("humidity", 50)) * 10), 0), 1000)
         hcho = _whole(float(world.get("hcho", 0)))

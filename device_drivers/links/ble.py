@@ -1,0 +1,145 @@
+"""The Bluetooth radio: bleak's scanner and client, their errors in ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from bleak import BleakClient, BleakScanner
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData
+from bleak.exc import (
+    BleakCharacteristicNotFoundError,
+    BleakDeviceNotFoundError,
+    BleakError,
+    BleakGATTProtocolError,
+    BleakGATTProtocolErrorCode,
+)
+
+from device_drivers.errors import DeviceRefused, DeviceSilent, LinkLost
+from device_drivers.kit.driver import Advert, GattDevice
+
+UNREAD_MAX: Final = 1024
+"""Adverts kept for a reader that is late; beyond that the oldest go and are counted."""
+_RADIO_S: Final = 10.0
+"""The longest that BlueZ may take to start or stop."""
+
+
+class Scanner:
+    """A running scan. Adverts of devices that nobody asked for leave no trace here."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._wanted = frozenset(address.upper() for address in addresses)
+        self._unread: deque[Advert] = deque(maxlen=UNREAD_MAX)
+        self._stirred = asyncio.Event()
+        self.dropped = 0
+
+    def hear(self, device: BLEDevice, data: AdvertisementData) -> None:
+        address = device.address.upper()
+        if address not in self._wanted:
+            return
+        self.dropped += len(self._unread) == UNREAD_MAX
+        self._unread.append(
+            Advert(
+                address=address,
+                rssi_dbm=data.rssi,
+                manufacturer_data=dict(data.manufacturer_data),
+                service_data=dict(data.service_data),
+                at_s=time.monotonic(),
+            )
+        )
+        self._stirred.set()
+
+    async def next_advert(self, timeout_s: float) -> Advert:
+        """Return the next advert, in order. Raises: DeviceSilent when none came in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._unread:
+                    self._stirred.clear()
+                    await self._stirred.wait()
+        except TimeoutError:
+            raise DeviceSilent(f"no advert of any device in {timeout_s:.3g} s") from None
+        return self._unread.popleft()
+
+
+@asynccontextmanager
+async def open_scanner(
+    addresses: Iterable[str], *, adapter: str | None = None
+) -> AsyncIterator[Scanner]:
+    """Scan for the devices with these addresses; `adapter` is BlueZ's name for the radio (`hci0`).
+
+    Raises: LinkLost when there is no Bluetooth, or it is switched off.
+    """
+    # Its debug messages hold the address of every device in reach, strangers' included.
+    logging.getLogger("bleak").setLevel(logging.INFO)
+    scanner = Scanner(addresses)
+    bluez: Any = {} if adapter is None else {"adapter": adapter}
+    try:
+        radio = BleakScanner(scanner.hear, bluez=bluez)
+        async with asyncio.timeout(_RADIO_S):
+            await radio.start()
+    except (BleakError, OSError, EOFError) as error:
+        raise LinkLost(f"Bluetooth {adapter or 'adapter'}: {error or 'no answer'}") from error
+    try:
+        yield scanner
+    finally:
+        try:
+            async with asyncio.timeout(_RADIO_S):
+                await radio.stop()
+        except (BleakError, OSError, EOFError) as error:
+            # The scan ends with our connection to BlueZ anyway.
+            logging.getLogger(__name__).info("scan not stopped in order: %s", error)
+
+
+class _Connection:
+    """A connected device."""
+
+    def __init__(self, client: BleakClient, timeout_s: float) -> None:
+        self._client, self._timeout_s = client, timeout_s
+
+    async def read_characteristic(self, uuid: str) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return bytes(await self._client.read_gatt_char(uuid))
+        except TimeoutError:
+            raise DeviceSilent(f"{uuid}: no answer in {self._timeout_s:g} s") from None
+        except BleakGATTProtocolError as error:
+            raise DeviceRefused(f"{uuid}: {error}", int(error.code)) from error
+        except BleakCharacteristicNotFoundError as error:
+            code = int(BleakGATTProtocolErrorCode.ATTRIBUTE_NOT_FOUND)
+            raise DeviceRefused(f"{uuid}: the device has no such characteristic", code) from error
+        except (BleakError, OSError, EOFError) as error:
+            raise LinkLost(f"{uuid}: {error}") from error
+
+
+@asynccontextmanager
+async def open_gatt(
+    address: str, *, adapter: str | None = None, timeout_s: float = 10.0
+) -> AsyncIterator[GattDevice]:
+    """Connect to a device; connecting, and each read, take at most `timeout_s`.
+
+    Raises: DeviceSilent when it is not in reach, LinkLost when there is no Bluetooth.
+    """
+    logging.getLogger("bleak").setLevel(logging.INFO)
+    bluez: Any = {} if adapter is None else {"adapter": adapter}
+    client = BleakClient(address, timeout=timeout_s, bluez=bluez)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await client.connect()
+    except (TimeoutError, BleakDeviceNotFoundError) as error:
+        raise DeviceSilent(f"{address}: not in reach within {timeout_s:g} s") from error
+    except (BleakError, OSError, EOFError) as error:
+        raise LinkLost(f"{address}: {error}") from error
+    try:
+        yield _Connection(client, timeout_s)
+    finally:
+        try:
+            async with asyncio.timeout(_RADIO_S):
+                await client.disconnect()
+        except (BleakError, OSError, EOFError) as error:
+            logging.getLogger(__name__).info("%s not disconnected in order: %s", address, error)

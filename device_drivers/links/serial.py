@@ -1,0 +1,116 @@
+"""The serial line: pyserial under asyncio, its errors in ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Literal, cast
+
+import serial
+from serial_asyncio_fast import SerialTransport, create_serial_connection
+
+from device_drivers.errors import DeviceSilent, LinkLost
+from device_drivers.kit.driver import SerialPort
+
+UNREAD_MAX: Final = 4096
+"""Bytes kept for a driver that does not read; beyond that the oldest go: old frames help nobody."""
+UNSENT_MAX: Final = 1024
+_CLOSE_S: Final = 2.0
+
+
+class _Line(asyncio.Protocol):
+    """An open port, and what came in and is not read yet."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._unread = bytearray()
+        self._stirred = asyncio.Event()
+        self._lost = ""
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("SerialTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        del self._unread[:-UNREAD_MAX]
+        self._stirred.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = f"{self._name}: {error or 'closed'}"
+        self._stirred.set()
+        self.closed.set()
+
+    async def read_some(self, timeout_s: float) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._unread:
+                    self._still_there()
+                    self._stirred.clear()
+                    await self._stirred.wait()
+        except TimeoutError:
+            raise DeviceSilent(f"{self._name}: nothing came in {timeout_s:.3g} s") from None
+        data = bytes(self._unread)
+        self._unread.clear()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        self._still_there()
+        if self._transport.get_write_buffer_size() > UNSENT_MAX:
+            raise LinkLost(f"{self._name}: takes no more bytes")
+        self._transport.write(data)
+
+    def discard_input(self) -> None:
+        self._unread.clear()
+        port = None if self._lost else self._transport.serial
+        if port is not None:
+            try:
+                port.reset_input_buffer()
+            except (serial.SerialException, OSError) as error:
+                raise LinkLost(f"{self._name}: {error}") from error
+
+    def _still_there(self) -> None:
+        if self._lost or self._transport.is_closing():
+            raise LinkLost(self._lost or f"{self._name}: closed")
+
+    async def close(self) -> None:
+        """Close without waiting for bytes that nobody takes."""
+        if not self._transport.is_closing():
+            self._transport.abort()
+        async with asyncio.timeout(_CLOSE_S):
+            await self.closed.wait()
+
+
+@asynccontextmanager
+async def open_serial(
+    port: str,
+    *,
+    baudrate: int = 9600,
+    bytesize: Literal[7, 8] = 8,
+    parity: Literal["N", "E", "O"] = "N",
+    stopbits: Literal[1, 2] = 1,
+) -> AsyncIterator[SerialPort]:
+    """Open a port that nobody else has open, its input discarded.
+
+    Raises: LinkLost when there is no such port, it is in use, or it may not be opened.
+    """
+    try:
+        _, line = await create_serial_connection(
+            asyncio.get_running_loop(),
+            lambda: _Line(port),
+            port,
+            baudrate=baudrate,
+            bytesize=bytesize,
+            parity=parity,
+            stopbits=stopbits,
+            exclusive=True,
+        )
+    except (serial.SerialException, OSError, ValueError) as error:
+        raise LinkLost(f"{port}: {error}") from error
+    assert isinstance(line, _Line)
+    try:
+        line.discard_input()
+        yield line
+    finally:
+        await line.close()
