@@ -19,7 +19,7 @@ import ssl
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import mqtt5
 import msgspec
@@ -68,8 +68,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach a broker, and as whom.
 
     Shape: `clean_start` holds for the first connection of a `Client` only, so that its own session
-        survives a reconnect. `receive_maximum` bounds the messages not yet acknowledged.
-        `fail_fast` makes `run` raise `UplinkRefused` instead of trying again.
+        survives a reconnect. `receive_maximum` bounds the messages not yet acknowledged; a broker
+        that sends more is read no further, give or take one socket read. `fail_fast` makes `run`
+        raise `UplinkRefused` instead of trying again.
     """
 
     host: str
@@ -146,6 +147,7 @@ class Client:
         self._on_disconnect = on_disconnect
         self._tls = tls
         self._connection: _Connection | None = None
+        self._handshake: asyncio.Timeout | None = None
         self._running = False
         self._up = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -269,8 +271,10 @@ class Client:
             await self.drain(deadline_s)
         if self._connection is not None:
             self._connection.end(UplinkLost(_CLOSED_BY_US))
+        if self._handshake is not None and not self._handshake.expired():
+            self._handshake.reschedule(0)
         if self._running:
-            # Connecting and closing have deadlines of their own, so this ends.
+            # Nothing is left to wait for but closing, which has a deadline of its own.
             await self._stopped.wait()
 
     def _require(self) -> _Connection:
@@ -303,23 +307,26 @@ class Client:
             on_messages=self._deliver,
         )
         try:
-            async with asyncio.timeout(settings.connect_timeout_s):
+            async with asyncio.timeout(settings.connect_timeout_s) as self._handshake:
                 await asyncio.get_running_loop().create_connection(
                     lambda: connection, settings.host, settings.port, ssl=self._tls
                 )
                 await connection.ready
+            self._handshake = None
             if not self._stopping.is_set():
                 await connection.ended
             if not self._stopping.is_set():
                 self._lost(connection.error)
         except TimeoutError:
-            raise UplinkLost(f"{where}: no answer in {settings.connect_timeout_s} s") from None
+            if not self._stopping.is_set():
+                words = f"{where}: no answer in {settings.connect_timeout_s} s"
+                raise UplinkLost(words) from None
         except ssl.SSLCertVerificationError as error:
             raise UplinkRefused(f"{where}: certificate: {error.verify_message}") from error
         except OSError as error:
             raise UplinkLost(f"{where}: {error}") from error
         finally:
-            self._connection = None
+            self._connection = self._handshake = None
             await connection.close()
 
     def _lost(self, error: Exception | None) -> None:
@@ -373,6 +380,8 @@ class _Connection(asyncio.Protocol):
         self._early: list[Message] = []  # a kept session sends before our filters are answered
         self._room: list[asyncio.Future[None]] = []
         self._heard_s = self._loop.time()
+        self._in_hand = 0  # QoS 1 messages delivered and not acknowledged
+        self._deaf = False  # reading is paused
         self._keepalive_s = 0
         self._timer: asyncio.TimerHandle | None = None
         self.in_flight: dict[int, asyncio.Future[None] | None] = {}
@@ -386,10 +395,9 @@ class _Connection(asyncio.Protocol):
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
-        transport.write(self._greeting.connect)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
+        self._transport.write(self._greeting.connect)
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = self._loop.time()
@@ -402,12 +410,14 @@ class _Connection(asyncio.Protocol):
                         self._take(packet)
                 self._wake()
             if messages and self.error is None:
+                self._in_hand += len(messages) - [each.packet_id for each in messages].count(None)
                 self._hand_over(messages)
         except Exception as error:  # noqa: BLE001 - a callback's error is raised again by run()
             self.end(error)
         if self._stream.fault:
             code, reason = self._stream.fault
             self.end(UplinkLost(f"the broker sent {reason}"), say=code)
+        self._pace()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -430,12 +440,13 @@ class _Connection(asyncio.Protocol):
 
         Raises: UplinkLost when the connection ends first.
         """
-        while not condition():
-            if self.error is not None:
-                raise UplinkLost(str(self.error))
+        while self.error is None:
+            if condition():
+                return
             waiter = self._loop.create_future()
             self._room.append(waiter)
             await waiter
+        raise UplinkLost(str(self.error))
 
     async def publish(self, topic: str, payload: bytes, qos: QoS, *, retain: bool) -> None:
         await self.until(lambda: self.has_room(qos))
@@ -475,12 +486,16 @@ class _Connection(asyncio.Protocol):
             self.in_flight[packet_id] = answered
             self._last_id = packet_id
         self._write(data)
+        if self._deaf:
+            self._pace()
 
     def acknowledge(self, packet_ids: Iterable[int | None]) -> None:
         # A PUBACK that says success is these four bytes: type, length, packet id.
         words = [0x4002_0000 | packet_id for packet_id in packet_ids if packet_id is not None]
         if words and self.error is None:
             self._write(struct.pack(f">{len(words)}L", *words))
+            self._in_hand -= len(words)
+            self._pace()
 
     def end(self, error: Exception, *, say: mqtt5.DisconnectReasonCode | None = None) -> None:
         """End for good; `say` tells the broker why, otherwise it is a plain goodbye."""
@@ -595,7 +610,8 @@ class _Connection(asyncio.Protocol):
                 answered.set_result(None)
 
     def _keep_alive(self) -> None:
-        patience_s = 1.5 * self._keepalive_s - (self._loop.time() - self._heard_s)
+        silent_s = 0.0 if self._deaf else self._loop.time() - self._heard_s
+        patience_s = 1.5 * self._keepalive_s - silent_s
         if patience_s <= 0:
             self.end(UplinkLost(f"nothing heard for {1.5 * self._keepalive_s:g} s"))
             return
@@ -603,6 +619,23 @@ class _Connection(asyncio.Protocol):
         self._write(b"\xc0\x00")
         delay_s = min(self._keepalive_s / 2, patience_s)
         self._timer = self._loop.call_later(delay_s, self._keep_alive)
+
+    def _pace(self) -> None:
+        # Mosquitto 2.0 sends a backlog beyond the receive maximum, so the socket has to wait: but not
+        # while an answer to us may be behind the backlog, or while our filters are not granted.
+        deaf = (
+            self._in_hand > self._settings.receive_maximum
+            and not self.in_flight
+            and self.ready.done()
+        )
+        if deaf != self._deaf and self.error is None:
+            assert self._transport is not None
+            self._deaf = deaf
+            self._heard_s = self._loop.time()
+            if deaf:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def _wake(self) -> None:
         room, self._room = self._room, []
