@@ -221,7 +221,8 @@ class TableDriver:
             raise CommandRejected(f"{name} takes {sorted(command.args)}, not {sorted(args)}")
         ((key, limits),) = command.args.items()
         value = args[key]
-        if isinstance(value, bool) or not limits.min <= value <= limits.max or value % 1:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not limits.min <= value <= limits.max or value % 1:
             raise CommandRejected(
                 f"{key} = {value!r}: a whole number from {limits.min:g} to {limits.max:g}"
             )

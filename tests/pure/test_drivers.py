@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from contextlib import suppress
 
 import msgspec
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_drivers.errors import FrameError
+from device_drivers.kit.readme import current, refreshed
 from device_drivers.kit.registry import driver_ids, load
 from device_drivers.kit.vectors import Vector, differences
 from exchange.dictionary import VENDOR_METRIC, dictionary
@@ -148,3 +151,27 @@ def test_a_wrong_setting_is_named(driver_id: str, data: dict[str, object], key: 
         load(driver_id).settings(data, "town.toml", "device[2].settings")
     assert (caught.value.file, caught.value.key) == ("town.toml", key)
     assert caught.value.allowed
+
+
+@pytest.mark.parametrize("driver_id", driver_ids())
+def test_readme_says_what_is(driver_id: str) -> None:
+    package = load(driver_id)
+    text = current(package)
+    for field in package.settings_type.__struct_fields__:
+        assert f"\n| `{field}` |" in text
+    assert refreshed(package, text) == text, "run python -m device_drivers.kit.readme"
+
+
+def test_a_gateway_loads_no_twin() -> None:
+    """A fresh interpreter builds and uses every driver; no twin's code comes with them."""
+    code = """
+import sys
+from device_drivers.kit.readme import current, refreshed
+from device_drivers.kit.registry import driver_ids, load
+for driver_id in driver_ids():
+    package = load(driver_id)
+    package.profile, package.settings_type, package.vectors()
+loaded = [name for name in sys.modules if "twin" in name or name.startswith("simulators")]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,6 +17,8 @@ _READ, _MODE, _SLEEP = 0xE2, 0xE1, 0xE4
 _HEADER = b"\x42\x4d"
 _COMMAND_BYTES = 7
 _WORD_MAX = 0xFFFF
+_COUNTS = ((180, 30), (54, 9), (9, 1), (1.5, 0), (0.4, 0), (0.1, 0))
+"""Particles per 0.1 l of each size for one ug/m3 of PM10, and in clean air."""
 
 
 def _frame(body: bytes) -> bytes:
@@ -88,7 +90,8 @@ class Twin:
         air = (pm1, pm2_5, pm10)
         # The factory column reads higher in dirty air; below 30 ug/m3 the two agree.
         factory = tuple(_whole(max(pm, 1.5 * pm - 15)) for pm in air)
-        counts = tuple(_whole(pm10 * share) for share in (180, 54, 9, 1.5, 0.4, 0.1))
+        # Even the cleanest air has some of the finest particles.
+        counts = tuple(_whole(pm10 * n + least) for n, least in _COUNTS)
         names = ("pm1", "pm2_5", "pm10")
         values: dict[str, Value] = dict(zip(names, air, strict=True))
         values |= {f"x-plantower-{n}_cf1": pm for n, pm in zip(names, factory, strict=True)}
