@@ -17,7 +17,7 @@ from exchange.units import is_registered
 
 MetricType = Literal["float", "integer", "boolean"]
 
-VENDOR_METRIC = re.compile(r"x-[a-z0-9]+-[a-z0-9][a-z0-9_.-]{0,62}")
+VENDOR_METRIC = re.compile(r"x-[a-z0-9]{1,32}-[a-z0-9][a-z0-9_.-]{0,62}")
 RESERVED = frozenset(
     {"epoch", "seq", "quality"}
 )  # records of the pack itself, columns of the store

@@ -1,24 +1,30 @@
 """Readings: samples of one device as a SenML pack (RFC 8428), JSON or CBOR.
 
-Records of one time form one sample. A pack begins with the device's `epoch`; each sample carries its `seq`, so that
+Records of one time form one sample. A pack names the device's `epoch` once; each sample carries its `seq`, so that
 (device, epoch, seq) names it for ever.
+
+Two readers, one meaning: nearly every pack is ordinary - our own gateways write no other - and msgspec judges it whole,
+against types made from the dictionary. Whatever those types do not take goes to the reader that knows all the rules
+and says which one is broken. A property test holds the two to the same answers.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import chain
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union
 
 import cbor2
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from exchange.dictionary import RESERVED, VENDOR_METRIC, Metric, dictionary
 from exchange.errors import ReadingError
 from exchange.topics import Topic
-from exchange.units import SECONDARY, SECONDARY_BVER, converter
+from exchange.units import BASE_BVER, SECONDARY, SECONDARY_BVER, converter, is_registered
 
 Value: TypeAlias = float | int | bool
 PackFormat = Literal["json", "cbor"]
@@ -29,7 +35,8 @@ MIN_ABSOLUTE_S = 2**28  # RFC 8428 section 4.5.3: smaller times are relative to 
 MAX_ABSOLUTE_S = 9_223_372_036  # a 64-bit nanosecond clock ends here
 
 REASONS = ("range", "rate", "stuck", "warmup", "saturated", "fault", "clock", "comm")
-_MARK = re.compile(rf"(uncertain|bad):({'|'.join(REASONS)})(?:\(([a-z0-9_.-]+)\))?")
+QUALITY_MARK = rf"(uncertain|bad):({'|'.join(REASONS)})(?:\(([a-z0-9_.-]+)\))?"
+_MARK = re.compile(QUALITY_MARK)
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False):
@@ -68,48 +75,6 @@ class Pack(msgspec.Struct, frozen=True, gc=False):
     refusals: list[Refusal]
 
 
-class _Record(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
-    bn: str = ""
-    bt: float = 0.0
-    bver: int = 0
-    n: str = ""
-    u: str = ""
-    v: float | int | None = None
-    vs: str | None = None
-    vb: bool | None = None
-    t: float = 0.0
-
-
-_CBOR_LABELS = {-2: "bn", -3: "bt", -1: "bver", 0: "n", 1: "u", 2: "v", 3: "vs", 4: "vb", 6: "t"}
-_CBOR_KEYS = {label: key for key, label in _CBOR_LABELS.items()}
-_json_records = msgspec.json.Decoder(list[_Record]).decode
-_encode_json = msgspec.json.Encoder().encode
-
-
-class _Rule(msgspec.Struct, frozen=True, gc=False):
-    """A metric, ready for the hot loop."""
-
-    metric: Metric
-    is_float: bool
-    low: float
-    high: float
-    unit: str
-
-
-@cache
-def _rules(domain: str) -> dict[str, _Rule]:
-    rules = {}
-    for name, metric in dictionary()[domain].metrics.items():
-        low, high = metric.range or (1.0 - MAX_NUMBER, MAX_NUMBER - 1.0)
-        rules[name] = _Rule(metric, metric.type == "float", low, high, metric.senml_unit)
-    return rules
-
-
-@cache
-def _conversion(source: str, target: str) -> Callable[[float], float] | None:
-    return converter(source, target)
-
-
 # ---------------------------------------------------------------------------------------------------- decoding
 
 
@@ -123,323 +88,420 @@ def decode_pack(payload: bytes, topic: Topic) -> Pack:
         raise ReadingError(
             "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
         )
-    records = _read_json(payload) if payload[:1] == b"[" else _read_cbor(payload)
-    if not records:
-        raise ReadingError("EX-R-001", "an empty pack")
-    first = records[0]
-    if first.bn != f"{topic.county}:{topic.device}:":
-        raise ReadingError(
-            "EX-R-003",
-            f"bn is {first.bn!r}, the topic says '{topic.county}:{topic.device}:'",
-            place="record 0",
-        )
-    return _PackReader(topic.domain, first.bver, _epoch_of(records)).read(records)
-
-
-def _read_json(payload: bytes) -> list[_Record]:
+    bn = f"{topic.county}:{topic.device}:"
+    ordinary = _ordinary(topic.domain)
+    is_json = payload[:1] == b"["
+    items = [] if is_json else _cbor_items(payload)
     try:
-        return _json_records(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        records = ordinary.decode(payload) if is_json else ordinary.convert(items)
+        pack = _take(records, ordinary.names, bn)
+    except _NOT_TAKEN:
+        pack = None  # the other reader says why
+    return pack or _read(
+        _json_records(payload) if is_json else _cbor_records(items), topic.domain, bn
+    )
+
+
+# -------------------------------------------------------------------------------------- the ordinary pack, fast
+
+Whole = Annotated[int, Meta(ge=0, lt=MAX_NUMBER)]
+_Absolute = Annotated[float, Meta(ge=MIN_ABSOLUTE_S, lt=MAX_ABSOLUTE_S)]
+_NOT_TAKEN = (ValueError, LookupError, RecursionError)  # msgspec's errors are ValueErrors
+
+
+class _Epoch(msgspec.Struct, tag_field="n", tag="epoch", forbid_unknown_fields=True, gc=False):
+    bn: str
+    bt: _Absolute
+    bver: Literal[26]
+    v: Whole
+
+
+class _Seq(msgspec.Struct, tag_field="n", tag="seq", forbid_unknown_fields=True, gc=False):
+    v: Whole
+    bt: _Absolute | UnsetType = UNSET
+
+
+class _Ordinary(NamedTuple):
+    """How a domain's ordinary records are read, from JSON and from CBOR's maps, and which metric each type is."""
+
+    decode: Callable[[bytes], list[Any]]
+    convert: Callable[[list[dict[str, object]]], list[Any]]
+    names: dict[type, str]
+
+
+@cache
+def _ordinary(domain: str) -> _Ordinary:
+    names = {
+        _metric_record(name, metric): name for name, metric in dictionary()[domain].metrics.items()
+    }
+    records = list[Union[_Epoch, _Seq, *names]]  # type: ignore[valid-type]  # made from the dictionary
+    # msgspec remembers what it worked out of a struct, not of a list: hence the box.
+    box: Any = msgspec.defstruct("_Box", [("records", records)], array_like=True, gc=False)
+    return _Ordinary(
+        decode=msgspec.json.Decoder(records).decode,
+        convert=lambda items: msgspec.convert((items,), box).records,
+        names=names,
+    )
+
+
+def _metric_record(name: str, metric: Metric) -> type[msgspec.Struct]:
+    """Return the type of a record that gives this metric in its own unit, type and range."""
+    if metric.type == "boolean":
+        value: Any = msgspec.field(name="vb")
+        fields: list[Any] = [("v", bool, value)]
+    else:
+        limits = metric.range or (1 - MAX_NUMBER, MAX_NUMBER - 1)
+        number = int if metric.type == "integer" else float
+        low, high = (number(limit) for limit in limits)
+        fields = [("v", Annotated[number, Meta(ge=low, le=high)])]
+        if unit := metric.senml_unit:
+            fields.append(("u", Literal[unit], unit))
+    return msgspec.defstruct(
+        "_Metric", fields, tag_field="n", tag=name, forbid_unknown_fields=True, gc=False
+    )
+
+
+def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
+    """Return the pack of ordinary records in ordinary order; None, or an error, when it is not one."""
+    first = records[0]
+    if type(first) is not _Epoch or first.bn != bn:
+        return None
+    epoch = first.v
+    time_ms = round(1000 * first.bt)
+    last_ms = last_seq = -1
+    before_seq: dict[str, Value] = {}
+    metrics = before_seq
+    samples: list[Sample] = []
+    for position in range(1, len(records)):
+        record = records[position]
+        kind = type(record)
+        if kind is _Seq:
+            seq = record.v
+            if record.bt is not UNSET:
+                time_ms = round(1000 * record.bt)
+            if time_ms <= last_ms or seq <= last_seq:
+                return None
+            last_ms, last_seq = time_ms, seq
+            metrics = {}
+            samples.append(Sample(time_ms, epoch, seq, metrics))
+        else:
+            metrics[names[kind]] = record.v
+    taken = 1
+    for sample in samples:
+        taken += 1 + len(sample.metrics)
+    if taken != len(records):  # a metric given twice, or before the first seq
+        return None
+    return Pack(samples, [])
+
+
+# ---------------------------------------------------------------------------------------- any pack, by the rules
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    n: str = ""
+    v: float | UnsetType = UNSET  # whole numbers are exact as doubles below 2^53
+    u: str = ""
+    t: float = 0.0
+    vs: str | UnsetType = UNSET
+    vb: bool | UnsetType = UNSET
+    bn: str | UnsetType = UNSET
+    bt: float | UnsetType = UNSET
+    bver: Literal[10, 26] | UnsetType = UNSET
+
+
+_decode_records = msgspec.json.Decoder(list[_Record]).decode
+_LABELS = {-3: "bt", -2: "bn", -1: "bver", 0: "n", 1: "u", 2: "v", 3: "vs", 4: "vb", 6: "t"}
+
+
+def _json_records(payload: bytes) -> list[_Record]:
+    try:
+        return _decode_records(payload)
+    except (ValueError, RecursionError) as error:
         raise _unreadable(error) from error
 
 
-def _read_cbor(payload: bytes) -> list[_Record]:
+def _cbor_items(payload: bytes) -> list[dict[str, object]]:
+    """Return the pack's maps, by JSON's labels."""
+    stream = io.BytesIO(payload)
     try:
-        stream = io.BytesIO(payload)
         items = cbor2.load(stream)
-        if stream.tell() != len(payload):
-            raise ValueError(f"{len(payload) - stream.tell()} bytes after the pack")
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise ValueError("expected an array of maps")
-        named = [
-            {_CBOR_LABELS.get(key, key): value for key, value in item.items()} for item in items
-        ]
-        return msgspec.convert(named, list[_Record], str_keys=False)
-    except (
-        cbor2.CBORError,
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        msgspec.ValidationError,
-    ) as error:
+        # TypeError and friends: what a tag's content can raise where the library does not wrap it.
+    except (cbor2.CBORError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise _unreadable(error) from error
+    if stream.tell() != len(payload):
+        raise ReadingError("EX-R-001", f"{len(payload) - stream.tell()} bytes follow the pack")
+    if type(items) is not list or not items or set(map(type, items)) != {dict}:
+        raise ReadingError("EX-R-001", "a pack is an array of maps, at least one")
+    # By type too: True and 1.0 would pass for the label 1.
+    if not set(map(type, chain.from_iterable(items))) <= {int}:
+        raise ReadingError("EX-R-004", "labels are the whole numbers of RFC 8428, table 4")
+    try:
+        return [{_LABELS[label]: value for label, value in item.items()} for item in items]
+    except KeyError as error:
+        raise ReadingError(
+            "EX-R-004", f"{_shown(error.args[0])} is not the label of bn bt bver n u v vs vb t"
+        ) from error
+
+
+def _cbor_records(items: list[dict[str, object]]) -> list[_Record]:
+    try:
+        return msgspec.convert(items, list[_Record])
+    except msgspec.ValidationError as error:
         raise _unreadable(error) from error
 
 
 def _unreadable(error: Exception) -> ReadingError:
-    text = str(error)
+    text = str(error)[:200]
     if "unknown field" in text:
         return ReadingError("EX-R-004", f"only bn bt bver n u v vs vb t are allowed: {text}")
+    if text.endswith(".bver`"):
+        return ReadingError("EX-R-018", f"bver is {BASE_BVER} or {SECONDARY_BVER}: {text}")
+    if "out of range" in text:
+        return ReadingError("EX-R-016", text)
     return ReadingError("EX-R-001", f"not a SenML pack in JSON or CBOR: {text}")
 
 
-def _epoch_of(records: Sequence[_Record]) -> int:
-    found = [record for record in records if record.n == "epoch"]
-    if len(found) != 1:
-        raise ReadingError("EX-R-006", f"{len(found)} epoch records, exactly one is required")
-    epoch = _whole(found[0].v)
-    if epoch is None or not 0 <= epoch < MAX_NUMBER:
+def _shown(value: object) -> str:
+    """Return a value for people, short whatever it is."""
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        return "an integer above 2^53"  # the longest ones cannot be printed at all
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _read(records: list[_Record], domain: str, bn: str) -> Pack:
+    """Return what these records hold. Raises: ReadingError when they cannot be taken as a whole."""
+    if not records:
+        raise ReadingError("EX-R-001", "an empty pack")
+    _check_heads(records, bn)
+    epoch = _epoch(records)
+    secondary = records[0].bver == SECONDARY_BVER
+    samples: list[Sample] = []
+    refusals: list[Refusal] = []
+    last_ms = last_seq = -1
+    for time_ms, group in _by_time(records):
+        seq = _seq(time_ms, group)
+        metrics, quality, refused = _judge(group, domain, secondary)
+        if time_ms <= last_ms or seq <= last_seq:
+            detail = f"seq {seq} at {time_ms} ms after seq {last_seq} at {last_ms} ms"
+            refusals.append(Refusal("EX-R-008", detail, epoch, seq))
+            continue
+        last_ms, last_seq = time_ms, seq
+        samples.append(Sample(time_ms, epoch, seq, metrics, quality))
+        refusals += [
+            Refusal(broken.requirement, broken.detail, epoch, seq, name) for name, broken in refused
+        ]
+    return Pack(samples, refusals)
+
+
+def _check_heads(records: list[_Record], bn: str) -> None:
+    """Check that bn and bver stand in the first record alone, and that every record gives one value."""
+    if records[0].bn != bn:
         raise ReadingError(
-            "EX-R-006", f"epoch is {found[0].v!r}, expected a whole number of milliseconds"
+            "EX-R-003", f"bn is {_shown(records[0].bn)}, the topic says {bn!r}", place="record 0"
         )
-    return epoch
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return None
-
-
-class _PackReader:
-    """Turns the records of one pack into samples; one instance a pack."""
-
-    def __init__(self, domain: str, bver: int, epoch: int) -> None:
-        self.rules = _rules(domain)
-        self.domain = domain
-        self.bver = bver
-        self.epoch = epoch
-        self.samples: list[Sample] = []
-        self.refusals: list[Refusal] = []
-        self.last_ms = -1
-        self.last_seq = -1
-        # the sample that is being read
-        self.metrics: dict[str, Value] = {}
-        self.seq: int | None = None
-        self.quality = ""
-        self.out_of_range: list[tuple[str, Value]] = []
-        self.refused: list[tuple[str, str, str]] = []
-
-    def read(self, records: Sequence[_Record]) -> Pack:
-        rules = self.rules
-        bt = t = 0.0
-        time_ms = -1
-        for index, record in enumerate(records):
-            if record.bt or record.t != t or not index:
-                bt = record.bt or bt
-                t = record.t
-                now_ms = self._time_ms(bt, t, index)
-                if now_ms != time_ms:
-                    if index:
-                        self._close(time_ms)
-                    time_ms = now_ms
-            if index and (record.bn or record.bver):
-                raise ReadingError(
-                    "EX-R-003",
-                    "bn and bver stand in the first record only",
-                    place=f"record {index}",
-                )
-            name = record.n
-            value = record.v
-            rule = rules.get(name)
-            if (
-                rule is not None
-                and rule.is_float
-                and value is not None
-                and rule.low <= value <= rule.high
-                and (not record.u or (record.u == rule.unit and self.bver == SECONDARY_BVER))
-                and record.vb is None
-                and record.vs is None
-                and name not in self.metrics
-            ):
-                self.metrics[name] = float(value)
-            elif name == "seq":
-                self._take_seq(record, index)
-            elif name != "epoch":
-                self._take_slowly(record, rule, index)
-        self._close(time_ms)
-        return Pack(self.samples, self.refusals)
-
-    @staticmethod
-    def _time_ms(bt: float, t: float, index: int) -> int:
-        seconds = bt + t
-        if not bt or not MIN_ABSOLUTE_S <= seconds < MAX_ABSOLUTE_S:
-            raise ReadingError(
-                "EX-R-005",
-                f"bt + t = {seconds!r} is not an absolute time in seconds",
-                place=f"record {index}",
-            )
-        return round(1000 * seconds)
-
-    def _take_seq(self, record: _Record, index: int) -> None:
-        seq = _whole(record.v)
-        if (
-            seq is None
-            or not 0 <= seq < MAX_NUMBER
-            or record.vs is not None
-            or record.vb is not None
-        ):
-            raise ReadingError(
-                "EX-R-007", f"seq is {record.v!r}, expected 0, 1, 2 …", place=f"record {index}"
-            )
-        if self.seq is not None:
-            raise ReadingError("EX-R-007", "two seq records at one time", place=f"record {index}")
-        self.seq = seq
-
-    def _take_slowly(self, record: _Record, rule: _Rule | None, index: int) -> None:
-        """Take or refuse a record that the hot loop did not simply accept."""
-        name = record.n
-        given = (record.v is not None) + (record.vs is not None) + (record.vb is not None)
-        if given != 1 or not name:
+    for index, record in enumerate(records):
+        if index and record.bn is not UNSET:
+            raise ReadingError("EX-R-003", "a second bn", place=f"record {index}")
+        if index and record.bver is not UNSET:
+            raise ReadingError("EX-R-018", "a second bver", place=f"record {index}")
+        given = (record.v is not UNSET) + (record.vs is not UNSET) + (record.vb is not UNSET)
+        if given != 1 or not record.n:
             raise ReadingError(
                 "EX-R-001",
                 "a record has a name and exactly one of v, vs, vb",
                 place=f"record {index}",
             )
-        if name == "quality":
-            self._take_quality(record)
-        elif name in self.metrics or any(name == other for other, _ in self.out_of_range):
-            self._refuse_metric(name, "EX-R-017", "given twice in one sample")
-        elif rule is not None:
-            self._take_metric(name, record, rule)
-        elif VENDOR_METRIC.fullmatch(name):
-            self._take_vendor(name, record)
-        else:
-            self._refuse_metric(
-                name,
-                "EX-R-009",
-                f"not in the dictionary of {self.domain} and not x-{{vendor}}-{{name}}",
-            )
 
-    def _take_quality(self, record: _Record) -> None:
-        if self.quality or record.vs is None or not _is_quality(record.vs):
-            self._refuse_metric(
-                "quality",
-                "EX-R-015",
-                f"{record.vs!r} is not uncertain|bad:reason or …:reason(metric), reasons {' '.join(REASONS)}",
-            )
-        else:
-            self.quality = record.vs
 
-    def _take_metric(self, name: str, record: _Record, rule: _Rule) -> None:
-        value: Value
-        if rule.metric.type == "boolean":
-            if record.vb is None:
-                self._refuse_metric(name, "EX-R-010", "a boolean travels as vb")
-                return
-            if record.u:
-                self._refuse_metric(name, "EX-R-012", "a boolean has no unit")
-                return
-            self.metrics[name] = record.vb
-            return
-        if record.v is None:
-            self._refuse_metric(name, "EX-R-010", f"a number ({rule.metric.type}) is expected in v")
-            return
-        number = record.v
-        if not -MAX_NUMBER < number < MAX_NUMBER:
-            self._refuse_metric(name, "EX-R-016", f"{number!r} is not below 2^53")
-            return
+def _epoch(records: list[_Record]) -> int:
+    found = [record for record in records if record.n == "epoch"]
+    if len(found) != 1:
+        raise ReadingError("EX-R-006", f"{len(found)} epoch records, exactly one is required")
+    return _count(found[0], "EX-R-006")
+
+
+def _seq(time_ms: int, group: list[_Record]) -> int:
+    found = [record for record in group if record.n == "seq"]
+    if len(found) != 1:
+        raise ReadingError(
+            "EX-R-007", f"{len(found)} seq records, exactly one is required", place=f"{time_ms} ms"
+        )
+    return _count(found[0], "EX-R-007")
+
+
+def _count(record: _Record, requirement: str) -> int:
+    """Return the whole number that an epoch or a seq is."""
+    value = record.v
+    if value is UNSET or record.u or not 0 <= value < MAX_NUMBER or not value.is_integer():
+        raise ReadingError(
+            requirement, f"{record.n} is a whole number from 0 below 2^53 in v, without a unit"
+        )
+    return int(value)
+
+
+def _by_time(records: list[_Record]) -> Iterator[tuple[int, list[_Record]]]:
+    """Yield each time and its records, of which epoch is none."""
+    bt, t, time_ms = 0.0, 0.0, -1
+    group: list[_Record] = []
+    for index, record in enumerate(records):
+        if record.bt is not UNSET or record.t != t or not index:
+            bt = bt if record.bt is UNSET else record.bt
+            t = record.t
+            if not (bt >= MIN_ABSOLUTE_S and MIN_ABSOLUTE_S <= bt + t < MAX_ABSOLUTE_S):
+                raise ReadingError(
+                    "EX-R-005",
+                    f"bt {bt!r} and bt + t {bt + t!r} must be seconds since 1970",
+                    place=f"record {index}",
+                )
+            record_ms = round(1000 * (bt + t))
+            if group and record_ms != time_ms:
+                yield time_ms, group
+                group = []
+            time_ms = record_ms
+        if record.n != "epoch":
+            group.append(record)
+    if group:
+        yield time_ms, group
+
+
+class _Broken(Exception):
+    """One metric is refused; never leaves this file."""
+
+    def __init__(self, requirement: str, detail: str) -> None:
+        super().__init__(requirement)
+        self.requirement, self.detail = requirement, detail
+
+
+def _judge(
+    group: list[_Record], domain: str, secondary: bool
+) -> tuple[dict[str, Value], str, list[tuple[str, _Broken]]]:
+    """Return a sample's metrics, its quality, and what of it is refused, by metric."""
+    rules = dictionary()[domain].metrics
+    metrics: dict[str, Value] = {}
+    refused: list[tuple[str, _Broken]] = []
+    quality = ""
+    for record in group:
+        if record.n == "quality":
+            try:
+                quality = _quality(record, quality)
+            except _Broken as broken:
+                refused.append(("quality", broken))
+    marked = _marked(quality)
+    for record in group:
+        name = record.n
+        if name in RESERVED:
+            continue
+        try:
+            if name in metrics:
+                raise _Broken("EX-R-017", "given twice in one sample")
+            rule = rules.get(name)
+            if rule is None:
+                metrics[name] = _vendor_value(record, domain, secondary)
+            else:
+                metrics[name] = _value(record, rule, secondary, "" in marked or name in marked)
+        except _Broken as broken:
+            refused.append((name, broken))
+    return metrics, quality, refused
+
+
+def _quality(record: _Record, earlier: str) -> str:
+    if earlier:
+        raise _Broken("EX-R-017", "given twice in one sample")
+    text = record.vs
+    if text is UNSET or not all(_MARK.fullmatch(mark) for mark in text.split(";")):
+        raise _Broken(
+            "EX-R-015",
+            f"{_shown(text)} is not uncertain|bad:reason or …:reason(metric), reasons {' '.join(REASONS)}",
+        )
+    return text
+
+
+def _marked(quality: str) -> set[str]:
+    """Return the metrics that a quality marks; `""` among them means all."""
+    return {match[3] or "" for mark in quality.split(";") if (match := _MARK.fullmatch(mark))}
+
+
+def _value(record: _Record, rule: Metric, secondary: bool, is_marked: bool) -> Value:
+    """Return a dictionary metric's value in the dictionary's unit and type. Raises: _Broken."""
+    if rule.type == "boolean":
+        if record.vb is UNSET:
+            raise _Broken("EX-R-010", "a boolean travels as vb")
         if record.u:
-            if record.u in SECONDARY and self.bver != SECONDARY_BVER:
-                self._refuse_metric(
-                    name,
-                    "EX-R-013",
-                    f"unit {record.u!r} is secondary and needs bver {SECONDARY_BVER}",
-                )
-                return
-            if record.u != rule.unit:
-                convert = (
-                    _conversion(record.u, rule.metric.unit)
-                    if rule.metric.senml_unit or record.u in SECONDARY
-                    else None
-                )
-                if convert is None:
-                    self._refuse_metric(
-                        name,
-                        "EX-R-012",
-                        f"unit {record.u!r} does not convert exactly to {rule.metric.unit or 'no unit'!r}",
-                    )
-                    return
-                number = convert(number)
-        value = float(number)
-        if rule.metric.type == "integer":
-            whole = _whole(number)
-            if whole is None:
-                self._refuse_metric(name, "EX-R-010", f"{number!r} is not a whole number")
-                return
-            value = whole
-        if rule.low <= value <= rule.high:
-            self.metrics[name] = value
-        else:
-            self.out_of_range.append((name, value))
-
-    def _take_vendor(self, name: str, record: _Record) -> None:
-        if record.v is None:
-            self._refuse_metric(name, "EX-R-010", "a vendor's metric is a number in v")
-        elif not -MAX_NUMBER < record.v < MAX_NUMBER:
-            self._refuse_metric(name, "EX-R-016", f"{record.v!r} is not below 2^53")
-        else:
-            self.metrics[name] = float(record.v)
-
-    def _refuse_metric(self, name: str, requirement: str, detail: str) -> None:
-        self.refused.append((name, requirement, detail))
-
-    def _close(self, time_ms: int) -> None:
-        """End the sample that is being read, if there is one, and begin the next."""
-        seq = self.seq
-        if seq is None:
-            if self.metrics or self.out_of_range or self.refused or self.quality:
-                raise ReadingError("EX-R-007", f"the sample at {time_ms} ms has no seq")
-            return
-        if self.out_of_range:
-            marked = _marked(self.quality)
-            for name, value in self.out_of_range:
-                if "" in marked or name in marked:
-                    self.metrics[name] = value
-                else:
-                    rule = self.rules[name]
-                    self._refuse_metric(
-                        name, "EX-R-011", f"{value!r} is outside {rule.low:g} … {rule.high:g}"
-                    )
-        if time_ms <= self.last_ms or seq <= self.last_seq:
-            self.refusals.append(
-                Refusal(
-                    "EX-R-008",
-                    f"seq {seq} at {time_ms} ms after seq {self.last_seq} at {self.last_ms} ms",
-                    self.epoch,
-                    seq,
-                )
+            raise _Broken("EX-R-012", "a boolean has no unit")
+        return record.vb
+    number = _number(record, secondary)
+    if record.u and record.u != rule.unit:
+        convert = _converter(record.u, rule.unit)
+        if convert is None:
+            raise _Broken(
+                "EX-R-012", f"{_shown(record.u)} does not convert to {rule.unit or 'no unit'!r}"
             )
-        else:
-            self.last_ms, self.last_seq = time_ms, seq
-            self.samples.append(Sample(time_ms, self.epoch, seq, self.metrics, self.quality))
-            if self.refused:
-                self.refusals += [
-                    Refusal(requirement, detail, self.epoch, seq, name)
-                    for name, requirement, detail in self.refused
-                ]
-        self.metrics = {}
-        self.seq = None
-        self.quality = ""
-        if self.out_of_range or self.refused:
-            self.out_of_range = []
-            self.refused = []
+        number = convert(number)
+        _check_size(number)
+    if rule.type == "integer" and not number.is_integer():
+        raise _Broken("EX-R-010", f"{number!r} is not a whole number")
+    if rule.range and not is_marked and not rule.range[0] <= number <= rule.range[1]:
+        raise _Broken(
+            "EX-R-011", f"{number!r} is outside {rule.range[0]:g} … {rule.range[1]:g} {rule.unit}"
+        )
+    return int(number) if rule.type == "integer" else number
 
 
-def _is_quality(text: str) -> bool:
-    return bool(text) and all(_MARK.fullmatch(mark) for mark in text.split(";"))
+def _vendor_value(record: _Record, domain: str, secondary: bool) -> float:
+    if not _is_vendor_metric(record.n):
+        raise _Broken(
+            "EX-R-009",
+            f"{_shown(record.n)} is not in the dictionary of {domain} and not x-{{vendor}}-{{name}}",
+        )
+    return _number(record, secondary)
 
 
-def _marked(quality: str) -> frozenset[str]:
-    """Return the metrics that a quality string marks; `""` in it means all of them."""
-    return frozenset(
-        match[3] or "" for mark in quality.split(";") if (match := _MARK.fullmatch(mark))
-    )
+def _number(record: _Record, secondary: bool) -> float:
+    """Return the number in `v`, having judged the unit beside it as SenML does."""
+    value = record.v
+    if value is UNSET:
+        raise _Broken("EX-R-010", "a number in v is expected")
+    _check_size(value)
+    unit = record.u
+    if unit:
+        if not is_registered(unit):
+            raise _Broken("EX-R-012", f"{_shown(unit)} is not a unit of SenML")
+        if unit in SECONDARY and not secondary:
+            raise _Broken("EX-R-013", f"unit {unit!r} needs bver {SECONDARY_BVER}")
+    return value
+
+
+def _check_size(number: float) -> None:
+    if not -MAX_NUMBER < number < MAX_NUMBER:  # NaN too
+        raise _Broken("EX-R-016", f"{number!r} is not below 2^53")
+
+
+@cache
+def _converter(source: str, target: str) -> Callable[[float], float] | None:
+    return converter(source, target)
+
+
+@lru_cache(maxsize=4096)
+def _is_vendor_metric(name: str) -> bool:
+    return VENDOR_METRIC.fullmatch(name) is not None
 
 
 # ---------------------------------------------------------------------------------------------------- encoding
+
+_CBOR_LABELS = {name: label for label, name in _LABELS.items()}
+_encode_json = msgspec.json.Encoder().encode
 
 
 def encode_pack(topic: Topic, samples: Sequence[Sample], form: PackFormat = "json") -> bytes:
     """Return the pack of one device's samples, all of one epoch, in ascending order of time and seq.
 
-    Raises: ReadingError when the samples cannot form one pack.
+    Raises: ReadingError when the samples cannot form one pack: of several epochs, a value that is no number below
+    2^53, or more than a pack may hold.
     """
     if not samples or any(sample.epoch != samples[0].epoch for sample in samples):
         raise ReadingError("EX-R-006", "a pack holds samples of exactly one epoch")
-    rules = _rules(topic.domain)
+    units = _units(topic.domain)
     records: list[dict[str, object]] = [
         {
             "bn": f"{topic.county}:{topic.device}:",
@@ -454,22 +516,33 @@ def encode_pack(topic: Topic, samples: Sequence[Sample], form: PackFormat = "jso
         if position:
             head["bt"] = sample.time_ms / 1000
         records.append(head)
-        records += [_record(name, value, rules.get(name)) for name, value in sample.metrics.items()]
+        for name, value in sample.metrics.items():
+            if isinstance(value, bool):
+                records.append({"n": name, "vb": value})
+            elif not -MAX_NUMBER < value < MAX_NUMBER:
+                raise ReadingError("EX-R-016", f"{_shown(value)} is not below 2^53", place=name)
+            elif unit := units.get(name):
+                records.append({"n": name, "u": unit, "v": value})
+            else:
+                records.append({"n": name, "v": value})
         if sample.quality:
             records.append({"n": "quality", "vs": sample.quality})
     if form == "json":
-        return _encode_json(records)
-    return cbor2.dumps(
-        [{_CBOR_KEYS[label]: value for label, value in record.items()} for record in records]
-    )
+        payload = _encode_json(records)
+    else:
+        payload = cbor2.dumps(
+            [{_CBOR_LABELS[key]: value for key, value in record.items()} for record in records]
+        )
+    if len(payload) > MAX_PACK_BYTES:
+        raise ReadingError(
+            "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
+        )
+    return payload
 
 
-def _record(name: str, value: Value, rule: _Rule | None) -> dict[str, object]:
-    if isinstance(value, bool):
-        return {"n": name, "vb": value}
-    if rule is not None and rule.unit:
-        return {"n": name, "u": rule.unit, "v": value}
-    return {"n": name, "v": value}
+@cache
+def _units(domain: str) -> dict[str, str]:
+    return {name: metric.senml_unit for name, metric in dictionary()[domain].metrics.items()}
 
 
 def is_metric_name(domain: str, name: str) -> bool:

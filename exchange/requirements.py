@@ -29,6 +29,7 @@ REQUIREMENTS: dict[str, str] = {
     "EX-R-015": "A quality is uncertain|bad:reason or …:reason(metric), separated by semicolons.",
     "EX-R-016": "Numbers are finite and below 2^53.",
     "EX-R-017": "A metric stands once in a sample.",
+    "EX-R-018": "A pack's bver, when given, is 10 or 26, in its first record alone; without it 10 holds.",
     "EX-D-001": "A receipt has the shape of the schema receipt.",
     "EX-D-002": "Ranges are inclusive and ascending.",
     "EX-D-003": "A store can hold the sample.",
