@@ -1,0 +1,182 @@
+"""The settings of ingest and the watch: one TOML file, typed; a wrong one is named to the key."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from exchange.errors import ConfigError
+from exchange.mqtt import Settings
+from exchange.topics import COUNTY
+from ingest.stores import Store, open_store
+
+MAX_PACKET_BYTES = 2 * 1024 * 1024  # of MQTT; a pack may be 256 KiB, what is larger is quarantined
+SESSION_EXPIRY_S = 600
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}$")]
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: no key that nobody reads."""
+
+
+class Broker(_Table, frozen=True, kw_only=True):
+    """Where the broker is. A password is in a file or in an environment variable, never here."""
+
+    host: str
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    username: str | None = None
+    password_file: Path | None = None
+    password_env: str | None = None
+    client_id: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = "onestreet-ingest"
+    """Stable: the broker keeps this client's session while it restarts."""
+    receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 10_000
+    """Messages in hand, not yet stored and acknowledged, at most."""
+
+
+class BatchLimits(_Table, frozen=True, kw_only=True):
+    """How much goes into one write. An idle store is written to after `max_age_s` at the latest."""
+
+    max_points: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 5000
+    max_age_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
+    """How long a batch may wait for more while no write is in flight; 0 is not at all."""
+
+
+class QuarantineFile(_Table, frozen=True, kw_only=True):
+    """Where refused messages are kept."""
+
+    path: Path = Path("quarantine.sqlite")
+
+
+class WatchSettings(_Table, frozen=True, kw_only=True):
+    """How often every device's row is written, changed or not."""
+
+    every_s: Positive = 300.0
+
+
+class Config(_Table, frozen=True, kw_only=True):
+    """The whole file. Paths are relative to its folder."""
+
+    broker: Broker
+    counties: Annotated[list[County], msgspec.Meta(min_length=1)]
+    store: str
+    store_token_file: Path | None = None
+    batch: BatchLimits = BatchLimits()
+    quarantine: QuarantineFile = QuarantineFile()
+    watch: WatchSettings = WatchSettings()
+
+
+def load_config(path: Path) -> Config:
+    """Return the settings in a file. Raises: ConfigError naming file, key, value and what is allowed."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), "file", str(path), f"must be readable: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "file", str(path), f"must be TOML: {error}") from error
+    try:
+        config = msgspec.convert(document, Config, dec_hook=lambda kind, text: kind(text))
+    except msgspec.ValidationError as error:
+        raise _named(path, document, str(error)) from error
+    broker = config.broker
+    if broker.password_file is not None and broker.password_env is not None:
+        raise ConfigError(
+            str(path), "broker.password_env", broker.password_env, "not beside password_file"
+        )
+    return _anchored(config, path.resolve().parent)
+
+
+def broker_settings(config: Config, *, file: Path, suffix: str = "") -> Settings:
+    """Return how the client connects; `suffix` makes another client id of the same stem.
+
+    Raises: ConfigError when the password cannot be read.
+    """
+    broker = config.broker
+    return Settings(
+        host=broker.host,
+        port=broker.port,
+        client_id=broker.client_id + suffix,
+        username=broker.username,
+        password=_password(broker, str(file)),
+        session_expiry_s=SESSION_EXPIRY_S,
+        receive_maximum=broker.receive_maximum,
+        max_packet_bytes=MAX_PACKET_BYTES,
+    )
+
+
+def store_of(config: Config, file: Path) -> Store:
+    """Return the configured store. Raises: ConfigError naming the file."""
+    try:
+        return open_store(config.store, token_file=config.store_token_file)
+    except ConfigError as error:
+        raise ConfigError(str(file), "store", error.value, error.allowed) from error
+
+
+def _password(broker: Broker, file: str) -> str | None:
+    if broker.password_file is not None:
+        try:
+            return broker.password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            name = str(broker.password_file)
+            raise ConfigError(
+                file, "broker.password_file", name, f"must be readable: {error}"
+            ) from error
+    if broker.password_env is not None:
+        try:
+            return os.environ[broker.password_env]
+        except KeyError:
+            allowed = "must name a variable of the environment"
+            raise ConfigError(file, "broker.password_env", broker.password_env, allowed) from None
+    return None
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """Return the configuration with every path absolute, seen from its file's folder."""
+    broker, store = config.broker, config.store
+    if broker.password_file is not None:
+        broker = msgspec.structs.replace(broker, password_file=folder / broker.password_file)
+    if store.startswith("sqlite:///"):
+        store = f"sqlite:///{folder / store.removeprefix('sqlite:///')}"
+    token = config.store_token_file
+    return msgspec.structs.replace(
+        config,
+        broker=broker,
+        store=store,
+        store_token_file=None if token is None else folder / token,
+        quarantine=QuarantineFile(path=folder / config.quarantine.path),
+    )
+
+
+def _named(path: Path, document: dict[str, Any], message: str) -> ConfigError:
+    """Return msgspec's message with its place turned into a key and the value found there."""
+    what, _, place = message.partition(" - at `$")
+    steps = re.findall(r"\.([^.\[`]+)|\[(\d+)\]", place)
+    names = re.search(r"field `([^`]+)`", what)
+    value: Any = document
+    key = ""
+    for name, index in [*steps, *([(names[1], "")] if names else [])]:
+        key += f"[{index}]" if index else f".{name}" if key else name
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and index:
+            value = value[int(index)]
+    if "unknown field" in what:
+        what = f"unknown key; allowed are {', '.join(_allowed(steps))}"
+    elif "missing required field" in what:
+        what = "is required"
+    return ConfigError(str(path), key, value, what)
+
+
+def _allowed(steps: list[tuple[str, str]]) -> tuple[str, ...]:
+    table: Any = Config
+    for name, _ in steps:
+        table = next(
+            field.type for field in msgspec.structs.fields(table) if field.encode_name == name
+        )
+    return tuple(field.encode_name for field in msgspec.structs.fields(table))

@@ -1,0 +1,112 @@
+"""The store: where rows are kept, and the one protocol that every store speaks.
+
+StoreError
+├── StoreUnavailable    network, 401, 403, 404, 413, 429, 5xx, a lock: not the points' fault; retried
+└── StoreRejected       this request can never be taken; the caller finds the point that it is about
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from exchange.errors import ConfigError, StoreError
+
+FieldValue: TypeAlias = float | int | str
+
+_URLS = "sqlite:///PATH or influxdb://HOST:PORT/ORG/BUCKET (influxdbs:// with TLS)"
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot take anything now; the points are kept and written again."""
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        """Keep what the store said of when to come back."""
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class StoreRejected(StoreError):
+    """The store will never take this request as it is."""
+
+
+class Series(NamedTuple):
+    """Whose rows: a measurement and its tags. Only the measurement `device` has the tag `domain`."""
+
+    measurement: str
+    county: str
+    site: str
+    device: str
+    domain: str = ""
+
+
+class Point(msgspec.Struct, frozen=True, gc=False):
+    """One row. Its key is the series and `time_ns`: milliseconds and (epoch mod 10^6) nanoseconds."""
+
+    series: Series
+    time_ns: int
+    fields: dict[str, FieldValue]
+
+    @property
+    def time_ms(self) -> int:
+        """When it was measured: what readers show."""
+        return self.time_ns // 1_000_000
+
+
+class Store(Protocol):
+    """Keeps points. Booleans come back as 0 and 1; a row written again gains the new fields."""
+
+    async def open(self) -> None:
+        """Get ready. Raises: StoreError."""
+
+    async def write(self, points: Sequence[Point]) -> None:
+        """Return when every point is durable; after an error any of them may have to be written again.
+
+        Raises: StoreUnavailable, StoreRejected.
+        """
+
+    def rows(
+        self,
+        measurement: str,
+        *,
+        device: str | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+    ) -> AsyncIterator[Point]:
+        """Yield rows by ascending time, from `start_ns` to before `end_ns`. Raises: StoreUnavailable."""
+
+    async def close(self) -> None:
+        """Let go of everything."""
+
+
+def open_store(url: str, *, token_file: Path | None = None) -> Store:
+    """Return the store at a URL, to be opened; an InfluxDB token is in the file or in INFLUX_TOKEN.
+
+    Raises: ConfigError.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port or 8086
+    except ValueError as error:
+        raise ConfigError("store", "url", url, str(error)) from None
+    # Imported here: a town on SQLite does not pay for a client of InfluxDB, nor the reverse.
+    match parts:
+        case SplitResult(scheme="sqlite", netloc="", path=path) if len(path) > 1:
+            from ingest.stores.sqlite import SqliteStore
+
+            return SqliteStore(Path(path[1:]))
+        case SplitResult(scheme="influxdb" | "influxdbs" as scheme, username=None, password=None):
+            match parts.path.split("/"):
+                case ["", org, bucket] if parts.hostname and org and bucket:
+                    from ingest.stores.influxdb import InfluxStore, Token
+
+                    secure = "s" if scheme == "influxdbs" else ""
+                    address = f"http{secure}://{parts.hostname}:{port}"
+                    return InfluxStore(address, org, bucket, Token(token_file))
+        case SplitResult(password=str()):
+            raise ConfigError("store", "url", f"{parts.scheme}://…", "no secret stands in the URL")
+    raise ConfigError("store", "url", url, _URLS)

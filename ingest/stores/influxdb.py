@@ -1,0 +1,254 @@
+"""Rows in InfluxDB 2 and whatever else takes its line protocol and InfluxQL.
+
+Written through influxdb-client, read by InfluxQL over HTTP, which the client library does not have.
+Needs a token that may read and write the one bucket; asks for nothing else.
+
+Source: docs.influxdata.com, InfluxDB v2, "Line protocol" and "/query 1.x compatibility API"
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import aiohttp
+import msgspec
+from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
+from influxdb_client.client.write_api_async import WriteApiAsync
+from influxdb_client.rest import ApiException
+
+from exchange.errors import ConfigError
+from ingest.stores import FieldValue, Point, Series, StoreRejected, StoreUnavailable
+
+TOKEN_VARIABLE = "INFLUX_TOKEN"  # noqa: S105 - the name of the variable
+REQUEST_TIMEOUT_S = 30.0
+CHUNK_ROWS = 5000
+
+_REJECTED = (400, 422)
+_MAX_HEADS = 200_000
+_TAGS = ("county", "site", "device", "domain")
+_in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
+_in_string = str.maketrans({"\\": r"\\", '"': r"\""})
+
+Cell: TypeAlias = float | int | str | bool | None
+
+
+class Token:
+    """A secret, read anew when the server refuses the one in use: a rotated token needs no restart.
+
+    Raises: ConfigError when there is none at the start.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.value = ""
+        try:
+            self.refresh()
+        except OSError as error:
+            raise ConfigError("store", "token_file", str(file), f"readable: {error}") from error
+        if not self.value:
+            name = TOKEN_VARIABLE if file is None else str(file)
+            raise ConfigError("store", "token", "", f"a token is expected in {name}")
+
+    def refresh(self) -> None:
+        """Read it again. Raises: OSError."""
+        if self._file is not None:
+            self.value = self._file.read_text(encoding="utf-8").strip()
+        else:
+            self.value = os.environ.get(TOKEN_VARIABLE, "")
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Token({self._file or TOKEN_VARIABLE})"
+
+
+class InfluxStore:
+    """The store protocol on one bucket."""
+
+    def __init__(self, url: str, org: str, bucket: str, token: Token) -> None:
+        self._url, self._org, self._bucket, self._token = url, org, bucket, token
+        self._lines = LineWriter()
+        self._client: InfluxDBClientAsync | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        self._client = InfluxDBClientAsync(
+            self._url, token=self._token.value, org=self._org, timeout=REQUEST_TIMEOUT_S * 1000
+        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=REQUEST_TIMEOUT_S, sock_connect=10)
+        self._session = aiohttp.ClientSession(timeout=timeout)
+
+    async def write(self, points: Sequence[Point]) -> None:
+        if self._client is None:
+            await self.open()
+        assert self._client is not None
+        lines = self._lines.lines(points)
+        try:
+            await WriteApiAsync(self._client).write(self._bucket, record=lines)
+        except ApiException as error:
+            raise self._translated(error.status, str(error.message), error.retry_after) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
+
+    async def rows(
+        self,
+        measurement: str,
+        *,
+        device: str | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+    ) -> AsyncIterator[Point]:
+        kinds = await self._field_kinds(measurement)
+        wanted = [f"time >= {start_ns}"] if start_ns is not None else []
+        wanted += [f"time < {end_ns}"] if end_ns is not None else []
+        wanted += [f'"device" = {_literal(device)}'] if device is not None else []
+        where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
+        async for columns, values in self._query(f"SELECT * FROM {_name(measurement)}{where}"):  # noqa: S608 - quoted
+            for row in values:
+                yield _point(measurement, dict(zip(columns, row, strict=True)), kinds)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()  # type: ignore[no-untyped-call]  # the library's
+        if self._session is not None:
+            await self._session.close()
+        self._client = self._session = None
+
+    async def _field_kinds(self, measurement: str) -> dict[str, str]:
+        """Return the types of the fields: the answer's JSON writes 2.0 and 2 alike."""
+        query = f"SHOW FIELD KEYS FROM {_name(measurement)}"
+        return {
+            str(name): str(kind) async for _, values in self._query(query) for name, kind in values
+        }
+
+    async def _query(self, text: str) -> AsyncIterator[tuple[list[str], list[list[Cell]]]]:
+        """Yield (columns, rows) as the answer comes. Raises: StoreUnavailable."""
+        if self._session is None:
+            await self.open()
+        assert self._session is not None
+        asked = {"db": self._bucket, "q": text, "epoch": "ns", "chunked": "true"}
+        asked["chunk_size"] = str(CHUNK_ROWS)
+        headers = {"Authorization": f"Token {self._token.value}"}
+        try:
+            async with self._session.get(
+                f"{self._url}/query", params=asked, headers=headers
+            ) as answer:
+                if answer.status != 200:
+                    said = (await answer.content.read(2000)).decode(errors="replace")
+                    after = answer.headers.get("Retry-After")
+                    raise _unavailable(self._translated(answer.status, said, after))
+                async for line in _json_lines(answer.content):
+                    for result in line["results"]:
+                        if "error" in result:
+                            raise StoreUnavailable(f"{self._url}: {result['error']}")
+                        for series in result.get("series", []):
+                            yield series["columns"], series["values"]
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
+            raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
+
+    def _translated(
+        self, status: int | None, said: str, retry_after: str | None
+    ) -> StoreUnavailable | StoreRejected:
+        text = f"{self._url}: HTTP {status}: {said}"
+        if status in _REJECTED:
+            return StoreRejected(text)
+        if status in (401, 403):
+            with suppress(OSError):
+                self._token.refresh()
+            if self._client is not None:
+                authorization = f"Token {self._token.value}"
+                headers = self._client.api_client.default_headers
+                headers["Authorization"] = authorization
+        after_s = float(retry_after) if retry_after and retry_after.isdigit() else None
+        return StoreUnavailable(text, retry_after_s=after_s)
+
+
+class LineWriter:
+    """Line protocol. What does not change between two points of a device is built once."""
+
+    def __init__(self) -> None:
+        self._heads: dict[Series, str] = {}
+        self._keys = _Keys()
+
+    def lines(self, points: Iterable[Point]) -> bytes:
+        """Return one line per point. Raises: StoreRejected when it cannot be written at all."""
+        heads, keys = self._heads, self._keys
+        lines = []
+        for point in points:
+            series = point.series
+            fields = []
+            for name, value in point.fields.items():
+                kind = type(value)
+                if kind is float:
+                    fields.append(f"{keys[name]}{value!r}")
+                elif kind is int:
+                    fields.append(f"{keys[name]}{value}i")
+                elif kind is bool:
+                    fields.append(f"{keys[name]}{value:d}i")
+                else:
+                    fields.append(f'{keys[name]}"{str(value).translate(_in_string)}"')
+            head = heads.get(series) or self._head(series)
+            lines.append(f"{head}{','.join(fields)} {point.time_ns}")
+        try:
+            return "\n".join(lines).encode()
+        except UnicodeEncodeError as error:
+            raise StoreRejected(f"not to be written in UTF-8: {error}") from error
+
+    def _head(self, series: Series) -> str:
+        measurement, *values = (str(value).translate(_in_tag) for value in series)
+        tags = "".join(f",{tag}={text}" for tag, text in zip(_TAGS, values, strict=True) if text)
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        self._heads[series] = head = f"{measurement}{tags} "
+        return head
+
+
+class _Keys(dict[str, str]):
+    """Field names as they stand before their value."""
+
+    def __missing__(self, name: str) -> str:
+        if len(self) >= _MAX_HEADS:
+            self.clear()
+        self[name] = key = f"{name.translate(_in_tag)}="
+        return key
+
+
+def _unavailable(error: StoreUnavailable | StoreRejected) -> StoreUnavailable:
+    """A question of ours that is rejected is no point's fault."""
+    return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
+
+
+async def _json_lines(content: aiohttp.StreamReader) -> AsyncIterator[Any]:
+    held = b""
+    async for data in content.iter_any():
+        *whole, held = (held + data).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield msgspec.json.decode(line)
+    if held.strip():
+        yield msgspec.json.decode(held)
+
+
+def _name(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _point(measurement: str, row: dict[str, Cell], kinds: dict[str, str]) -> Point:
+    time_ns = row.pop("time")
+    assert isinstance(time_ns, int)
+    county, site, device, domain = (str(row.pop(tag, None) or "") for tag in _TAGS)
+    fields: dict[str, FieldValue] = {
+        name: float(value) if kinds.get(name) == "float" else value
+        for name, value in row.items()
+        if value is not None
+    }
+    return Point(Series(measurement, county, site, device, domain), time_ns, fields)
