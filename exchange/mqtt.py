@@ -332,8 +332,10 @@ class Client:
     def _lost(self, error: Exception | None) -> None:
         assert error is not None
         was_connected, self._connection = self._connection is not None, None
-        if was_connected and isinstance(error, UplinkError) and self._on_disconnect is not None:
-            self._on_disconnect(error)
+        if isinstance(error, UplinkError):
+            self._report(error)
+            if was_connected and self._on_disconnect is not None:
+                self._on_disconnect(error)
         raise error
 
     def _ready(self, connection: _Connection) -> None:
@@ -400,6 +402,8 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._greeting.connect)
 
     def data_received(self, data: bytes) -> None:
+        if self.error is not None:
+            return
         self._heard_s = self._loop.time()
         packets = self._stream.feed(data)
         messages = [packet for packet in packets if type(packet) is Message]
@@ -516,10 +520,16 @@ class _Connection(asyncio.Protocol):
         for future in (self.ready, self.ended):
             if not future.done():
                 future.set_result(None)
-        if self._transport is not None and not self._transport.is_closing():
-            reason = say or mqtt5.DisconnectReasonCode.NORMAL_DISCONNECTION
-            self._write(mqtt5.DisconnectPacket(reason_code=reason).write())
-            self._transport.close()
+        if self._transport is None or self._transport.is_closing():
+            return
+        reason = say or mqtt5.DisconnectReasonCode.NORMAL_DISCONNECTION
+        self._write(mqtt5.DisconnectPacket(reason_code=reason).write())
+        # Closing a socket that still receives resets it, and our last PUBACKs are lost with it: so
+        # only the sending half closes, and the broker closes the rest.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._deaf:
+            self._transport.resume_reading()
 
     async def close(self) -> None:
         """Leave nothing open, whatever state the connection is in."""
@@ -529,7 +539,7 @@ class _Connection(asyncio.Protocol):
         try:
             await asyncio.wait([self._closed], timeout=_CLOSE_DEADLINE_S)
         finally:
-            self._transport.abort()  # the peer may never read our last bytes
+            self._transport.abort()  # it may be mute, and never close
 
     # What the broker says
 

@@ -89,6 +89,14 @@ class Wire:
         self.send(suback)
 
 
+class _ClosesAfterUs(asyncio.StreamReaderProtocol):
+    """Closes its end when the client has closed its own, like a broker."""
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        return False
+
+
 class Peer:
     """A TCP server that speaks only as a test tells it to."""
 
@@ -116,7 +124,9 @@ class Peer:
 @pytest.fixture
 async def peer() -> AsyncIterator[Peer]:
     peer = Peer()
-    server = await asyncio.start_server(peer.connected, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _ClosesAfterUs(asyncio.StreamReader(), peer.connected), "127.0.0.1", 0
+    )
     peer.port = server.sockets[0].getsockname()[1]
     yield peer
     server.close()
@@ -605,7 +615,7 @@ async def test_a_filter_that_is_not_granted_is_an_error(peer: Peer, suback: str)
         await wire.greet(suback=bytes.fromhex("30 05 00 01 74 00 61" + suback))
         assert await wire.packet() == bytes.fromhex("e0 00")
         with pytest.raises(UplinkError, match=r"t/#|number of filters"):
-            await client.wait_connected(0)
+            await client.wait_connected(0.1)
         assert inbox.messages == []
 
 
