@@ -11,6 +11,7 @@ and says which one is broken. A property test holds the two to the same answers.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -220,13 +221,38 @@ def _json_records(payload: bytes) -> list[_Record]:
         raise _unreadable(error) from error
 
 
+def _decimal_fraction(content: object, _immutable: bool) -> float:
+    match content:
+        case [int() as exponent, int() as mantissa] if abs(exponent) <= 400:
+            return float(f"{mantissa}e{exponent}")
+    raise ReadingError("EX-R-016", "a decimal fraction is [exponent, mantissa], of a double's size")
+
+
+def _bignum(_content: object, _immutable: bool) -> int:
+    raise ReadingError("EX-R-016", "a bignum is not below 2^53")
+
+
+def _other_tag(_content: object, _immutable: bool) -> object:
+    raise ReadingError("EX-R-001", "no CBOR tag but 4, a decimal fraction, is used")
+
+
+class _Tags(dict[int, Callable[[Any, bool], Any]]):
+    """What SenML has tags for (RFC 8428 section 6); the content of others may take seconds to decode."""
+
+    def __missing__(self, tag: int) -> Callable[[Any, bool], Any]:
+        return _other_tag
+
+
+_TAGS = _Tags({2: _bignum, 3: _bignum, 4: _decimal_fraction})
+_CBOR_DEPTH = 8  # a pack needs 4: array, map, tag, array
+
+
 def _cbor_items(payload: bytes) -> list[dict[str, object]]:
     """Return the pack's maps, by JSON's labels."""
     stream = io.BytesIO(payload)
     try:
-        items = cbor2.load(stream)
-        # TypeError and friends: what a tag's content can raise where the library does not wrap it.
-    except (cbor2.CBORError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        items = cbor2.load(stream, semantic_decoders=_TAGS, max_depth=_CBOR_DEPTH)
+    except (cbor2.CBORError, ValueError, TypeError) as error:
         raise _unreadable(error) from error
     if stream.tell() != len(payload):
         raise ReadingError("EX-R-001", f"{len(payload) - stream.tell()} bytes follow the pack")
@@ -251,6 +277,8 @@ def _cbor_records(items: list[dict[str, object]]) -> list[_Record]:
 
 
 def _unreadable(error: Exception) -> ReadingError:
+    if isinstance(error.__cause__, ReadingError):  # raised at a tag
+        return error.__cause__
     text = str(error)[:200]
     if "unknown field" in text:
         return ReadingError("EX-R-004", f"only bn bt bver n u v vs vb t are allowed: {text}")
@@ -263,9 +291,7 @@ def _unreadable(error: Exception) -> ReadingError:
 
 def _shown(value: object) -> str:
     """Return a value for people, short whatever it is."""
-    if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        return "an integer above 2^53"  # the longest ones cannot be printed at all
-    text = repr(value)
+    text = "missing" if value is UNSET else repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
@@ -496,8 +522,9 @@ _encode_json = msgspec.json.Encoder().encode
 def encode_pack(topic: Topic, samples: Sequence[Sample], form: PackFormat = "json") -> bytes:
     """Return the pack of one device's samples, all of one epoch, in ascending order of time and seq.
 
-    Raises: ReadingError when the samples cannot form one pack: of several epochs, a value that is no number below
-    2^53, or more than a pack may hold.
+    A value that is not finite is left out: SenML has none, and no number stands for it. The caller sees to the size.
+
+    Raises: ReadingError when the samples are not of one epoch.
     """
     if not samples or any(sample.epoch != samples[0].epoch for sample in samples):
         raise ReadingError("EX-R-006", "a pack holds samples of exactly one epoch")
@@ -519,8 +546,8 @@ def encode_pack(topic: Topic, samples: Sequence[Sample], form: PackFormat = "jso
         for name, value in sample.metrics.items():
             if isinstance(value, bool):
                 records.append({"n": name, "vb": value})
-            elif not -MAX_NUMBER < value < MAX_NUMBER:
-                raise ReadingError("EX-R-016", f"{_shown(value)} is not below 2^53", place=name)
+            elif not math.isfinite(value):
+                continue
             elif unit := units.get(name):
                 records.append({"n": name, "u": unit, "v": value})
             else:
@@ -528,16 +555,10 @@ def encode_pack(topic: Topic, samples: Sequence[Sample], form: PackFormat = "jso
         if sample.quality:
             records.append({"n": "quality", "vs": sample.quality})
     if form == "json":
-        payload = _encode_json(records)
-    else:
-        payload = cbor2.dumps(
-            [{_CBOR_LABELS[key]: value for key, value in record.items()} for record in records]
-        )
-    if len(payload) > MAX_PACK_BYTES:
-        raise ReadingError(
-            "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
-        )
-    return payload
+        return _encode_json(records)
+    return cbor2.dumps(
+        [{_CBOR_LABELS[key]: value for key, value in record.items()} for record in records]
+    )
 
 
 @cache
