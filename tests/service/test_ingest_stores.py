@@ -1,0 +1,289 @@
+"""The contract of a store: every test runs on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from exchange.errors import ConfigError, StoreError
+from ingest.stores import Point, Series, Store, StoreRejected, StoreUnavailable, open_store
+from tests.influx import Influx
+
+AIR = Series("air", "tw-tpe", "street", "aq-7")
+LAMP = Series("streetlight", "tw-tpe", "street", "lamp-1")
+NOON_NS = 1_795_000_000_000 * 1_000_000
+
+
+@pytest.fixture(params=["sqlite", "influxdb"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Store]:
+    if request.param == "sqlite":
+        store = open_store(f"sqlite:///{tmp_path}/rows.sqlite")
+    else:
+        server: Influx = request.getfixturevalue("influx")
+        bucket = server.bucket()
+        monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
+        store = open_store(bucket.url)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def rows(store: Store, measurement: str, **asked: int | str | None) -> list[Point]:
+    return [point async for point in store.rows(measurement, **asked)]  # type: ignore[arg-type]  # the caller's words
+
+
+async def test_what_is_written_is_read(store: Store) -> None:
+    points = [
+        Point(AIR, NOON_NS + 123_456, {"pm2_5": 12.0, "epoch": 1_795_000_123_456, "seq": 0}),
+        Point(AIR, NOON_NS + 1_000_123_456, {"pm2_5": 0.1 + 0.2, "epoch": 1, "seq": 1}),
+        Point(AIR._replace(device="aq-8"), NOON_NS + 2, {"pm2_5": -1e-300, "seq": 2**53 - 1}),
+    ]
+    await store.write(points)
+    found = await rows(store, "air")
+    assert found == sorted(points, key=lambda point: point.time_ns)
+    assert found[-1].time_ms == 1_795_000_001_000
+    assert [type(found[1].fields[name]) for name in ("pm2_5", "epoch", "seq")] == [float, int, int]
+
+
+async def test_a_resend_meets_its_own_row(store: Store) -> None:
+    point = Point(AIR, NOON_NS + 5, {"pm2_5": 1.5, "seq": 4})
+    await store.write([point, point])
+    await store.write([point])
+    assert await rows(store, "air") == [point]
+
+
+async def test_two_epochs_of_one_millisecond_stay_two_rows(store: Store) -> None:
+    first = Point(AIR, NOON_NS + 111_111, {"pm2_5": 1.5, "seq": 0})
+    second = Point(AIR, NOON_NS + 111_112, {"pm2_5": 2.5, "seq": 0})
+    await store.write([first, second])
+    assert await rows(store, "air") == [first, second]
+
+
+async def test_a_repeated_key_merges_its_fields(store: Store) -> None:
+    await store.write([Point(AIR, NOON_NS, {"pm2_5": 1.5, "pm10": 3.0})])
+    await store.write([Point(AIR, NOON_NS, {"pm2_5": 2.5, "noise": 40.0})])
+    assert [point.fields for point in await rows(store, "air")] == [
+        {"pm2_5": 2.5, "pm10": 3.0, "noise": 40.0}
+    ]
+
+
+async def test_booleans_are_0_and_1(store: Store) -> None:
+    await store.write([Point(LAMP, NOON_NS, {"lit": True, "lamp_fault": False, "level": 1.0})])
+    [row] = await rows(store, "streetlight")
+    assert row.fields == {"lit": 1, "lamp_fault": 0, "level": 1.0}
+    assert {name: type(value) for name, value in row.fields.items()} == {
+        "lit": int,
+        "lamp_fault": int,
+        "level": float,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'a "quoted" word',
+        "back\\slash",
+        "two\nlines\r\n",
+        "comma, equals= space",
+        "臺北市 路燈 ☂",
+        "\\",
+        "'x'",
+    ],
+)
+async def test_text_comes_back_as_it_was(store: Store, text: str) -> None:
+    series = Series("device", "tw-tpe", "street", "aq-7", "air")
+    await store.write([Point(series, NOON_NS, {"label": text, "up": 1})])
+    assert await rows(store, "device") == [Point(series, NOON_NS, {"label": text, "up": 1})]
+
+
+async def test_a_vendors_metric_is_a_field_like_any_other(store: Store) -> None:
+    point = Point(AIR, NOON_NS, {"x-plantower-pm2.5_cf1": 7.0, "x-acme-a b,c=d": 1.5})
+    await store.write([point])
+    assert await rows(store, "air") == [point]
+
+
+async def test_rows_are_read_by_device_and_time(store: Store) -> None:
+    points = [
+        Point(AIR._replace(device=f"aq-{number % 3}"), NOON_NS + number * 1_000_000, {"pm1": 1.0})
+        for number in range(30)
+    ]
+    await store.write(random.Random(7).sample(points, len(points)))
+    assert await rows(store, "air") == points
+    assert await rows(store, "air", device="aq-1") == points[1::3]
+    first, last = points[4].time_ns, points[9].time_ns
+    assert await rows(store, "air", start_ns=first, end_ns=last) == points[4:9]
+    assert await rows(store, "air", device="aq-1", start_ns=first, end_ns=last) == [
+        points[4],
+        points[7],
+    ]
+    assert await rows(store, "air", device="no'such\"one") == []
+    assert await rows(store, "nothing") == []
+
+
+async def test_many_rows_are_read_in_order(store: Store) -> None:
+    points = [Point(AIR, NOON_NS + number, {"pm1": float(number)}) for number in range(12_000)]
+    await store.write(points[:7000])
+    await store.write(points[7000:])
+    assert await rows(store, "air") == points
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"pm1": math.nan}, {"pm1": math.inf}, {"seq": 1 << 63}, {"label": "half a pair \ud83d"}],
+)
+async def test_a_point_that_no_store_can_hold_is_rejected(
+    store: Store, fields: dict[str, float | int | str]
+) -> None:
+    good = Point(LAMP, NOON_NS, {"level": 1.0})
+    with pytest.raises(StoreRejected):
+        await store.write([good, Point(AIR, NOON_NS, fields)])
+    await store.write([good])
+    assert await rows(store, "streetlight") == [good]
+
+
+async def test_writers_and_readers_do_not_wait_for_each_other(store: Store) -> None:
+    points = [Point(AIR, NOON_NS + number, {"pm1": 1.0}) for number in range(6000)]
+    await store.write(points)
+    reading = store.rows("air")
+    assert await anext(reading) == points[0]
+    async with asyncio.timeout(10):
+        await store.write([Point(LAMP, NOON_NS, {"level": 1.0})])
+    assert 1 + len([point async for point in reading]) == len(points)
+
+
+# InfluxDB alone
+
+
+async def test_a_conflict_of_types_is_rejected(
+    influx: Influx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = influx.bucket()
+    bucket.write(f'air,county=tw-tpe,site=s,device=d noise="loud" {NOON_NS}')
+    monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
+    store = open_store(bucket.url)
+    with pytest.raises(StoreRejected, match="field type conflict"):
+        await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [("token", 401), ("bucket", 404), ("foreign", 403), ("port", None)],
+)
+async def test_what_is_not_the_points_fault_is_unavailable(
+    influx: Influx, monkeypatch: pytest.MonkeyPatch, change: str, status: int | None
+) -> None:
+    bucket = influx.bucket()
+    url, token = bucket.url, bucket.token
+    if change == "token":
+        token = "wrong"
+    elif change == "bucket":
+        url += "-that-is-not"
+    elif change == "foreign":
+        url = influx.bucket().url
+    else:
+        url = url.replace(f":{influx.port}/", ":1/")
+    monkeypatch.setenv("INFLUX_TOKEN", token)
+    store = open_store(url)
+    with pytest.raises(StoreUnavailable, match=f"HTTP {status}" if status else "connect") as caught:
+        await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    assert token not in str(caught.value)
+    with pytest.raises(StoreUnavailable):
+        await rows(store, "air")
+    await store.close()
+
+
+async def test_a_token_that_was_changed_in_its_file_is_taken_up(
+    influx: Influx, tmp_path: Path
+) -> None:
+    bucket = influx.bucket()
+    file = tmp_path / "token"
+    file.write_text("wrong\n")
+    store = open_store(bucket.url, token_file=file)
+    with pytest.raises(StoreUnavailable, match="401"):
+        await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    file.write_text(f"{bucket.token}\n")
+    with pytest.raises(StoreUnavailable, match="401"):  # on which the file is read again
+        await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    assert len(await rows(store, "air")) == 1
+    assert bucket.token not in repr(vars(store)["_token"])
+    await store.close()
+
+
+# SQLite alone
+
+
+async def test_another_writers_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    store = open_store(f"sqlite:///{path}")
+    await store.open()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    assert len(await rows(store, "air")) == 1
+    await store.close()
+
+
+async def test_a_view_per_domain_shows_the_metrics_as_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    store = open_store(f"sqlite:///{path}")
+    await store.open()
+    await store.write([Point(AIR, NOON_NS + 250_000_007, {"pm2_5": 40.5, "x-a-b": 1.0, "seq": 3})])
+    await store.close()
+    with closing(sqlite3.connect(path)) as shell:
+        asked = "SELECT device, time, time_ms, pm2_5, seq, fields ->> '$.\"x-a-b\"' FROM air"
+        assert shell.execute(asked).fetchall() == [
+            ("aq-7", "2026-11-18T11:06:40.250Z", 1_795_000_000_250, 40.5, 3, 1.0)
+        ]
+
+
+async def test_a_file_of_a_newer_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    store = open_store(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match="99 is newer"):
+        await store.open()
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://127.0.0.1/city",
+        "sqlite:///",
+        "sqlite://host/file",
+        "influxdb://127.0.0.1:8086/org",
+        "influxdb:///org/bucket",
+        "influxdb://127.0.0.1:port/org/bucket",
+        "influxdb://user:secret@127.0.0.1:8086/org/bucket",
+    ],
+)
+def test_a_wrong_address_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFLUX_TOKEN", "token")
+    with pytest.raises(ConfigError) as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_token_says_where_it_belongs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("INFLUX_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="INFLUX_TOKEN"):
+        open_store("influxdb://127.0.0.1:8086/org/bucket")
+    with pytest.raises(ConfigError, match="no-such-file"):
+        open_store("influxdb://127.0.0.1:8086/o/b", token_file=tmp_path / "no-such-file")
