@@ -84,6 +84,9 @@ class _Bus:
             except ConnectionException as error:
                 raise LinkLost(f"{self._name}: {error}") from error
             except ModbusException as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError from error  # pymodbus makes an error of it
                 self._still_there()
                 raise self._what_was_wrong(unit, function, quantity) from error
             finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import serial
 from serial_asyncio_fast import SerialTransport, create_serial_connection
@@ -23,14 +23,12 @@ class _Line(asyncio.Protocol):
     """An open port, and what came in and is not read yet."""
 
     def __init__(self, name: str) -> None:
+        self.transport: SerialTransport  # the library says "made" only in the loop's next round
         self._name = name
         self._unread = bytearray()
         self._stirred = asyncio.Event()
         self._lost = ""
-        self.closed = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("SerialTransport", transport)
+        self._closed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
         self._unread += data
@@ -40,7 +38,7 @@ class _Line(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = f"{self._name}: {error or 'closed'}"
         self._stirred.set()
-        self.closed.set()
+        self._closed.set()
 
     async def read_some(self, timeout_s: float) -> bytes:
         try:
@@ -57,13 +55,13 @@ class _Line(asyncio.Protocol):
 
     async def write(self, data: bytes) -> None:
         self._still_there()
-        if self._transport.get_write_buffer_size() > UNSENT_MAX:
+        if self.transport.get_write_buffer_size() > UNSENT_MAX:
             raise LinkLost(f"{self._name}: takes no more bytes")
-        self._transport.write(data)
+        self.transport.write(data)
 
     def discard_input(self) -> None:
         self._unread.clear()
-        port = None if self._lost else self._transport.serial
+        port = None if self._lost else self.transport.serial
         if port is not None:
             try:
                 port.reset_input_buffer()
@@ -71,15 +69,15 @@ class _Line(asyncio.Protocol):
                 raise LinkLost(f"{self._name}: {error}") from error
 
     def _still_there(self) -> None:
-        if self._lost or self._transport.is_closing():
+        if self._lost or self.transport.is_closing():
             raise LinkLost(self._lost or f"{self._name}: closed")
 
     async def close(self) -> None:
         """Close without waiting for bytes that nobody takes."""
-        if not self._transport.is_closing():
-            self._transport.abort()
+        if not self.transport.is_closing():
+            self.transport.abort()
         async with asyncio.timeout(_CLOSE_S):
-            await self.closed.wait()
+            await self._closed.wait()
 
 
 @asynccontextmanager
@@ -96,7 +94,7 @@ async def open_serial(
     Raises: LinkLost when there is no such port, it is in use, or it may not be opened.
     """
     try:
-        _, line = await create_serial_connection(
+        transport, line = await create_serial_connection(
             asyncio.get_running_loop(),
             lambda: _Line(port),
             port,
@@ -109,6 +107,7 @@ async def open_serial(
     except (serial.SerialException, OSError, ValueError) as error:
         raise LinkLost(f"{port}: {error}") from error
     assert isinstance(line, _Line)
+    line.transport = transport
     try:
         line.discard_input()
         yield line
