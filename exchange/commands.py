@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
 
 from exchange.errors import CommandError
+from exchange.moments import Moment, rfc3339
+from exchange.topics import END
 
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Argument = float | int | bool | Annotated[str, msgspec.Meta(max_length=200)]
 Status = Literal["accepted", "done", "failed", "expired", "rejected"]
 
@@ -19,7 +19,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """An order to one device. `issued_by` is for people: rights come from the broker."""
 
     id: UUID
-    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+    name: Annotated[str, msgspec.Meta(pattern=rf"^[a-z][a-z0-9_]{{0,47}}{END}")]
     issued_at: Moment
     expires_at: Moment
     issued_by: Annotated[str, msgspec.Meta(max_length=200)] = ""
@@ -44,12 +44,13 @@ _encode = msgspec.json.Encoder().encode
 
 def encode_command(command: Command) -> bytes:
     """Return the command as it travels."""
-    return _encode(command)
+    moments = {"issued_at": rfc3339(command.issued_at), "expires_at": rfc3339(command.expires_at)}
+    return _encode(msgspec.to_builtins(command) | moments)
 
 
 def encode_result(result: Result) -> bytes:
     """Return the result as it travels."""
-    return _encode(result)
+    return _encode(msgspec.to_builtins(result) | {"at": rfc3339(result.at)})
 
 
 def decode_command(payload: bytes) -> Command:

@@ -434,6 +434,8 @@ def _judge(
 def _quality(record: _Record, earlier: str) -> str:
     if earlier:
         raise _Broken("EX-R-017", "given twice in one sample")
+    if record.u:
+        raise _Broken("EX-R-012", "a quality has no unit")
     text = record.vs
     if text is UNSET or not all(_MARK.fullmatch(mark) for mark in text.split(";")):
         raise _Broken(

@@ -9,25 +9,29 @@ import msgspec
 
 from exchange.errors import DeliveryError
 from exchange.readings import MAX_NUMBER
+from exchange.topics import END
 
+RequirementId = Annotated[str, msgspec.Meta(pattern=rf"^EX-[A-Z]-[0-9]{{3}}{END}")]
+Digest = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{64}}{END}")]
+"""SHA-256 of a payload, in hex."""
 Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_NUMBER)]
 Range = tuple[Count, Count, Count]
 """epoch, from, to: seqs, both inclusive."""
-RefusedRange = tuple[Count, Count, Count, str]
+RefusedRange = tuple[Count, Count, Count, RequirementId]
 """epoch, from, to, requirement id."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One receipt to one gateway.
 
-    Shape: `stored` and `refused` by device; `unreadable` pairs of (SHA-256 of a payload in hex, requirement id) for
-    packs in which no sample could be named; `results` pairs of (command id, status).
+    Shape: `stored` and `refused` by device; `unreadable` names by their digest the packs in which no sample
+    could be named; `results` pairs of (command id, status).
     """
 
     v: Literal[1]
     stored: dict[str, list[Range]] = {}
     refused: dict[str, list[RefusedRange]] = {}
-    unreadable: list[tuple[str, str]] = []
+    unreadable: list[tuple[Digest, RequirementId]] = []
     results: list[tuple[str, str]] = []
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
 
 from exchange.errors import StateError
+from exchange.moments import Moment, rfc3339
 from exchange.receipts import Count
 
 Text = Annotated[str, msgspec.Meta(max_length=200)]
@@ -60,7 +60,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     interval_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
     epoch: Count
     descriptor: Descriptor = Descriptor()
-    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    since: Moment | None = None
 
 
 _decoder = msgspec.json.Decoder(State)
@@ -69,7 +69,8 @@ _encode = msgspec.json.Encoder().encode
 
 def encode_state(state: State) -> bytes:
     """Return the state as it travels."""
-    return _encode(state)
+    since = {} if state.since is None else {"since": rfc3339(state.since)}
+    return _encode(msgspec.to_builtins(state) | since)
 
 
 def decode_state(payload: bytes) -> State | None:

@@ -17,6 +17,8 @@ Channel = Literal["readings", "state", "commands", "results", "receipts"]
 DeviceChannel = Literal["readings", "state", "commands", "results"]
 
 PREFIX = "city/v1"
+# The end of a text in Python as in JSON Schema: `$` alone lets Python take a line feed more.
+END = r"$(?!\n)"
 LEVEL = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 COUNTY = re.compile(r"[a-z]{2}-[a-z0-9]{1,3}")
 _DEVICE_CHANNELS = frozenset(get_args(DeviceChannel))
