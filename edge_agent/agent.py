@@ -23,6 +23,7 @@ from exchange.topics import Topic
 log = logging.getLogger(__name__)
 
 OPEN_S = 10.0
+EXCHANGE_S = 5.0  # told to stop, exchanges that are under way get this long
 
 
 class Agent:
@@ -72,10 +73,11 @@ class Agent:
                 notify("STOPPING=1")
                 log.info("draining", extra={"outbox": self.outbox.depth})
                 self._stop_buses.set()
-                await asyncio.wait(buses) if buses else None
+                if buses:
+                    await asyncio.wait(buses, timeout=EXCHANGE_S)
                 await self._intake.drained()
                 await self._drain()
-                for task in (gateway, intake, uplink):
+                for task in (*buses, gateway, intake, uplink):
                     task.cancel()
             await self.uplink.farewell()
         finally:

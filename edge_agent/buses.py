@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 REOPEN_FIRST_S = 0.2
 REOPEN_LAST_S = 30.0
+QUIET_S = 30.0  # a radio that hears nothing for so long is opened again
 
 
 class Line(NamedTuple):
@@ -125,7 +126,7 @@ class BusTask:
             except DeviceError as error:
                 line.health.failed(error)
             self._is_open()
-            turn = Turn(line.device.interval_s, time.monotonic())
+            (turn,) = turns([line.device.interval_s], time.monotonic())
             while not self._stop.is_set():
                 if driver.streaming:
                     reading = await self._unless_stopped(self._attempt(line, driver.read(port)))
@@ -157,15 +158,13 @@ class BusTask:
 
     async def _serve_ble(self, bus: BleBus) -> None:
         drivers = {cast("AdvertDriver", line.driver).address: line for line in self._lines}
-        quiet_s = 3 * max(line.device.interval_s for line in self._lines)
+        quiet_s = max(QUIET_S, 3 * max(line.device.interval_s for line in self._lines))
         async with open_scanner(drivers, adapter=bus.adapter) as scanner:
             self._is_open()
             while not self._stop.is_set():
                 try:
                     advert = await self._unless_stopped(scanner.next_advert(quiet_s))
                 except DeviceSilent as error:
-                    for line in self._lines:
-                        line.health.failed(error)
                     # BlueZ forgets a scan when its daemon restarts: begin a new one
                     raise LinkLost(str(error)) from error
                 if advert is None:

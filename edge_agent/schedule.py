@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SLOWEST_RETRY_S = 60.0
+SETTLE_S = 0.1  # adapters and devices get this long after a bus was opened
 
 
 class Turn:
@@ -37,6 +38,6 @@ def turns(intervals_s: list[float], now_s: float) -> list[Turn]:
     """Return a turn for each device, their first times spread over their intervals."""
     count = max(1, len(intervals_s))
     return [
-        Turn(interval_s, now_s + interval_s * index / count)
+        Turn(interval_s, now_s + SETTLE_S + interval_s * index / count)
         for index, interval_s in enumerate(intervals_s)
     ]

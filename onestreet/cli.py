@@ -1,0 +1,74 @@
+"""The command `onestreet`: one subcommand a room; a room that is not installed says which extra brings it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple, TypeAlias
+
+from exchange.errors import ConfigError, OnestreetError
+
+Run: TypeAlias = Callable[[Sequence[str]], int]
+"""Takes the words after the subcommand, returns the exit status."""
+
+
+class Subcommand(NamedTuple):
+    """Where a subcommand lives, `module:function`, and what brings it."""
+
+    target: str
+    extra: str
+    words: str
+
+
+SUBCOMMANDS = {
+    "demo": Subcommand(
+        "onestreet.demo.command:run", "all", "a simulated town, end to end, with an audit"
+    ),
+    "edge": Subcommand("edge_agent.command:run", "edge", "the agent on a gateway"),
+    "ingest": Subcommand("ingest.command:run", "ingest", "from the broker into the store"),
+    "watch": Subcommand("ingest.command:run_watch", "ingest", "the registry and what is up"),
+    "decode": Subcommand(
+        "onestreet.decode:run", "edge", "what a driver makes of bytes given in hex"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status: 2 for a wrong command line or configuration."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="onestreet",
+        description="A town's streetlights, parking sensors and air boxes through one interface.",
+        epilog=_listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subcommand", choices=SUBCOMMANDS, metavar="SUBCOMMAND")
+    chosen = parser.parse_args(words[:1]).subcommand
+    try:
+        module, _, function = SUBCOMMANDS[chosen].target.partition(":")
+        run: Run = getattr(import_module(module), function)
+        return run(words[1:])
+    except ModuleNotFoundError as error:
+        extra = SUBCOMMANDS[chosen].extra
+        sys.stderr.write(
+            f"onestreet {chosen} needs {error.name}: pip install 'onestreet[{extra}]'\n"
+        )
+        return 2
+    except ConfigError as error:
+        sys.stderr.write(f"configuration error 設定錯誤: {error}\n")
+        return 2
+    except OnestreetError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _listing() -> str:
+    return "\n".join(f"  {name:<8}{one.words}" for name, one in SUBCOMMANDS.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The demo: brings every process up, lets the town speak, drains, and audits."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+
+from ingest.quarantine import refused_samples
+from ingest.stores import Point, Store, open_store
+from onestreet.broker import BrokerFiles, GatewayAccount
+from onestreet.demo.audit import Audit, DeviceAudit, Entry, StoredRow, audit_device, total
+from onestreet.demo.files import DRAIN_S, GATEWAY, INTERVAL_S, agent_file, ingest_file
+from onestreet.demo.town import TownProcess
+from onestreet.processes import Change, Child
+from simulators.plan import TownPlan
+from simulators.truth import read_truth
+
+Victim = Literal["agent", "ingest", "broker"]
+VICTIMS: tuple[str, ...] = get_args(Victim)
+
+IN_HAND_MS = 500
+"""A reading that was completed so shortly before its agent was killed may not have reached the outbox."""
+SETTLE_S = 0.3
+STOP_S = 15.0
+
+
+class Kill(NamedTuple):
+    """Kill -9 a process some seconds after the town began to speak; the broker loses its memory, too."""
+
+    victim: Victim
+    after_s: float
+
+
+class Demo:
+    """One run, in one folder."""
+
+    def __init__(
+        self,
+        plan: TownPlan,
+        folder: Path,
+        *,
+        store_url: str = "",
+        kills: Iterable[Kill] = (),
+        agent_argv: Sequence[str] = (sys.executable, "-m", "edge_agent"),
+    ) -> None:
+        """`agent_argv` is the command that the agent's configuration is appended to."""
+        self.plan = plan
+        self.folder = folder
+        self.store_url = store_url or f"sqlite:///{folder}/town.sqlite"
+        self.store: Store = open_store(self.store_url)
+        self.began_ms = 0
+        self._kills = list(kills)
+        self._agent_argv = list(agent_argv)
+        self._town = TownProcess(plan, folder / "town")
+        self._killed: list[tuple[int, int]] = []
+        self._gate: asyncio.Task[None] | None = None
+        self._children: dict[str, Child] = {}
+
+    @property
+    def children(self) -> Mapping[str, Child]:
+        """The processes by name, in the order of starting."""
+        return self._children
+
+    @property
+    def truth_path(self) -> Path:
+        """Where the town notes what it sent."""
+        return self._town.truth_path
+
+    async def run(self, stop: asyncio.Event, seconds: float | None) -> Audit:
+        """Run for some seconds or until `stop` is set, drain, and return the audit. Raises: ProcessFailed."""
+        async with self._everything():
+            killing = asyncio.create_task(self._kill_as_told())
+            try:
+                async with asyncio.timeout(seconds):
+                    await stop.wait()
+            except TimeoutError:
+                pass
+            killing.cancel()
+            await asyncio.gather(killing, return_exceptions=True)
+            await self._drain()
+            return await self._audit()
+
+    # --------------------------------------------------------------------------------------------- up and down
+
+    @asynccontextmanager
+    async def _everything(self) -> AsyncIterator[None]:
+        try:
+            await self._start()
+            yield
+        finally:
+            for child in reversed(list(self._children.values())):
+                await child.stop(STOP_S)
+            await self._town.stop()
+            await self.store.close()
+
+    async def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        account = GatewayAccount(self.plan.county, self.plan.site, GATEWAY)
+        files = BrokerFiles(self.folder / "broker", self.plan.county, [account])
+        self._files = files
+        broker = self._child("broker", files.argv, is_up=files.is_up)
+        await asyncio.gather(broker.start(), self._town.start())
+        agent_path, ingest_path = self.folder / "agent.toml", self.folder / "ingest.toml"
+        agent_path.write_text(
+            agent_file(self.plan, self._town.endpoints, files, self.folder), encoding="utf-8"
+        )
+        ingest_path.write_text(
+            ingest_file(self.plan, files, self.store_url, self.folder), encoding="utf-8"
+        )
+        ingest = self._child(
+            "ingest", [sys.executable, "-m", "ingest", str(ingest_path), "--with-watch"]
+        )
+        agent = self._child(
+            "agent",
+            [*self._agent_argv, str(agent_path)],
+            environment=self._radio(),
+            on_change=self._agent_changed,
+        )
+        self.began_ms = time.time_ns() // 1_000_000
+        await asyncio.gather(ingest.start(), agent.start(), self.store.open())
+
+    def _child(self, name: str, argv: Sequence[str], **more: object) -> Child:
+        child = Child(name, argv, self.folder, **more)  # type: ignore[arg-type]  # passed on
+        self._children[name] = child
+        return child
+
+    def _radio(self) -> dict[str, str]:
+        buses = [end["dbus"] for end in self._town.endpoints.values() if end["kind"] == "ble"]
+        return {"DBUS_SYSTEM_BUS_ADDRESS": buses[0]} if buses else {}
+
+    def _agent_changed(self, change: Change) -> None:
+        """The town speaks only while there is an agent to hear it."""
+        before = self._gate
+        self._gate = asyncio.create_task(self._move_gate(change, before))
+
+    async def _move_gate(self, change: Change, before: asyncio.Task[None] | None) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        if change == "died":
+            self._killed.append((now_ms - IN_HAND_MS, sys.maxsize))
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
+        if change == "died":
+            await self._town.mute()
+            return
+        if self._killed:
+            self._killed[-1] = (self._killed[-1][0], time.time_ns() // 1_000_000)
+        await self._town.speak()
+
+    async def _kill_as_told(self) -> None:
+        begun_s = time.monotonic()
+        for kill in sorted(self._kills, key=lambda kill: kill.after_s):
+            await asyncio.sleep(begun_s + kill.after_s - time.monotonic())
+            wipe = self._files.wipe if kill.victim == "broker" else None
+            self._children[kill.victim].kill(wipe)
+
+    async def _drain(self) -> None:
+        """The town falls silent, the agent delivers what it has, ingest stores it."""
+        for child in self._children.values():
+            async with asyncio.timeout(STOP_S):
+                await child.ready.wait()
+        if self._gate is not None:
+            await asyncio.gather(self._gate, return_exceptions=True)
+        await self._town.mute()
+        await asyncio.sleep(SETTLE_S)  # what is in the kernel's buffers reaches the agent
+        await self._children["agent"].stop(DRAIN_S + STOP_S)
+        await self._children["ingest"].stop(STOP_S)
+
+    # ------------------------------------------------------------------------------------------------- results
+
+    async def rows(self, since_ms: int) -> list[Point]:
+        """Return what the store holds of the plan's devices since then."""
+        return [
+            point
+            for domain in sorted({device.domain for device in self.plan.devices})
+            async for point in self.store.rows(domain, start_ns=since_ms * 1_000_000)
+        ]
+
+    async def _audit(self) -> Audit:
+        truth: dict[str, list[Entry]] = {device.id: [] for device in self.plan.devices}
+        for entry in read_truth(self._town.truth_path):
+            truth[entry.device].append(Entry(entry.at_ms, entry.values))
+        rows: dict[str, list[StoredRow]] = {device.id: [] for device in self.plan.devices}
+        for point in await self.rows(self.began_ms):
+            if point.series.device in rows:
+                rows[point.series.device].append(_stored(point))
+        refused = refused_samples(self.folder / "quarantine.sqlite")
+        devices: dict[str, DeviceAudit] = {}
+        for device in self.plan.devices:
+            devices[device.id] = audit_device(
+                truth[device.id],
+                rows[device.id],
+                INTERVAL_S[device.domain],
+                refused=refused.get(device.id, 0),
+                killed=self._killed,
+            )
+        return total(devices)
+
+
+def _stored(point: Point) -> StoredRow:
+    fields = dict(point.fields)
+    epoch, seq = fields.pop("epoch"), fields.pop("seq")
+    fields.pop("quality", None)
+    values = {name: value for name, value in fields.items() if isinstance(value, int | float)}
+    return StoredRow(point.time_ms, int(epoch), int(seq), values)
+
+
+def report(audit: Audit) -> bytes:
+    """Return the audit as the report file holds it."""
+    return msgspec.json.format(msgspec.json.encode(audit), indent=2) + b"\n"

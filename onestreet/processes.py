@@ -1,0 +1,196 @@
+"""Child processes: started, said ready by themselves, brought back when they die, ended with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from exchange.errors import OnestreetError
+
+READY_S = 20.0
+RESTART_FIRST_S = 0.2
+RESTART_LAST_S = 5.0
+
+Change = Literal["ready", "died"]
+
+
+class ProcessFailed(OnestreetError):
+    """A child process did not come up."""
+
+
+class Child:
+    """One process, kept alive between `start` and `stop`.
+
+    Shape: `argv` is the command; its output is appended to `{run_dir}/{name}.log`. It is ready when
+    it says so (sd_notify) or, where `is_up` is given, when that returns true.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        run_dir: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        is_up: Callable[[], bool] | None = None,
+        on_change: Callable[[Change], None] | None = None,
+    ) -> None:
+        """Nothing runs yet."""
+        self.name = name
+        self.argv = list(argv)
+        self.restarts = 0
+        self.ready = asyncio.Event()
+        self.died_ms: list[int] = []
+        self._log = run_dir / f"{name}.log"
+        self._notify = run_dir / f"{name}.notify"
+        self._environment = dict(environment or {})
+        self._is_up = is_up
+        self._on_change = on_change
+        self._before_restart: Callable[[], None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._channel: socket.socket | None = None
+        self._said_ready = asyncio.Event()
+        self._stopping = False
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now, 0 when none does."""
+        alive = self._process is not None and self._process.returncode is None
+        return self._process.pid if alive and self._process else 0
+
+    async def start(self) -> None:
+        """Start it and return when it is ready. Raises: ProcessFailed with the end of its log."""
+        await self._launch()
+        await self._become_ready()
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
+
+    async def stop(self, deadline_s: float) -> bool:
+        """SIGTERM, and SIGKILL when the deadline passes. Return whether it ended by itself."""
+        self._stopping = True
+        if self._process is None:
+            return True
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+            return False
+        finally:
+            if self._keeper is not None:
+                await asyncio.gather(self._keeper, return_exceptions=True)
+            self._close_channel()
+        return True
+
+    def kill(self, before_restart: Callable[[], None] | None = None) -> None:
+        """Kill -9; it is brought back, after `before_restart` has done its worst."""
+        self._before_restart = before_restart
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _launch(self) -> None:
+        self._open_channel()
+        environment = {**os.environ, **self._environment, "NOTIFY_SOCKET": str(self._notify)}
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is ours to hand on
+            )
+
+    def _open_channel(self) -> None:
+        """Listen to what the process says of itself for as long as it lives."""
+        self._close_channel()
+        self._said_ready.clear()
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        channel.setblocking(False)
+        channel.bind(str(self._notify))
+        asyncio.get_running_loop().add_reader(channel, self._hear, channel)
+        self._channel = channel
+
+    def _hear(self, channel: socket.socket) -> None:
+        if b"READY=1" in channel.recv(4096).splitlines():
+            self._said_ready.set()
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel)
+            self._channel.close()
+            self._channel = None
+        self._notify.unlink(missing_ok=True)
+
+    async def _become_ready(self) -> None:
+        assert self._process is not None
+        ended = asyncio.ensure_future(self._process.wait())
+        said = asyncio.ensure_future(self._is_ready())
+        try:
+            async with asyncio.timeout(READY_S):
+                await asyncio.wait({ended, said}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        if not said.done() or ended.done():
+            said.cancel()
+            ended.cancel()
+            await asyncio.gather(said, ended, return_exceptions=True)
+            raise ProcessFailed(f"{self.name} did not start; its log ends:\n{self._last_words()}")
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+        self.ready.set()
+        self._changed("ready")
+
+    async def _is_ready(self) -> None:
+        if self._is_up is None:
+            await self._said_ready.wait()
+            return
+        wait_s = 0.005
+        while not self._is_up():
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, 0.1)
+
+    async def _keep(self) -> None:
+        """Bring it back for as long as nobody stopped it."""
+        wait_s = RESTART_FIRST_S
+        while True:
+            assert self._process is not None
+            begun_s = time.monotonic()
+            await self._process.wait()
+            if self._stopping:
+                return
+            self.ready.clear()
+            self.died_ms.append(time.time_ns() // 1_000_000)
+            self._changed("died")
+            if time.monotonic() - begun_s > RESTART_LAST_S:
+                wait_s = RESTART_FIRST_S
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            wait_s = min(2 * wait_s, RESTART_LAST_S)
+            if self._before_restart is not None:
+                self._before_restart()
+                self._before_restart = None
+            self.restarts += 1
+            await self._launch()
+            try:
+                await self._become_ready()
+            except ProcessFailed:
+                if self.pid:
+                    self._process.kill()
+
+    def _changed(self, change: Change) -> None:
+        if self._on_change is not None:
+            self._on_change(change)
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-15:]) or "(nothing)"
