@@ -77,7 +77,9 @@ class SerialLine:
                 self._terminal.write(self._twin.speak())
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), wait_s)
+                # Not wait_for: until Python 3.12 it may swallow a cancellation.
+                async with asyncio.timeout(wait_s):
+                    await self._stirred.wait()
 
     def _silence_s(self, now_s: float, spoke_s: float) -> float | None:
         """Return how long to be silent yet; None until something changes."""

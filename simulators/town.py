@@ -200,6 +200,8 @@ def _stays(seed: int, device: str, day: date, zone: ZoneInfo) -> tuple[tuple[flo
             continue
         stay_s = STAY_MEDIAN_S * math.exp(STAY_SPREAD * chance.normal(*draw, "stays"))
         leaves_s = min(free_s + stay_s, closes_s)
+        if leaves_s == end_s:
+            break  # it would stay into the next day, which knows nothing of it: it drives on
         stays.append((free_s, leaves_s))
         free_s = leaves_s + SHUNTING_S
     if tonight:
