@@ -202,6 +202,7 @@ class Bluez:
         self._fresh: set[str] = set()  # devices whose advert was not yet on the air twice
         self._filters: dict[str, dict[str, Any]] = {}  # by client
         self._discovering: set[str] = set()  # clients
+        self._audience = 0  # counts the times that the last client stopped listening
         self._attributes: dict[str, Characteristic] = {}  # by path
         self._subscriptions: dict[tuple[str, str], Subscription] = {}  # by path and client
         self._running: set[asyncio.Task[None]] = set()
@@ -261,7 +262,6 @@ class Bluez:
         self._bus = MessageBus(bus_address=self._bus_address, negotiate_unix_fd=True)
         await self._bus.connect()
         try:
-            self._bus.add_message_handler(self._take)
             await self._bus.call(
                 Message(
                     destination="org.freedesktop.DBus",
@@ -272,11 +272,12 @@ class Bluez:
                     body=["type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged'"],
                 )
             )
+            await self._tasks.__aenter__()
+            self._bus.add_message_handler(self._take)
             await self._bus.request_name("org.bluez")
         except BaseException:
             self._bus.disconnect()
             raise
-        await self._tasks.__aenter__()
         for device in self._first_devices:
             self.add(device)
         return self
@@ -287,6 +288,7 @@ class Bluez:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._bus.remove_message_handler(self._take)
         self._end_subscriptions()
         for task in tuple(self._running):
             task.cancel()
@@ -321,9 +323,10 @@ class Bluez:
             manufacturer_data, service_data = device.advert()
             next_s = loop.time() + device.period_s
             times = 0
+            audience = self._audience
             # Whoever begins to listen later must not hear this one again: it would be a new
             # reading for a client that was started anew.
-            while self._discovering and (
+            while self._audience == audience and (
                 times < SEEN_TWICE
                 or (self._is_heard(path, device) and loop.time() + self._repeat_s <= next_s)
             ):
@@ -557,6 +560,7 @@ class Bluez:
         self._stir()
         if self._discovering:
             return
+        self._audience += 1
         for path in self._advertisers:
             if path in self._tree:
                 # Forgotten at once, not as bluetoothd does with the device half a minute later:
