@@ -45,6 +45,18 @@ PointType = Literal[
 ]
 
 
+_REGISTER_BYTES = {"bit": 2, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
+_REGISTER_BYTES |= {"uint64": 8, "int64": 8, "float64": 8}
+_OBJECTS = {"bool", "uint8", "int8", "uint16", "int16", "uint24", "uint32", "int32"}
+_OBJECTS |= {"text", "raw", "event", "command", "version"}
+TYPES: dict[BusKind, set[str]] = {
+    "serial": {"uint16", "int16", "high_byte", "low_byte"},
+    "modbus": {*_REGISTER_BYTES, "text"},
+    "ble": _OBJECTS,
+}
+"""What a value can be on each kind of bus."""
+
+
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file: no key that nobody reads."""
 
@@ -94,7 +106,7 @@ class Point(_Table, frozen=True, kw_only=True):
     """
 
     field: str
-    at: int
+    at: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
     type: PointType
     metric: str = ""
     unit: str = ""
@@ -108,6 +120,11 @@ class Point(_Table, frozen=True, kw_only=True):
     """The raw value that means "no value"."""
     variants: list[str] = []
     """The variants that have it; empty for all."""
+
+    @property
+    def register_bytes(self) -> int:
+        """How many bytes of registers it takes: text has two characters in each."""
+        return 2 * ((self.length + 1) // 2) if self.type == "text" else _REGISTER_BYTES[self.type]
 
     def metric_of_field(self, value: float) -> float:
         """Return the metric of the frame's own field."""
@@ -133,9 +150,9 @@ def _product(scale: float, add: float, factor: float) -> tuple[float, float]:
 class Block(_Table, frozen=True, kw_only=True):
     """Registers that one request reads; `at` is counted from the device's first register."""
 
-    function: Literal[1, 2, 3, 4]
+    function: Literal[3, 4]
     at: int
-    count: Annotated[int, msgspec.Meta(ge=1, le=2000)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=125)]
 
 
 class Write(_Table, frozen=True, kw_only=True):
@@ -225,6 +242,15 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
 
 
 def _check_point(file: str, key: str, point: Point, profile: Profile) -> None:
+    kind = profile.transport.kind
+    if point.type not in TYPES[kind]:
+        raise ConfigError(
+            file, f"{key}.type", point.type, f"one of {sorted(TYPES[kind])} on {kind}"
+        )
+    size = _REGISTER_BYTES.get(point.type, 0)
+    if point.order and sorted(point.order) != list("ABCDEFGH"[:size]):
+        allowed = f"the {size} letters {'ABCDEFGH'[:size]} in their order on the wire"
+        raise ConfigError(file, f"{key}.order", point.order, allowed)
     for variant in point.variants:
         if variant not in profile.variants:
             raise ConfigError(

@@ -18,9 +18,6 @@ from device_drivers.kit.profile import Block, Point, Profile
 
 Unit = Annotated[int, msgspec.Meta(ge=1, le=255)]
 
-_SIZES: Final = {"bit": 2, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4}
-_SIZES_64: Final = {"uint64": 8, "int64": 8, "float64": 8}
-_REGISTERS_MAX, _BITS_MAX = 125, 2000
 _EXCEPTIONS: Final = {
     1: "illegal function",
     2: "illegal address",
@@ -134,13 +131,6 @@ def parse_response(
     return Response(frame[0], answered, body)
 
 
-def size_bytes(point: Point) -> int:
-    """Return how many bytes of registers a point takes."""
-    if point.type == "text":
-        return 2 * ((point.length + 1) // 2)
-    return (_SIZES | _SIZES_64)[point.type]
-
-
 def raw_value(point: Point, registers: bytes) -> float | str | None:
     """Return the value as the registers hold it, None when the device marks it as absent.
 
@@ -167,7 +157,7 @@ def points_within(
     """Yield each point that the registers from `start` on hold, with its raw value."""
     for point in points:
         first = 2 * (point.at - start)
-        last = first + size_bytes(point)
+        last = first + point.register_bytes
         if first >= 0 and last <= len(registers):
             raw = raw_value(point, registers[first:last])
             if raw is not None:
