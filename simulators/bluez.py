@@ -25,7 +25,7 @@ from dbus_fast.aio import MessageBus
 from device_drivers.kit.twin import AdvertTwin
 from simulators.errors import SimulatorError
 from simulators.gate import Gate
-from simulators.line import Endpoint
+from simulators.line import Endpoint, LineTasks
 
 OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
@@ -206,7 +206,7 @@ class Bluez:
         self._attributes: dict[str, Characteristic] = {}  # by path
         self._subscriptions: dict[tuple[str, str], Subscription] = {}  # by path and client
         self._running: set[asyncio.Task[None]] = set()
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = LineTasks()
         self._tree: dict[str, dict[str, dict[str, Variant]]] = {
             "/": {OBJECT_MANAGER: {}},
             "/org": {},

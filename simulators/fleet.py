@@ -25,7 +25,7 @@ from simulators.truth import TruthLog
 if TYPE_CHECKING:
     from device_drivers.kit.registry import Twin
 
-QUIET_S: Final = 5.0
+QUIET_S: Final = 2.0
 """Deadline for what is in flight when the town is muted."""
 
 

@@ -85,7 +85,8 @@ class PrivateBus:
             if self._daemon.returncode is None:
                 self._daemon.terminate()
                 try:
-                    await asyncio.wait_for(self._daemon.wait(), END_S)
+                    async with asyncio.timeout(END_S):
+                        await self._daemon.wait()
                 except TimeoutError:
                     self._daemon.kill()
                     await self._daemon.wait()

@@ -10,7 +10,7 @@ from typing import Self
 
 from device_drivers.kit.twin import SerialTwin
 from simulators.gate import Gate
-from simulators.line import Endpoint
+from simulators.line import Endpoint, LineTasks
 from simulators.pseudo_terminal import PseudoTerminal
 
 
@@ -28,7 +28,7 @@ class SerialLine:
         self._stirred = asyncio.Event()
         self._gate.watch(self._stirred.set)
         self._terminal = PseudoTerminal(path, hear=self._hear, changed=self._stirred.set, baud=baud)
-        self._tasks = asyncio.TaskGroup()
+        self._tasks = LineTasks()
 
     @property
     def port(self) -> str:

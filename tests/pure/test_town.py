@@ -15,6 +15,10 @@ import pytest
 from astral import Observer
 from astral.sun import sun
 
+from device_drivers.ble.bthome import twin as bthome
+from device_drivers.kit.registry import load
+from device_drivers.modbus.intesis_dali import twin as intesis_dali
+from device_drivers.serial.plantower_pms import twin as plantower_pms
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from simulators import chance
@@ -302,3 +306,32 @@ def test_truth_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
         damaged.write('{"device":1}\n')
     with pytest.raises(SimulatorError, match=r"truth\.jsonl:2: not a truth entry"):
         list(read_truth(file))
+
+
+def test_the_same_seed_gives_the_same_bytes_on_every_wire() -> None:
+    def spoken(seed: int) -> list[bytes]:
+        plan = street_plan(seed, lamps=2, bays=2, air=3)
+        now = at(18)
+        here = Town(seed, lambda: now)
+        twins = [
+            load(device.driver).twin(
+                device.settings, here.physics(device.id, device.domain), lambda _: None
+            )
+            for device in plan.devices
+        ]
+        said = []
+        for _ in range(50):
+            now += 97
+            for twin in twins:
+                if isinstance(twin, plantower_pms.Twin):
+                    said.append(twin.speak())
+                elif isinstance(twin, intesis_dali.Twin):
+                    twin.write(6, twin.addresses.start + 4, [1])
+                    said.append(bytes(twin.read(3, twin.addresses.start + 5, 2)))
+                else:
+                    assert isinstance(twin, bthome.Twin)
+                    said.append(msgspec.json.encode(twin.advert()))
+        return said
+
+    assert spoken(SEED) == spoken(SEED)
+    assert spoken(SEED) != spoken(SEED + 1)
