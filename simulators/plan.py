@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from device_drivers.kit.profile import converted
 from device_drivers.kit.registry import load
+from exchange.configuration import converted
 from exchange.errors import ConfigError
 from simulators.town import Place
 
@@ -68,7 +68,7 @@ def load_plan(path: Path) -> TownPlan:
         raise ConfigError(str(path), "file", error.strerror, "a readable file") from error
     except msgspec.DecodeError as error:
         raise ConfigError(str(path), "file", str(error), "JSON") from error
-    plan: TownPlan = converted(data, TownPlan, str(path), "")
+    plan = converted(data, TownPlan, str(path))
     check_plan(plan, str(path))
     return plan
 

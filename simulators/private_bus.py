@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,15 @@ CONFIGURATION: Final = """\
   </policy>
 </busconfig>
 """
+
+
+_LIBC: Final = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is killed and cannot do so itself."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class PrivateBus:
@@ -60,6 +71,7 @@ class PrivateBus:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
+                preexec_fn=_end_with_parent,
             )
         try:
             async with asyncio.timeout(READY_S):

@@ -153,7 +153,11 @@ def comparable(entry: TruthEntry) -> Any:
 
 
 def is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # an orphan's remains may wait for their new parent
 
 
 async def test_clients_see_what_truth_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +217,15 @@ async def test_it_ends_cleanly(tmp_path: Path, end: str) -> None:
             process.process.stdin.close()
         assert await process.process.wait() == 0
         assert not is_running(daemon)
+
+
+async def test_a_killed_town_leaves_no_daemon_behind(tmp_path: Path) -> None:
+    async with town(tmp_path, street_plan(SEED, lamps=0, bays=1, air=0)) as process:
+        (daemon,) = process.daemons()
+        process.process.kill()
+        await process.process.wait()
+        while is_running(daemon):  # noqa: ASYNC110 - not our child: it can only be looked for
+            await asyncio.sleep(0.02)
 
 
 async def test_a_client_that_does_not_read_does_not_hold_the_town_up_for_ever(
