@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 
 from device_drivers.kit.scaling import linear
+from exchange.configuration import converted
 from exchange.dictionary import VENDOR_METRIC, dictionary
 from exchange.errors import ConfigError
 
-T = TypeVar("T")
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 BusKind = Literal["serial", "modbus", "ble"]
 PointType = Literal[
@@ -222,23 +220,6 @@ def load_profile(package: str) -> Profile:
     for index, point in enumerate(profile.points):
         _check_point(name, f"points[{index}]", point, profile)
     return profile
-
-
-def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
-    """Return `data` as the type `shape`. Raises: ConfigError naming file, key, value and what is allowed."""
-    try:
-        return msgspec.convert(data, shape)
-    except msgspec.ValidationError as error:
-        allowed, _, place = str(error).partition(" - at `$")
-        inner = place.rstrip("`")
-        value: Any = data
-        for name, number in re.findall(r"\.?([^.\[\]]+)|\[(\d+)\]", inner):
-            if isinstance(value, Mapping):
-                value = value.get(name or number)
-            elif isinstance(value, list) and number.isdecimal():
-                value = value[int(number)]
-        path = (key + inner).lstrip(".") or "file"
-        raise ConfigError(file, path, value, allowed) from error
 
 
 def _check_point(file: str, key: str, point: Point, profile: Profile) -> None:

@@ -20,8 +20,9 @@ from device_drivers.kit.driver import (
     Reading,
     SerialDriver,
 )
-from device_drivers.kit.profile import Profile, converted, load_profile
+from device_drivers.kit.profile import Profile, load_profile
 from device_drivers.kit.vectors import Vector, load_vectors
+from exchange.configuration import converted
 from exchange.errors import ConfigError
 
 if TYPE_CHECKING:

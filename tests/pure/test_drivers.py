@@ -139,9 +139,9 @@ def test_unknown_driver_names_those_that_are_known() -> None:
     ("driver_id", "data", "key"),
     [
         ("plantower_pms", {"mode": "loud"}, "device[2].settings.mode"),
-        ("plantower_pms", {"volume": 3}, "device[2].settings"),
+        ("plantower_pms", {"volume": 3}, "device[2].settings.volume"),
         ("intesis_dali", {"short_address": 64}, "device[2].settings.short_address"),
-        ("intesis_dali", {}, "device[2].settings"),
+        ("intesis_dali", {}, "device[2].settings.short_address"),
         ("bthome", {"address": "A4:C1"}, "device[2].settings.address"),
         ("bthome", {"address": "A4:C1:38:8D:18:B2", "bindkey": "12"}, "device[2].settings.bindkey"),
     ],

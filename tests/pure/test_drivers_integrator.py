@@ -175,9 +175,9 @@ async def test_a_table_alone_is_a_driver(install: Callable[[str], str]) -> None:
     [
         ('completes = "poll"', 'completes = "never"', "completes", "Invalid enum"),
         ("baudrate = 19200", "baudrate = 3", "transport.baudrate", ">= 300"),
-        ("baudrate = 19200", "speed = 19200", "transport", "speed"),
+        ("baudrate = 19200", "speed = 19200", "transport.speed", "baudrate"),
         ('brand_origin = "TW"', 'brand_origin = "Taiwan"', "identity.brand_origin", "^[A-Z]{2}$"),
-        ("cadence_s = 10.0", "", "timing", "cadence_s"),
+        ("cadence_s = 10.0", "", "timing.cadence_s", "required"),
         ('metric = "voltage"', 'metric = "volts"', "points[0].metric", "x-{vendor}-{name}"),
         ('unit = "Cel"', 'unit = "degC"', "points[2].unit", "Cel"),
         ('type = "float32"', 'type = "uint24"', "points[0].type", "float32"),
