@@ -1,7 +1,7 @@
 """The exchange: one interface for every device, city and application.
 
-The MQTT client of the services (`exchange.mqtt`), the runtime and the schema generator are not imported here: they
-need more than the contract does.
+What serves our own programs - the MQTT client, configuration files, the runtime, the schema generator - is not
+imported here.
 """
 
 from exchange.commands import (
