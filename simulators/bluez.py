@@ -12,110 +12,41 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias
-from xml.sax.saxutils import quoteattr
 
 from dbus_fast import DBusError, ErrorType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 from device_drivers.kit.twin import AdvertTwin
+from simulators.bluez_interfaces import (
+    ADAPTER,
+    CHARACTERISTIC,
+    DESCRIPTOR,
+    DEVICE,
+    FILTERS,
+    INTROSPECTABLE,
+    METHODS,
+    OBJECT_MANAGER,
+    PROPERTIES,
+    SERVICE,
+    WRITABLE,
+    introspection,
+)
 from simulators.errors import SimulatorError
 from simulators.gate import Gate
 from simulators.line import Endpoint, LineTasks
+from simulators.peripheral import Advertisement, Characteristic, Peripheral
 
-OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
-PROPERTIES: Final = "org.freedesktop.DBus.Properties"
-INTROSPECTABLE: Final = "org.freedesktop.DBus.Introspectable"
-ADAPTER: Final = "org.bluez.Adapter1"
-DEVICE: Final = "org.bluez.Device1"
-SERVICE: Final = "org.bluez.GattService1"
-CHARACTERISTIC: Final = "org.bluez.GattCharacteristic1"
-DESCRIPTOR: Final = "org.bluez.GattDescriptor1"
-
-METHODS: Final[dict[str, dict[str, tuple[str, str]]]] = {
-    INTROSPECTABLE: {"Introspect": ("", "s")},
-    OBJECT_MANAGER: {"GetManagedObjects": ("", "a{oa{sa{sv}}}")},
-    PROPERTIES: {"Get": ("ss", "v"), "GetAll": ("s", "a{sv}"), "Set": ("ssv", "")},
-    ADAPTER: {
-        "SetDiscoveryFilter": ("a{sv}", ""),
-        "GetDiscoveryFilters": ("", "as"),
-        "StartDiscovery": ("", ""),
-        "StopDiscovery": ("", ""),
-        "RemoveDevice": ("o", ""),
-    },
-    DEVICE: {"Connect": ("", ""), "Disconnect": ("", ""), "Pair": ("", "")},
-    SERVICE: {},
-    CHARACTERISTIC: {
-        "ReadValue": ("a{sv}", "ay"),
-        "WriteValue": ("aya{sv}", ""),
-        "StartNotify": ("", ""),
-        "StopNotify": ("", ""),
-        "AcquireNotify": ("a{sv}", "hq"),
-        "AcquireWrite": ("a{sv}", "hq"),
-    },
-    DESCRIPTOR: {"ReadValue": ("a{sv}", "ay"), "WriteValue": ("aya{sv}", "")},
-}
-"""What each interface can be asked: arguments and results as D-Bus signatures."""
-
-WRITABLE: Final = {
-    (ADAPTER, "Powered"),
-    (ADAPTER, "Alias"),
-    (ADAPTER, "Discoverable"),
-    (ADAPTER, "Pairable"),
-    (DEVICE, "Alias"),
-    (DEVICE, "Trusted"),
-    (DEVICE, "Blocked"),
-}
-FILTERS: Final = {
-    "UUIDs": "as",
-    "RSSI": "n",
-    "Pathloss": "q",
-    "Transport": "s",
-    "DuplicateData": "b",
-    "Discoverable": "b",
-    "Pattern": "s",
-}
 ADAPTER_PATH: Final = "/org/bluez/hci0"
 MTU: Final = 185
 SEEN_TWICE: Final = 2
 """Times a distinct advert is on the air at least: the first may meet a client still starting up."""
 
 Results: TypeAlias = list[Any]
-Advertisement: TypeAlias = tuple[dict[int, bytes], dict[str, bytes]]
-
-
-@dataclass
-class Characteristic:
-    """One row of a peripheral's attribute table; `value` changes when a client writes."""
-
-    uuid: str
-    value: bytes = b""
-    flags: tuple[str, ...] = ("read",)
-    att_error: int | None = None
-    """The ATT error code that every read and write gets."""
-    notifications: Sequence[bytes] = ()
-    """What is notified, in turn and from the start again, to whoever subscribes."""
-    notify_every_s: float = 0.01
-    descriptors: dict[str, bytes] = field(default_factory=dict)
-
-
-@dataclass
-class Peripheral:
-    """A device that can be connected to: its services, each a list of characteristics."""
-
-    address: str
-    name: str
-    services: Mapping[str, Sequence[Characteristic]]
-    manufacturer_data: dict[int, bytes] = field(default_factory=dict)
-    service_data: dict[str, bytes] = field(default_factory=dict)
-    period_s: float = 1.0
-
-    def advert(self) -> Advertisement:
-        return self.manufacturer_data, self.service_data
 
 
 @dataclass(frozen=True)
@@ -460,33 +391,18 @@ class Bluez:
     # org.freedesktop.DBus
 
     async def _introspect(self, call: Call) -> Results:
-        path = call.path
-        lines = ["<node>"]
-        for interface in (INTROSPECTABLE, PROPERTIES, *self._tree[path]):
-            lines.append(f"<interface name={quoteattr(interface)}>")
-            for member, (arguments, results) in METHODS[interface].items():
-                lines.append(f"<method name={quoteattr(member)}>")
-                for direction, signature in (("in", arguments), ("out", results)):
-                    lines += [
-                        f'<arg type={quoteattr(part)} direction="{direction}"/>'
-                        for part in _parts(signature)
-                    ]
-                lines.append("</method>")
-            for name, value in self._tree[path].get(interface, {}).items():
-                access = "readwrite" if (interface, name) in WRITABLE else "read"
-                lines.append(
-                    f"<property name={quoteattr(name)} type={quoteattr(value.signature)} "
-                    f'access="{access}"/>'
-                )
-            lines.append("</interface>")
-        stem = path.rstrip("/") + "/"
+        offered = {INTROSPECTABLE: {}, PROPERTIES: {}, **self._tree[call.path]}
+        signatures = {
+            interface: {name: value.signature for name, value in properties.items()}
+            for interface, properties in offered.items()
+        }
+        stem = call.path.rstrip("/") + "/"
         children = {
             other[len(stem) :].split("/")[0]
             for other in self._tree
             if other.startswith(stem) and other != stem
         }
-        lines += [f"<node name={quoteattr(child)}/>" for child in sorted(children)]
-        return ["".join([*lines, "</node>"])]
+        return [introspection(signatures, sorted(children))]
 
     async def _get_managed_objects(self, _: Call) -> Results:
         return [{path: interfaces for path, interfaces in self._tree.items() if _is_managed(path)}]
@@ -900,14 +816,3 @@ def _from_offset(value: bytes, options: Mapping[str, Variant]) -> bytes:
     if offset > len(value):
         raise att_refusal(0x07)
     return value[offset:]
-
-
-def _parts(signature: str) -> list[str]:
-    """Split a signature into its complete types."""
-    parts, depth, start = [], 0, 0
-    for index, letter in enumerate(signature):
-        depth += (letter in "({") - (letter in ")}")
-        if depth == 0 and letter != "a":
-            parts.append(signature[start : index + 1])
-            start = index + 1
-    return parts

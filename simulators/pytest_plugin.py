@@ -17,8 +17,9 @@ import pytest
 
 if TYPE_CHECKING:
     from device_drivers.kit.twin import AdvertTwin, ModbusTwin, SerialTwin
-    from simulators.bluez import Bluez, Peripheral
+    from simulators.bluez import Bluez
     from simulators.line import Endpoint
+    from simulators.peripheral import Peripheral
 
 T = TypeVar("T")
 

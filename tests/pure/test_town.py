@@ -266,8 +266,8 @@ def test_a_street_plan_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ({"speed": -1}, r"speed = -1: Expected `float` > 0"),
-        ({"sped": 1}, "Object contains unknown field `sped`"),
+        ({"speed": -1}, "speed = -1: .*> 0"),
+        ({"sped": 1}, r"sped = 1: .*speed"),
         ({"start": "2026-03-20T17:00:00"}, "start = .*timezone"),
     ],
 )

@@ -24,9 +24,10 @@ from dbus_fast.aio import MessageBus
 
 from device_drivers.kit.driver import Value
 from device_drivers.kit.twin import Truth
-from simulators.bluez import Bluez, Characteristic, Peripheral
+from simulators.bluez import Bluez
 from simulators.errors import SimulatorError
 from simulators.gate import Gate
+from simulators.peripheral import Characteristic, Peripheral
 from simulators.private_bus import PrivateBus
 from simulators.pytest_plugin import BluezBench
 
