@@ -13,6 +13,7 @@ from exchange.topics import PREFIX
 from ingest.config import Config, broker_settings, load_config, store_of
 from ingest.intake import Intake
 from ingest.quarantine import Quarantine
+from ingest.stores import StoreUnavailable
 from ingest.watch import Watch
 from ingest.writer import Writer
 
@@ -30,19 +31,18 @@ def main(config_path: Path, with_watch: bool = False) -> int:
 
 
 async def _main(config: Config, file: Path, with_watch: bool) -> int:
-    return await serve(config, runtime.stop_on_signals(), file=file, with_watch=with_watch)
-
-
-async def serve(
-    config: Config, stop: asyncio.Event, *, file: Path = Path("ingest.toml"), with_watch: bool
-) -> int:
-    """Take in what the counties send until `stop`; return 1 when not everything could be drained.
-
-    Raises: ConfigError.
-    """
     service = Service(config, file)
     watch = Watch(config, service.store, file=file) if with_watch else None
+    return await serve(service, runtime.stop_on_signals(), watch)
+
+
+async def serve(service: Service, stop: asyncio.Event, watch: Watch | None = None) -> int:
+    """Run until `stop`, then drain; return 1 when not everything in hand could be settled.
+
+    Raises: StoreError when the store can never be used.
+    """
     try:
+        await service.open()
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(service.run(), name="ingest")]
             if watch is not None:
@@ -99,6 +99,13 @@ class Service:
     def ready(self) -> bool:
         """Connected, and the store takes what comes."""
         return self.client.connected and self.writer.ready
+
+    async def open(self) -> None:
+        """Open the store; one that is away is waited for with the first points."""
+        try:
+            await self.store.open()
+        except StoreUnavailable as error:
+            log.warning("the store is not there yet: %s", error)
 
     async def run(self) -> None:
         """Run until cancelled."""

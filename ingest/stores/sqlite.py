@@ -125,19 +125,24 @@ class SqliteStore:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        [(version,)] = connection.execute("PRAGMA user_version")
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path}: schema {version} is newer than this program's {SCHEMA_VERSION}"
+            )
+        wanted = {name: _view(name, columns) for name, columns in _views().items()}
+        asked = "SELECT name, sql FROM sqlite_schema WHERE type = 'view'"
+        if version == SCHEMA_VERSION and dict(connection.execute(asked)) == wanted:
+            return
         with _transaction(connection):
-            [(version,)] = connection.execute("PRAGMA user_version")
-            if version > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.path}: schema {version} is newer than this program's {SCHEMA_VERSION}"
-                )
-            if version == 0:
+            [(version,)] = connection.execute("PRAGMA user_version")  # now nobody else changes it
+            if not version:
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for name, columns in _views().items():
+            for name, view in wanted.items():
                 connection.execute(f'DROP VIEW IF EXISTS "{name}"')
-                connection.execute(_view(name, columns))
+                connection.execute(view)
 
     def _write(self, points: Sequence[Point]) -> None:
         rows = [_row(point) for point in points]
