@@ -24,10 +24,11 @@ check: .venv/.stamp  ## ruff and mypy
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
-bench: .venv/.stamp  ## the measurements of the README, on this machine (ARGS: which)
+bench: .venv/.stamp  ## the measurements of docs/performance.md, on this machine (ARGS: which)
 	@sh scripts/system_packages.sh mosquitto dbus-daemon
-	@influxd=$$(sh scripts/find_influxd.sh) && \
-	ONESTREET_INFLUXD="$$influxd" exec .venv/bin/python -m benchmarks $(ARGS)
+	@influxd=$$(sh scripts/find_influxd.sh) && telegraf=$$(sh scripts/build_telegraf.sh) && \
+	ONESTREET_INFLUXD="$$influxd" ONESTREET_TELEGRAF="$$telegraf" \
+	exec .venv/bin/python -m benchmarks $(ARGS)
 
 venv: .venv/.stamp  ## only the virtual environment, at .venv
 
