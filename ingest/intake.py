@@ -145,10 +145,11 @@ class Intake:
         return route
 
     def _open_batch(self) -> Batch:
-        """Return the newest batch, or a new one when there is none or it is full."""
+        """Return the newest batch; a new one when it is full or of an earlier connection."""
         if self.batches:
             newest = self.batches[-1]
-            if max(len(newest.points), len(newest.packet_ids)) < self._max_points:
+            filled = max(len(newest.points), len(newest.packet_ids))
+            if filled < self._max_points and newest.generation == self._generation:
                 return newest
         self.batches.append(Batch(self._generation, self._clock_s()))
         return self.batches[-1]

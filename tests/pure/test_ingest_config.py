@@ -1,0 +1,99 @@
+"""Every wrong setting is named: file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exchange.errors import ConfigError
+from ingest.config import broker_settings, load_config, store_of
+
+MINIMAL = """
+counties = ["tw-tpe", "tw-nwt"]
+store = "sqlite:///town.sqlite"
+[broker]
+host = "127.0.0.1"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "ingest.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_what_may_be_left_out(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, MINIMAL))
+    assert config.broker.port == 1883
+    assert (config.batch.max_points, config.batch.max_age_s) == (5000, 0.0)
+    assert config.counties == ["tw-tpe", "tw-nwt"]
+
+
+def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(" s3cret \n")
+    text = f'store_token_file = "tok"\n{MINIMAL}username = "ingest"\npassword_file = "secret"\n'
+    file = written(tmp_path, text)
+    config = load_config(file)
+    assert config.store == f"sqlite:///{tmp_path}/town.sqlite"
+    assert config.store_token_file == tmp_path / "tok"
+    assert config.quarantine.path == tmp_path / "quarantine.sqlite"
+    settings = broker_settings(config, file=file)
+    assert settings.password == "s3cret"
+    assert "s3cret" not in f"{config!r} {settings!r}"
+
+
+def test_a_password_may_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, f'{MINIMAL}password_env = "TOWN_PASSWORD"\n')
+    with pytest.raises(ConfigError, match=r"broker.password_env = 'TOWN_PASSWORD'"):
+        broker_settings(load_config(file), file=file)
+    monkeypatch.setenv("TOWN_PASSWORD", "s3cret")
+    assert broker_settings(load_config(file), file=file).password == "s3cret"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value", "allowed"),
+    [
+        (("[broker]", "colour = 1\n[broker]"), "colour", 1, "unknown key; allowed are broker, cou"),
+        (("host", "prot = 1883\nhost"), "broker.prot", 1883, "unknown key; allowed are host, port"),
+        (('host = "127.0.0.1"', ""), "broker.host", None, "is required"),
+        (("counties", "county"), "county", ["tw-tpe", "tw-nwt"], "unknown key"),
+        (('counties = ["tw-tpe", "tw-nwt"]', ""), "counties", None, "is required"),
+        (("host", 'port = "1883"\nhost'), "broker.port", "1883", "Expected `int`, got `str`"),
+        (("host", "port = 0\nhost"), "broker.port", 0, "`int` >= 1"),
+        (('"tw-nwt"', '"Taipei"'), "counties[1]", "Taipei", "matching regex"),
+        (('["tw-tpe", "tw-nwt"]', "[]"), "counties", [], "length >= 1"),
+        (("[broker]", "[batch]\nmax_points = 0\n[broker]"), "batch.max_points", 0, "`int` >= 1"),
+        (("host", "password_file = 5\nhost"), "broker.password_file", 5, ""),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    tmp_path: Path, change: tuple[str, str], key: str, value: object, allowed: str
+) -> None:
+    assert change[0] in MINIMAL
+    file = written(tmp_path, MINIMAL.replace(*change))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert (caught.value.key, caught.value.value) == (key, value)
+    assert allowed in caught.value.allowed
+    assert str(caught.value).startswith(str(file))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be readable"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="must be TOML"):
+        load_config(written(tmp_path, "counties = [\n"))
+
+
+def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"broker.password_env"):
+        load_config(written(tmp_path, f'{MINIMAL}password_env = "A"\npassword_file = "b"\n'))
+
+
+def test_a_store_that_is_none_names_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, MINIMAL.replace("sqlite:///town.sqlite", "mysql://db/town"))
+    with pytest.raises(ConfigError, match=r"ingest.toml: store = 'mysql"):
+        store_of(load_config(file), file)

@@ -1,0 +1,200 @@
+"""The intake and its batches: everything that comes in ends as points or refusals, in bounds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+
+import mqtt5
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ingest.intake
+from exchange.readings import Sample, decode_pack, encode_pack
+from exchange.receipts import decode_receipt
+from exchange.topics import Topic
+from ingest.intake import Intake
+from ingest.stores import Series
+
+EPOCH = 1_795_000_000_777
+_ids = itertools.count(1)
+
+
+def message(
+    topic: Topic | str, payload: bytes, packet_id: int | None = None
+) -> mqtt5.PublishPacket:
+    return mqtt5.PublishPacket(
+        str(topic),
+        payload,
+        qos=mqtt5.QoS.AT_LEAST_ONCE,
+        packet_id=packet_id or next(_ids) % 65535 + 1,
+    )
+
+
+def topic(
+    device: str = "aq-1", *, county: str = "tw-tpe", gateway: str = "gw-1", domain: str = "air"
+) -> Topic:
+    return Topic(county, "street", gateway, domain, device, "readings")
+
+
+def readings(to: Topic, *seqs: int, epoch: int = EPOCH) -> mqtt5.PublishPacket:
+    samples = [Sample(EPOCH + 1000 * seq, epoch, seq, {"pm2_5": 1.0}) for seq in seqs]
+    return message(to, encode_pack(to, samples))
+
+
+def intake(max_points: int = 100, receive_maximum: int = 1000) -> Intake:
+    return Intake(["tw-tpe"], max_points=max_points, receive_maximum=receive_maximum)
+
+
+def test_a_sample_becomes_a_point_with_its_row_key() -> None:
+    taking = intake()
+    taking.take([readings(topic(), 3)], 1)
+    [batch] = taking.batches
+    [point] = batch.points
+    assert point.series == Series("air", "tw-tpe", "street", "aq-1")
+    assert point.time_ns == (EPOCH + 3000) * 1_000_000 + EPOCH % 1_000_000
+    assert point.fields == {"pm2_5": 1.0, "epoch": EPOCH, "seq": 3}
+
+
+def test_quality_is_a_field_when_something_is_wrong() -> None:
+    taking = intake()
+    sample = Sample(EPOCH, EPOCH, 0, {"pm2_5": 1.0}, "uncertain:warmup")
+    taking.take([message(topic(), encode_pack(topic(), [sample]))], 1)
+    assert taking.batches[0].points[0].fields["quality"] == "uncertain:warmup"
+
+
+def test_a_full_batch_is_followed_by_another() -> None:
+    taking = intake(max_points=10)
+    taking.take([readings(topic(), seq) for seq in range(25)], 1)
+    taking.take([readings(topic(), 25, 26)], 1)
+    assert [len(batch.points) for batch in taking.batches] == [10, 10, 7]
+    assert all(len(batch.points) == len(batch.routes) for batch in taking.batches)
+
+
+def test_refusals_fill_a_batch_too() -> None:
+    taking = intake(max_points=10)
+    taking.take([message(topic(), b"nonsense") for _ in range(25)], 1)
+    assert [len(batch.refused) for batch in taking.batches] == [10, 10, 5]
+
+
+def test_a_county_that_is_not_served_is_refused() -> None:
+    taking = intake()
+    foreign = readings(topic(county="tw-khh"), 0)
+    taking.take([foreign, readings(topic(), 0)], 1)
+    [batch] = taking.batches
+    assert [refused.requirement for refused in batch.refused] == ["EX-T-007"]
+    receipts = dict(batch.receipts())
+    assert list(receipts) == [
+        "city/v1/tw-tpe/street/gw-1/receipts",
+        "city/v1/tw-khh/street/gw-1/receipts",
+    ]
+    digest = hashlib.sha256(foreign.payload).hexdigest()
+    answer = decode_receipt(receipts["city/v1/tw-khh/street/gw-1/receipts"])
+    assert answer.unreadable == [(digest, "EX-T-007")]
+
+
+def test_a_mistake_of_ours_ends_one_message_and_not_the_intake(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(payload: bytes, to: Topic) -> object:
+        if to.device == "aq-9":
+            raise ZeroDivisionError("a mistake")
+        return decode_pack(payload, to)
+
+    monkeypatch.setattr(ingest.intake, "decode_pack", broken)
+    taking = intake()
+    taking.take([readings(topic("aq-9"), 0), readings(topic(), 0)], 1)
+    [batch] = taking.batches
+    assert [refused.requirement for refused in batch.refused] == ["EX-R-001"]
+    assert len(batch.points) == 1
+    assert "a mistake" in caplog.text
+
+
+def test_what_many_connections_bring_stays_bounded() -> None:
+    taking = intake(max_points=10, receive_maximum=30)
+    for generation in range(1, 50):
+        taking.take([readings(topic(), seq) for seq in range(30)], generation)
+        assert sum(len(batch.packet_ids) for batch in taking.batches) <= 60
+
+
+def test_what_a_broken_connection_brought_is_kept_apart_from_the_next() -> None:
+    taking = intake()
+    taking.take([readings(topic(), 0)], 1)
+    taking.take([readings(topic(), 0), readings(topic(), 1)], 2)
+    assert [(batch.generation, len(batch.packet_ids)) for batch in taking.batches] == [
+        (1, 1),
+        (2, 2),
+    ]
+
+
+def test_known_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest.intake, "MAX_ROUTES", 5)
+    taking = intake()
+    taking.take([readings(topic(f"aq-{number}"), 0) for number in range(40)], 1)
+    assert len(taking._routes) <= 5
+    assert len(taking.batches[0].points) == 40
+
+
+@given(st.lists(st.integers(0, 400), max_size=80), st.integers(1, 40))
+def test_receipts_name_what_is_durable_and_nothing_else(seqs: list[int], max_points: int) -> None:
+    taking = intake(max_points=max_points)
+    for number, seq in enumerate(seqs):
+        gateway = f"gw-{number % 2}"
+        taking.take([readings(topic(f"aq-{number % 3}", gateway=gateway), seq)], 1)
+    told: set[tuple[str, str, int]] = set()
+    for batch in taking.batches:
+        rejected = {place for place in range(len(batch.points)) if place % 7 == 3}
+        kept = {
+            (route.receipts, route.topic.device, point.fields["seq"])
+            for place, (point, route) in enumerate(zip(batch.points, batch.routes, strict=True))
+            if place not in rejected
+        }
+        named = {
+            (to, device, seq)
+            for to, payload in batch.receipts(rejected)
+            for device, ranges in decode_receipt(payload).stored.items()
+            for epoch, first, last in ranges
+            for seq in range(first, last + 1)
+            if epoch == EPOCH
+        }
+        assert named == kept
+        told |= {(to, device, int(seq)) for to, device, seq in named}
+    assert len(told) <= len(seqs)
+
+
+def test_no_receipt_is_larger_than_any_client_takes() -> None:
+    taking = intake(max_points=100_000)
+    long = "d" * 48
+    for number in range(9000):  # no two seqs of a device are neighbours: the worst there is
+        taking.take([readings(topic(f"{number % 9}{long[:47]}"), 2 * number)], 1)
+    taking.take([message(topic(), b"nonsense %d" % number) for number in range(2500)], 1)
+    [batch] = taking.batches
+    payloads = [payload for _, payload in batch.receipts()]
+    assert max(map(len, payloads)) < 100_000
+    stored = sum(
+        len(ranges) for payload in payloads for ranges in decode_receipt(payload).stored.values()
+    )
+    assert stored == 9000
+    assert sum(len(decode_receipt(payload).unreadable) for payload in payloads) == 2500
+
+
+@given(st.binary(max_size=300), st.text(max_size=60))
+def test_no_bytes_upset_it(payload: bytes, tail: str) -> None:
+    taking = intake()
+    place = "".join(letter for letter in tail if letter.isprintable() and letter not in "+#\0")
+    taking.take(
+        [message(topic(), payload), message(f"city/v1/tw-tpe/street/gw-1/{place}", payload)], 1
+    )
+    [batch] = taking.batches
+    assert len(batch.packet_ids) == 2
+    assert len(batch.refused) + len(batch.points) >= 2
+
+
+def test_a_pack_that_only_looks_like_one() -> None:
+    deep = b"[" * 100_000
+    huge = json.dumps([{"bn": "tw-tpe:aq-1:", "bt": 1e308, "n": "epoch", "v": 1e308}]).encode()
+    taking = intake()
+    taking.take([message(topic(), deep), message(topic(), huge)], 1)
+    assert len(taking.batches[0].refused) == 2

@@ -1,0 +1,111 @@
+"""What the watch remembers: sequences across packs, and who stands behind a device."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exchange.readings import Sample
+from exchange.states import State
+from exchange.topics import Topic
+from ingest.continuity import MAX_MISSING, MAX_ROWS, Continuity
+from ingest.registry import Change, DeviceId, Registry
+
+EPOCH = 1_795_000_000_777
+
+
+def sample(seq: int, *, epoch: int = EPOCH, time_ms: int | None = None) -> Sample:
+    return Sample(EPOCH + 1000 * seq if time_ms is None else time_ms, epoch, seq, {})
+
+
+@given(st.permutations(range(30)), st.integers(0, 29))
+def test_in_whatever_order_they_come_only_what_never_came_is_missing(
+    order: list[int], lost: int
+) -> None:
+    continuity = Continuity()
+    continuity.take([sample(0)])
+    for seq in order:
+        if seq != lost:
+            continuity.take([sample(seq)])
+    seen = set(order) - {lost} | {0}
+    assert continuity.missing == len(set(range(max(seen) + 1)) - seen)
+
+
+def test_resends_change_nothing() -> None:
+    continuity = Continuity()
+    for _ in range(3):
+        found = continuity.take([sample(0), sample(1), sample(2)])
+        assert (found.epochs, found.clashes, continuity.missing) == (0, 0, 0)
+
+
+def test_a_late_sample_of_an_older_epoch_is_no_change_of_epoch() -> None:
+    continuity = Continuity()
+    assert continuity.take([sample(7, epoch=EPOCH)]).epochs == 0
+    assert continuity.take([sample(0, epoch=EPOCH + 1)]).epochs == 1
+    assert continuity.take([sample(8, epoch=EPOCH), sample(1, epoch=EPOCH + 1)]).epochs == 0
+    assert continuity.missing == 0
+
+
+def test_two_samples_that_claim_one_row() -> None:
+    continuity = Continuity()
+    first, second = sample(0, time_ms=EPOCH), sample(1, time_ms=EPOCH)
+    assert continuity.take([first, first]).clashes == 0
+    assert continuity.take([second]).clashes == 1
+    other_epoch = sample(0, epoch=EPOCH + 1_000_000, time_ms=EPOCH)  # the same nanoseconds
+    assert continuity.take([other_epoch]).clashes == 1
+
+
+def test_what_nobody_watched_is_not_missing() -> None:
+    continuity = Continuity()
+    continuity.take([sample(0)])
+    continuity.interrupt()
+    continuity.take([sample(500)])
+    assert continuity.missing == 0
+    continuity.take([sample(502)])
+    assert continuity.missing == 1
+
+
+def test_memory_is_bounded_and_the_count_is_not() -> None:
+    continuity = Continuity()
+    continuity.take([sample(0), sample(10 * MAX_MISSING)])
+    assert continuity.missing == 10 * MAX_MISSING - 1
+    assert len(continuity._missing) == MAX_MISSING
+    continuity.take([sample(10 * MAX_MISSING + seq) for seq in range(1, 2 * MAX_ROWS)])
+    assert len(continuity._rows) == MAX_ROWS
+
+
+def state(epoch: int = 1, *, online: bool = True) -> State:
+    return State(v=1, online=online, interval_s=1.0, epoch=epoch)
+
+
+def topic(gateway: str, device: str = "aq-1", domain: str = "air") -> Topic:
+    return Topic("tw-tpe", "street", gateway, domain, device, "state")
+
+
+def test_a_device_belongs_to_the_gateway_with_the_newest_epoch() -> None:
+    registry = Registry()
+    name = DeviceId("tw-tpe", "aq-1")
+    assert registry.apply(topic("gw-1"), state(5)) is Change.SET
+    assert registry.apply(topic("gw-1"), state(5)) is Change.NONE
+    assert registry.apply(topic("gw-2"), state(5)) is Change.DISPUTED
+    assert registry.devices[name].topic.gateway == "gw-1"
+    assert registry.apply(topic("gw-2"), state(6)) is Change.SET
+    assert registry.devices[name].topic.gateway == "gw-2"
+    assert registry.apply(topic("gw-1"), None) is Change.NONE
+    assert registry.apply(topic("gw-2"), None) is Change.RETIRED
+    assert registry.devices == {}
+
+
+def test_a_gateway_may_speak_for_itself_with_an_older_epoch() -> None:
+    registry = Registry()
+    registry.apply(topic("gw-1"), state(9))
+    assert registry.apply(topic("gw-1"), state(3)) is Change.SET
+
+
+def test_a_gateway_is_online_as_its_own_state_says() -> None:
+    registry = Registry()
+    assert registry.gateway_online(topic("gw-1")) is None
+    registry.apply(topic("gw-1", "gw-1", "gateway"), state())
+    assert registry.gateway_online(topic("gw-1")) is True
+    registry.apply(topic("gw-1", "gw-1", "gateway"), state(online=False))
+    assert registry.gateway_online(topic("gw-1")) is False
