@@ -24,7 +24,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from exchange.dictionary import RESERVED, VENDOR_METRIC, Metric, dictionary
 from exchange.errors import ReadingError
-from exchange.topics import Topic
+from exchange.topics import END, Topic
 from exchange.units import BASE_BVER, SECONDARY, SECONDARY_BVER, converter, is_registered
 
 Value: TypeAlias = float | int | bool
@@ -37,6 +37,7 @@ MAX_ABSOLUTE_S = 9_223_372_036  # a 64-bit nanosecond clock ends here
 
 REASONS = ("range", "rate", "stuck", "warmup", "saturated", "fault", "clock", "comm")
 QUALITY_MARK = rf"(uncertain|bad):({'|'.join(REASONS)})(?:\(([a-z0-9_.-]+)\))?"
+QUALITY = f"^{QUALITY_MARK}(;{QUALITY_MARK})*{END}"
 _MARK = re.compile(QUALITY_MARK)
 
 
@@ -122,6 +123,10 @@ class _Seq(msgspec.Struct, tag_field="n", tag="seq", forbid_unknown_fields=True,
     bt: _Absolute | UnsetType = UNSET
 
 
+class _Quality(msgspec.Struct, tag_field="n", tag="quality", forbid_unknown_fields=True, gc=False):
+    v: Annotated[str, Meta(pattern=QUALITY)] = msgspec.field(name="vs")
+
+
 class _Ordinary(NamedTuple):
     """How a domain's ordinary records are read, from JSON and from CBOR's maps, and which metric each type is."""
 
@@ -132,9 +137,10 @@ class _Ordinary(NamedTuple):
 
 @cache
 def _ordinary(domain: str) -> _Ordinary:
-    names = {
+    names: dict[type, str] = {
         _metric_record(name, metric): name for name, metric in dictionary()[domain].metrics.items()
     }
+    names[_Quality] = "quality"
     records = list[Union[_Epoch, _Seq, *names]]  # type: ignore[valid-type]  # made from the dictionary
     # msgspec remembers what it worked out of a struct, not of a list: hence the box.
     box: Any = msgspec.defstruct("_Box", [("records", records)], array_like=True, gc=False)
@@ -170,7 +176,7 @@ def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
     epoch = first.v
     time_ms = round(1000 * first.bt)
     last_ms = last_seq = -1
-    before_seq: dict[str, Value] = {}
+    before_seq: dict[str, Any] = {}
     metrics = before_seq
     samples: list[Sample] = []
     for position in range(1, len(records)):
@@ -188,8 +194,12 @@ def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
         else:
             metrics[names[kind]] = record.v
     taken = 1
-    for sample in samples:
-        taken += 1 + len(sample.metrics)
+    for at, sample in enumerate(samples):
+        metrics = sample.metrics
+        taken += 1 + len(metrics)
+        if "quality" in metrics:
+            quality = metrics.pop("quality")
+            samples[at] = Sample(sample.time_ms, epoch, sample.seq, metrics, quality)
     if taken != len(records):  # a metric given twice, or before the first seq
         return None
     return Pack(samples, [])
@@ -327,12 +337,12 @@ def _check_heads(records: list[_Record], bn: str) -> None:
             "EX-R-003", f"bn is {_shown(records[0].bn)}, the topic says {bn!r}", place="record 0"
         )
     for index, record in enumerate(records):
-        if index and record.bn is not UNSET:
+        if record.bn is not UNSET and index:
             raise ReadingError("EX-R-003", "a second bn", place=f"record {index}")
-        if index and record.bver is not UNSET:
+        if record.bver is not UNSET and index:
             raise ReadingError("EX-R-018", "a second bver", place=f"record {index}")
-        given = (record.v is not UNSET) + (record.vs is not UNSET) + (record.vb is not UNSET)
-        if given != 1 or not record.n:
+        missing = (record.v is UNSET) + (record.vs is UNSET) + (record.vb is UNSET)
+        if missing != 2 or not record.n:
             raise ReadingError(
                 "EX-R-001",
                 "a record has a name and exactly one of v, vs, vb",
@@ -413,7 +423,7 @@ def _judge(
                 quality = _quality(record, quality)
             except _Broken as broken:
                 refused.append(("quality", broken))
-    marked = _marked(quality)
+    marked = _marked(quality) if quality else set()
     for record in group:
         name = record.n
         if name in RESERVED:
@@ -466,7 +476,8 @@ def _value(record: _Record, rule: Metric, secondary: bool, is_marked: bool) -> V
                 "EX-R-012", f"{_shown(record.u)} does not convert to {rule.unit or 'no unit'!r}"
             )
         number = convert(number)
-        _check_size(number)
+        if not -MAX_NUMBER < number < MAX_NUMBER:
+            raise _Broken("EX-R-016", f"{number!r} {rule.unit} is not below 2^53")
     if rule.type == "integer" and not number.is_integer():
         raise _Broken("EX-R-010", f"{number!r} is not a whole number")
     if rule.range and not is_marked and not rule.range[0] <= number <= rule.range[1]:
@@ -490,19 +501,14 @@ def _number(record: _Record, secondary: bool) -> float:
     value = record.v
     if value is UNSET:
         raise _Broken("EX-R-010", "a number in v is expected")
-    _check_size(value)
-    unit = record.u
-    if unit:
+    if not -MAX_NUMBER < value < MAX_NUMBER:  # NaN too
+        raise _Broken("EX-R-016", f"{value!r} is not below 2^53")
+    if unit := record.u:
         if not is_registered(unit):
             raise _Broken("EX-R-012", f"{_shown(unit)} is not a unit of SenML")
         if unit in SECONDARY and not secondary:
             raise _Broken("EX-R-013", f"unit {unit!r} needs bver {SECONDARY_BVER}")
     return value
-
-
-def _check_size(number: float) -> None:
-    if not -MAX_NUMBER < number < MAX_NUMBER:  # NaN too
-        raise _Broken("EX-R-016", f"{number!r} is not below 2^53")
 
 
 @cache

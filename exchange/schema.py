@@ -14,7 +14,7 @@ import msgspec
 
 from exchange.commands import Command, Result
 from exchange.dictionary import VENDOR_METRIC, Metric, dictionary
-from exchange.readings import MAX_ABSOLUTE_S, MAX_NUMBER, MIN_ABSOLUTE_S, QUALITY_MARK
+from exchange.readings import MAX_ABSOLUTE_S, MAX_NUMBER, MIN_ABSOLUTE_S, QUALITY
 from exchange.receipts import Receipt
 from exchange.states import State
 from exchange.topics import COUNTY, END, LEVEL
@@ -73,7 +73,7 @@ def _readings(domain: str, metrics: dict[str, Metric]) -> Schema:
             },
             "u": {"enum": sorted([*PRIMARY, *SECONDARY, ""])},
             "v": _NUMBER,
-            "vs": {"type": "string", "pattern": f"^{QUALITY_MARK}(;{QUALITY_MARK})*{END}"},
+            "vs": {"type": "string", "pattern": QUALITY},
             "vb": {"type": "boolean"},
             "t": {"type": "number"},
         },

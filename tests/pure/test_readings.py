@@ -490,7 +490,10 @@ def test_ordinary_packs_are_read_fast() -> None:
             )
             for name, metric in entry.metrics.items()
         }  # fmt: skip
-        sample = [Sample(1_750_000_000_000 + n, EPOCH, n, {**metrics}) for n in range(3)]
+        sample = [
+            Sample(1_750_000_000_000 + n, EPOCH, n, {**metrics}, quality)
+            for n, quality in enumerate(["", "uncertain:clock", "bad:comm(x);bad:fault"])
+        ]
         for form in ("json", "cbor"):
             payload = encode_pack(readings_topic(domain), sample, form)
             assert ordinary(payload, domain) == Pack(sample, []) == by_the_rules(payload, domain)
