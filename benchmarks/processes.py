@@ -37,6 +37,11 @@ def peak_resident_mb(pid: int) -> float:
     raise BenchmarkFailed(f"process {pid} has no memory")
 
 
+def ordinary(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Python keeps what it compiled, as it does for everybody."""
+    return {key: value for key, value in environment.items() if key != "PYTHONDONTWRITEBYTECODE"}
+
+
 async def until(
     condition: Callable[[], T], what: str, *, deadline_s: float = 60.0, every_s: float = 0.01
 ) -> T:
@@ -68,7 +73,7 @@ class Process:
             self._process = subprocess.Popen(
                 argv,
                 cwd=folder,
-                env=environment,
+                env=ordinary(os.environ if environment is None else environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
