@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from exchange.errors import ConfigError
+from exchange.errors import ConfigError, OnestreetError
 from ingest.service import main
 
 
@@ -20,6 +20,9 @@ def _run() -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except OnestreetError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from exchange.mqtt import Client, Message
 from ingest.batch import Batch
 from ingest.intake import Intake
 from ingest.quarantine import Quarantine, Refused, evidence
-from ingest.stores import Point, Store, StoreRejected, StoreUnavailable
+from ingest.stores import Point, Store, StoreOverfull, StoreRejected, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -136,10 +136,10 @@ class Writer:
     async def _write(
         self, points: Sequence[Point], start: int, end: int, rejected: dict[int, str]
     ) -> None:
-        """Write points[start:end]; a request that is rejected is halved down to its bad points."""
+        """Write points[start:end]; a request that cannot pass is halved, down to its bad points."""
         try:
             await self._write_until_taken(points[start:end])
-        except StoreRejected as error:
+        except (StoreRejected, StoreOverfull) as error:
             if end - start == 1:
                 if not self.counts.rejected:
                     log.warning("the store rejects a point: %s", error)
@@ -151,18 +151,22 @@ class Writer:
             await self._write(points, middle, end, rejected)
 
     async def _write_until_taken(self, points: Sequence[Point]) -> None:
-        """Write, again and again while the store is not to blame the points for. Raises: StoreRejected."""
+        """Write, again and again while it is not the points' fault.
+
+        Raises: StoreRejected; StoreOverfull when there is more than one point.
+        """
         delay_s = BACKOFF_FIRST_S
         while True:
             self.counts.writes += 1
             try:
                 await self._store.write(points)
             except StoreUnavailable as error:
+                if isinstance(error, StoreOverfull) and len(points) > 1:
+                    raise
                 self.counts.store_errors += 1
                 self._become_ready(False, str(error))
-                pause_s = max(delay_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)  # noqa: S311 - jitter
+                await asyncio.sleep(_pause_s(delay_s, error.retry_after_s))
                 delay_s = min(2 * delay_s, BACKOFF_LAST_S)
-                await asyncio.sleep(min(pause_s, BACKOFF_LAST_S))
             else:
                 self._become_ready(True, "")
                 return
@@ -200,6 +204,12 @@ class Writer:
                     sent = isinstance(error, UplinkRefused)
             self.counts.receipts += 1
         return True
+
+
+def _pause_s(delay_s: float, retry_after_s: float | None) -> float:
+    """Return how long to wait: with jitter, and as the store asks, within reason."""
+    jittered_s = delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+    return min(max(jittered_s, retry_after_s or 0.0), BACKOFF_LAST_S)
 
 
 def _rejected(batch: Batch, place: int, reason: str) -> Refused:

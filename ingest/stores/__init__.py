@@ -1,7 +1,8 @@
 """The store: where rows are kept, and the one protocol that every store speaks.
 
 StoreError
-├── StoreUnavailable    network, 401, 403, 404, 413, 429, 5xx, a lock: not the points' fault; retried
+├── StoreUnavailable    network, 401, 403, 404, 429, 5xx, a lock: not the points' fault; retried
+│   └── StoreOverfull   413: so many points at once are too many; retried in halves
 └── StoreRejected       this request can never be taken; the caller finds the point that it is about
 """
 
@@ -28,6 +29,10 @@ class StoreUnavailable(StoreError):
         """Keep what the store said of when to come back."""
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class StoreOverfull(StoreUnavailable):
+    """The request is larger than something on the way to the store lets pass."""
 
 
 class StoreRejected(StoreError):

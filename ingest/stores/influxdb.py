@@ -21,13 +21,14 @@ from influxdb_client.client.write_api_async import WriteApiAsync
 from influxdb_client.rest import ApiException
 
 from exchange.errors import ConfigError
-from ingest.stores import FieldValue, Point, Series, StoreRejected, StoreUnavailable
+from ingest.stores import FieldValue, Point, Series, StoreOverfull, StoreRejected, StoreUnavailable
 
 TOKEN_VARIABLE = "INFLUX_TOKEN"  # noqa: S105 - the name of the variable
 REQUEST_TIMEOUT_S = 30.0
 CHUNK_ROWS = 5000
 
 _REJECTED = (400, 422)
+_TOO_LARGE = 413
 _MAX_HEADS = 200_000
 _TAGS = ("county", "site", "device", "domain")
 _in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
@@ -162,6 +163,8 @@ class InfluxStore:
                 authorization = f"Token {self._token.value}"
                 headers = self._client.api_client.default_headers
                 headers["Authorization"] = authorization
+        if status == _TOO_LARGE:
+            return StoreOverfull(text)
         after_s = float(retry_after) if retry_after and retry_after.isdigit() else None
         return StoreUnavailable(text, retry_after_s=after_s)
 

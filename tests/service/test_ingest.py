@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
+import aiohttp
 import mqtt5
 import pytest
+from aiohttp import web
 
 from exchange.errors import UplinkRefused
 from exchange.mqtt import PacketStream
@@ -471,6 +474,45 @@ async def test_a_store_that_is_away_is_waited_for(
     assert len(await ingest.rows()) == 50
 
 
+@asynccontextmanager
+async def narrow_proxy(port: int, max_bytes: int) -> AsyncIterator[int]:
+    """Yield the port of a proxy that lets no larger request body pass, as a web server's defaults."""
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+
+        async def forward(request: web.Request) -> web.Response:
+            body = await request.read()  # 413 when larger
+            headers = {"Authorization": request.headers["Authorization"]}
+            async with session.request(
+                request.method, request.path_qs, data=body, headers=headers
+            ) as answer:
+                return web.Response(status=answer.status, body=await answer.read())
+
+        application = web.Application(client_max_size=max_bytes)
+        application.router.add_route("*", "/{path:.*}", forward)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield runner.addresses[0][1]
+        finally:
+            await runner.cleanup()
+
+
+async def test_a_request_that_is_too_large_for_a_proxy_goes_in_parts(
+    influx: Influx, tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = influx.bucket()
+    monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
+    async with narrow_proxy(influx.port, 10_000) as port:
+        url = bucket.url.replace(f":{influx.port}/", f":{port}/")
+        ingest = Ingest(tmp_path, broker, store=url)
+        async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
+            await gateway.send("aq-1", *(sample(seq) for seq in range(1000)))
+            await gateway.until_stored("aq-1", range(1000))
+            assert service.ready
+            assert service.writer.counts.rejected == 0
+
+
 async def test_a_wrong_token_is_retried_and_nothing_is_refused(
     influx: Influx, tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -561,3 +603,44 @@ async def test_receipts_that_the_broker_denies_stall_nothing(tmp_path: Path) -> 
             await until(lambda: service.writer.counts.stored == 30)
             await until(lambda: service.client.counts.refused)
             assert gateway.receipts == []
+
+
+async def test_the_service_manager_is_told(
+    local: Ingest, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with local.running() as service, Gateway(broker, "gw-1") as gateway:
+            with locked(local):
+                await gateway.send("aq-1", sample(0))
+                await until(lambda: not service.ready)
+            await until(lambda: service.ready)
+            broker.kill()
+            await until(lambda: not service.ready)
+            monkeypatch.delenv("NOTIFY_SOCKET")  # or the broker would report too
+            broker.start()
+            monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+            await until(lambda: service.ready)
+        told = []
+        with suppress(BlockingIOError):
+            while True:
+                told.append(manager.recv(4096).decode())
+    expected = ["READY=1", *(f"STATUS={words}" for words in ("taking in", "waiting for the store"))]
+    assert told[:4] == [*expected, "STATUS=taking in"]
+    assert told[4].startswith("STATUS=waiting for the broker: ")
+    assert told[5:] == ["STATUS=taking in", "STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(("[broker]", "[borker]"), "borker"), (("sqlite:///", "oracle:///"), "store = 'oracle:///")],
+)
+async def test_a_wrong_configuration_ends_it_with_words(
+    local: Ingest, change: tuple[str, str], said: str
+) -> None:
+    local.file.write_text(local.file.read_text().replace(*change))
+    async with process(local) as child:
+        await _line(child, said)
+        assert await child.wait() == 2
