@@ -1,13 +1,13 @@
 """`python -m edge_agent CONFIG` runs the agent."""
 
 import sys
-from pathlib import Path
 
-from edge_agent.agent import main
+from edge_agent.command import run
 from exchange.errors import ConfigError
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1])))
+        sys.exit(run(["run", *sys.argv[1:]]))
     except ConfigError as error:
-        sys.exit(str(error))
+        sys.stderr.write(f"configuration error 設定錯誤: {error}\n")
+        sys.exit(2)

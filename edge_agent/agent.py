@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,24 +15,29 @@ from edge_agent.config import Config, Device, read_config
 from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import Health
 from edge_agent.intake import Intake
-from edge_agent.outbox import Outbox, Waiting
+from edge_agent.outbox import Outbox, OutboxBlocked, Waiting
 from edge_agent.uplink import Message, Uplink
+from exchange.errors import ConfigError
 from exchange.runtime import log_to_stderr, notify, run, stop_on_signals
 from exchange.states import Descriptor, State, encode_state
 from exchange.topics import Topic
 
 log = logging.getLogger(__name__)
 
-OPEN_S = 10.0
+OPEN_S = 10.0  # a bus that is neither open nor lost by then is not waited for
 EXCHANGE_S = 5.0  # told to stop, exchanges that are under way get this long
+KEEP_S = 5.0  # and what they gave gets this long to reach the disk
 
 
 class Agent:
     """One gateway's agent."""
 
-    def __init__(self, config: Config, file: str) -> None:
-        """`file` names the configuration in errors. Raises: ConfigError."""
+    def __init__(
+        self, config: Config, file: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`file` names the configuration in errors; delivery keeps time by `clock`. Raises: ConfigError."""
         self.config = config
+        self._file = file
         self.health = Health([device.id for device in config.device])
         self.outbox = Outbox(Path(config.gateway.state_dir) / "outbox.sqlite")
         self._since = datetime.now(UTC)
@@ -45,6 +51,7 @@ class Agent:
             self.health,
             will=self._will(),
             states=self._states,
+            clock=clock,
         )
         self._gateway = GatewayDevice(
             config.gateway, self.outbox, self.uplink.delivery, self.health
@@ -60,8 +67,13 @@ class Agent:
         ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then drain."""
-        await self.outbox.open()
+        """Serve until `stop` is set, then drain. Raises: ConfigError when the outbox cannot be opened."""
+        try:
+            await self.outbox.open()
+        except OutboxBlocked as error:
+            allowed = f"must be a folder that this agent alone can write to: {error}"
+            folder = self.config.gateway.state_dir
+            raise ConfigError(self._file, "gateway.state_dir", folder, allowed) from error
         try:
             async with asyncio.TaskGroup() as group:
                 intake = group.create_task(self._intake.run())
@@ -75,7 +87,7 @@ class Agent:
                 self._stop_buses.set()
                 if buses:
                     await asyncio.wait(buses, timeout=EXCHANGE_S)
-                await self._intake.drained()
+                await self._keep()
                 await self._drain()
                 for task in (*buses, gateway, intake, uplink):
                     task.cancel()
@@ -85,21 +97,28 @@ class Agent:
         log.info("stopped", extra={"outbox": self.outbox.depth})
 
     async def _ready(self, stop: asyncio.Event) -> None:
-        """Say ready when every bus is open, or has had its time: a dead bus never stops the others."""
-        opening = [asyncio.ensure_future(bus.opened.wait()) for bus in self._buses]
-        stopping = asyncio.ensure_future(stop.wait())
+        """Say ready when every bus was tried: a dead bus never stops the others."""
+
+        async def all_tried() -> None:
+            for bus in self._buses:
+                await bus.tried.wait()
+
+        ends = [asyncio.create_task(all_tried()), asyncio.create_task(_until(stop))]
         try:
-            async with asyncio.timeout(OPEN_S):
-                while any(not task.done() for task in opening) and not stopping.done():
-                    pending = [task for task in (*opening, stopping) if not task.done()]
-                    await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            pass
+            await asyncio.wait(ends, timeout=OPEN_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*opening, stopping):
-                task.cancel()
+            for end in ends:
+                end.cancel()
         notify("READY=1")
         log.info("ready", extra={"buses": len(self._buses), "devices": len(self.config.device)})
+
+    async def _keep(self) -> None:
+        """Wait until everything that was read is on disk, or the time is up."""
+        try:
+            async with asyncio.timeout(KEEP_S):
+                await self._intake.drained()
+        except TimeoutError:
+            log.error("samples could not be kept", extra={"samples": self._intake.waiting})
 
     async def _drain(self) -> None:
         """Wait until the outbox holds nothing of a device any more, or the time is up.
@@ -120,7 +139,7 @@ class Agent:
             )
 
     async def _reading(self, line: Line, reading: Reading) -> None:
-        await self._intake.reading(line.device, line.vendor, reading)
+        await self._intake.reading(line.device, reading)
 
     def _taken(self, waiting: list[Waiting]) -> None:
         for one in waiting:
@@ -200,6 +219,10 @@ class Agent:
             ),
         )
         return encode_state(state)
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _serve(config: Config, file: str) -> int:

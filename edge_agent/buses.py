@@ -10,12 +10,21 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeAlias, TypeVar, assert_never, cast
 
+import msgspec
+
 from device_drivers.errors import DeviceSilent, LinkLost
-from device_drivers.kit.driver import AdvertDriver, ModbusBus, ModbusDriver, Reading, SerialDriver
+from device_drivers.kit.driver import (
+    Advert,
+    AdvertDriver,
+    ModbusBus,
+    ModbusDriver,
+    Reading,
+    SerialDriver,
+)
 from device_drivers.links.ble import open_scanner
 from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
 from device_drivers.links.serial import open_serial
@@ -29,7 +38,10 @@ log = logging.getLogger(__name__)
 
 REOPEN_FIRST_S = 0.2
 REOPEN_LAST_S = 30.0
+STEADY_S = 5.0  # a bus that was open for so long is opened again without delay when it is lost
 QUIET_S = 30.0  # a radio that hears nothing for so long is opened again
+FAILED_S = 0.1  # before listening again: what fails at once must not eat the processor
+HUNG_S = 60.0  # a driver's own deadlines are shorter; one that has none must not hold up its bus
 
 
 class Line(NamedTuple):
@@ -39,10 +51,9 @@ class Line(NamedTuple):
     driver: object
     health: DeviceHealth
 
-    @property
-    def vendor(self) -> str:
-        """The word in `x-{vendor}-…` for metrics that the device's domain lacks."""
-        return self.device.driver.partition("_")[0]
+
+class DriverFailed(DeviceError):
+    """A driver, or the library under it, raised what it should not: a bug that concerns its own device."""
 
 
 Sink: TypeAlias = Callable[[Line, Reading], Awaitable[None]]
@@ -50,33 +61,38 @@ Sink: TypeAlias = Callable[[Line, Reading], Awaitable[None]]
 
 
 class BusTask:
-    """One bus with its devices. `opened` is set while the link is there."""
+    """One bus with its devices. `tried` is set once the link is open, or could not be opened."""
 
     def __init__(self, bus: Bus, lines: Sequence[Line], sink: Sink, stop: asyncio.Event) -> None:
         """Everything ends soon after `stop` is set."""
         self.bus = bus
-        self.opened = asyncio.Event()
+        self.tried = asyncio.Event()
         self._lines = lines
         self._sink = sink
         self._stop = stop
+        self._opened_s = float("inf")
 
     async def run(self) -> None:
-        """Serve the bus until told to stop."""
+        """Serve the bus until told to stop. Whatever its devices, drivers and libraries do, it stays inside."""
         wait_s = REOPEN_FIRST_S
         lost = ""
         while not self._stop.is_set():
+            self._opened_s = float("inf")
             try:
                 await self._serve()
-            except LinkLost as error:
-                if self.opened.is_set():
-                    wait_s = REOPEN_FIRST_S
-                if str(error) != lost:
-                    lost = str(error)
-                    log.warning("bus lost", extra={"bus": self.bus.id, "reason": lost})
+            except Exception as error:
+                if time.monotonic() - self._opened_s >= STEADY_S:
+                    wait_s, lost = REOPEN_FIRST_S, ""
+                bug = None if isinstance(error, LinkLost) else error
+                reason = f"{type(error).__name__}: {error}" if bug else str(error)
+                if reason != lost:
+                    log.warning(
+                        "bus lost", extra={"bus": self.bus.id, "reason": reason}, exc_info=bug
+                    )
+                    lost = reason
                 for line in self._lines:
-                    line.health.failed(error)
-            finally:
-                self.opened.clear()
+                    line.health.failed(LinkLost(reason))
+            self.tried.set()
             await self._sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             wait_s = min(2 * wait_s, REOPEN_LAST_S)
 
@@ -103,7 +119,8 @@ class BusTask:
                 assert_never(self.bus)
 
     def _is_open(self) -> None:
-        self.opened.set()
+        self._opened_s = time.monotonic()
+        self.tried.set()
         log.info("bus open", extra={"bus": self.bus.id})
 
     # ------------------------------------------------------------------------------------------------- serial
@@ -119,24 +136,21 @@ class BusTask:
             stopbits=transport.stopbits,
         )
         async with link as port:
-            try:
-                await driver.start(port)
-            except LinkLost:
-                raise
-            except DeviceError as error:
-                line.health.failed(error)
+            await self._attempt(line, driver.start(port))
             self._is_open()
             (turn,) = turns([line.device.interval_s], time.monotonic())
             while not self._stop.is_set():
                 if driver.streaming:
                     reading = await self._unless_stopped(self._attempt(line, driver.read(port)))
+                    if reading is None:
+                        await self._sleep(FAILED_S)
                 else:
                     if not await self._sleep(turn.due_s - time.monotonic()):
                         break
                     reading = await self._attempt(line, driver.read(port))
                     _close(turn, reading)
                 if reading is not None:
-                    await self._sink(line, reading)
+                    await self._hand_in(line, reading)
 
     # ------------------------------------------------------------------------------------------------- Modbus
 
@@ -152,7 +166,7 @@ class BusTask:
                 reading = await self._attempt(line, cast("ModbusDriver", line.driver).read(bus))
                 _close(turn, reading)
                 if reading is not None:
-                    await self._sink(line, reading)
+                    await self._hand_in(line, reading)
 
     # ---------------------------------------------------------------------------------------------------- BLE
 
@@ -170,28 +184,38 @@ class BusTask:
                 if advert is None:
                     break
                 line = drivers[advert.address]
-                try:
-                    reading = cast("AdvertDriver", line.driver).hear(advert)
-                except DeviceError as error:
-                    line.health.failed(error)
-                    continue
+                reading = await self._attempt(line, self._heard(line, advert))
                 if reading is not None:
-                    line.health.answered()
-                    await self._sink(line, reading)
+                    await self._hand_in(line, reading)
+
+    @staticmethod
+    async def _heard(line: Line, advert: Advert) -> Reading | None:
+        return cast("AdvertDriver", line.driver).hear(advert)
 
     # -------------------------------------------------------------------------------------------------- waiting
 
-    async def _attempt(self, line: Line, exchange: Coroutine[Any, Any, Reading]) -> Reading | None:
-        """Return the reading, None when the device did not give one."""
+    async def _attempt(self, line: Line, exchange: Awaitable[T]) -> T | None:
+        """Return what the device gave, None when it did not. Raises: LinkLost."""
         try:
-            reading = await exchange
+            async with asyncio.timeout(HUNG_S):
+                return await exchange
         except LinkLost:
             raise
         except DeviceError as error:
             line.health.failed(error)
-            return None
-        line.health.answered()
-        return reading
+        except TimeoutError as error:
+            line.health.failed(DeviceSilent(str(error) or f"no answer in {HUNG_S:g} s"))
+        except Exception as error:  # noqa: BLE001 - a driver's bug must not end the other devices
+            line.health.failed(DriverFailed(f"{type(error).__name__}: {error}"), error)
+        return None
+
+    async def _hand_in(self, line: Line, reading: Reading) -> None:
+        try:
+            await self._sink(line, reading)
+        except msgspec.ValidationError as error:
+            line.health.failed(DriverFailed(f"not a reading: {error}"))
+        else:
+            line.health.answered()
 
     async def _sleep(self, seconds: float) -> bool:
         """Wait, and say whether to go on."""
@@ -203,7 +227,7 @@ class BusTask:
                 pass
         return not self._stop.is_set()
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+    async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """Return the result of waiting for a device to speak, None once told to stop."""
         working = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stop.wait())

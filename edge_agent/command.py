@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "read":
             action.add_argument("device", metavar="DEVICE", help="a device id of the configuration")
             action.add_argument(
-                "--timeout", type=float, default=10.0, metavar="SECONDS", help="default: 10"
+                "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="default: 10"
             )
             action.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
         else:
@@ -66,7 +66,17 @@ def _read(config: Config, arguments: argparse.Namespace) -> int:
     except DeviceError as error:
         sys.stderr.write(f"{device.id}: no reading 讀取失敗: {type(error).__name__}: {error}\n")
         return 1
-    metrics = fitted(reading.metrics, device.domain, device.driver.partition("_")[0])
-    line = {"device": device.id, "metrics": metrics, "quality": reading.quality or None}
+    fit = fitted(reading, device)
+    line = {"device": device.id, "metrics": fit.metrics, "quality": fit.quality or None}
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 3600")
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -13,12 +13,14 @@ from exchange.configuration import read_toml
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.readings import PackFormat
-from exchange.states import Label, Location
-from exchange.topics import COUNTY, LEVEL
+from exchange.states import Label, Location, Text
+from exchange.topics import COUNTY, END, LEVEL
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
+Timeout = Annotated[float, msgspec.Meta(ge=0.01, le=60)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}$")]
+Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}{END}")]
+Given = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,46 +31,49 @@ class Gateway(_Table, frozen=True, kw_only=True):
     """The gateway itself. `state_dir` holds the outbox."""
 
     id: Level
-    county: Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}$")]
+    county: Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
     site: Level
-    state_dir: str
-    interval_s: Positive = 60.0
+    state_dir: Given
+    interval_s: Interval = 60.0
     label: Label = Label()
     location: Location | None = None
-    township: str = ""
+    township: Text = ""
 
 
 class Broker(_Table, frozen=True, kw_only=True):
     """The uplink. The password comes from a file or an environment variable, never from here."""
 
-    host: str
+    host: Given
     port: Port = 1883
     username: str = ""
     password_file: str = ""
     password_env: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
-    timeout_s: Positive = 10.0
+    timeout_s: Timeout = 10.0
 
     def password(self, file: str) -> str | None:
-        """Return the secret. Raises: ConfigError when the file or the variable is not there."""
+        """Return the secret. Raises: ConfigError when the file or the variable does not hold one."""
         if self.password_file:
-            try:
-                return Path(self.password_file).read_text(encoding="utf-8").rstrip("\n")
-            except OSError as error:
-                raise ConfigError(
-                    file,
-                    "broker.password_file",
-                    self.password_file,
-                    f"must be readable: {error.strerror}",
-                ) from error
+            return self._read_password(file)
         if self.password_env:
-            try:
-                return os.environ[self.password_env]
-            except KeyError as error:
-                raise ConfigError(
-                    file, "broker.password_env", self.password_env, "must be set in the environment"
-                ) from error
+            secret = os.environ.get(self.password_env, "")
+            if not secret:
+                key = "broker.password_env"
+                raise ConfigError(file, key, self.password_env, "must be set in the environment")
+            return secret
         return None
+
+    def _read_password(self, file: str) -> str:
+        reason = "it is empty"
+        try:
+            if secret := Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n"):
+                return secret
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except UnicodeDecodeError as error:
+            reason = str(error)
+        allowed = f"must be a readable file that holds the password: {reason}"
+        raise ConfigError(file, "broker.password_file", self.password_file, allowed)
 
 
 class Delivery(_Table, frozen=True, kw_only=True):
@@ -84,7 +89,7 @@ class SerialBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="serial
     """A serial line with one device. What is left out is taken from the device's profile."""
 
     id: Level
-    port: str
+    port: Given
     baudrate: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] | None = None
 
 
@@ -92,27 +97,27 @@ class ModbusRtuBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="mod
     """A Modbus RTU line."""
 
     id: Level
-    port: str
+    port: Given
     baudrate: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] = 9600
     parity: Literal["N", "E", "O"] = "N"
     stopbits: Literal[1, 2] = 1
-    timeout_s: Positive = 1.0
+    timeout_s: Timeout = 1.0
 
 
 class ModbusTcpBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="modbus-tcp"):
     """A Modbus TCP server."""
 
     id: Level
-    host: str
+    host: Given
     port: Port = 502
-    timeout_s: Positive = 1.0
+    timeout_s: Timeout = 1.0
 
 
 class BleBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="ble"):
     """A Bluetooth adapter that listens."""
 
     id: Level
-    adapter: Annotated[str, msgspec.Meta(pattern=r"^hci\d+$")] = "hci0"
+    adapter: Annotated[str, msgspec.Meta(pattern=rf"^hci\d+{END}")] = "hci0"
 
 
 Bus = SerialBus | ModbusRtuBus | ModbusTcpBus | BleBus
@@ -127,21 +132,26 @@ class Device(_Table, frozen=True, kw_only=True):
     domain: str
     driver: str
     bus: str
-    interval_s: Positive
-    settings: dict[str, str | int | float | bool] = {}
+    interval_s: Interval
+    settings: dict[str, Any] = {}
     label: Label = Label()
     location: Location | None = None
-    asset_id: str = ""
-    cabinet: str = ""
-    circuit: str = ""
-    township: str = ""
-    serial: str = ""
-    installed: str = ""
+    asset_id: Text = ""
+    cabinet: Text = ""
+    circuit: Text = ""
+    township: Text = ""
+    serial: Text = ""
+    installed: Text = ""
 
     @property
     def package(self) -> DriverPackage:
         """The driver's folder."""
         return load(self.driver)
+
+    @property
+    def vendor(self) -> str:
+        """The word in `x-{vendor}-…` for metrics that the domain lacks."""
+        return self.driver.partition("_")[0]
 
 
 class Config(_Table, frozen=True, kw_only=True):
@@ -162,23 +172,45 @@ def read_config(path: Path) -> Config:
     """Return the checked configuration. Raises: ConfigError naming file, key, value and what is allowed."""
     config = read_toml(path, Config)
     file = str(path)
-    buses = {bus.id: bus for bus in config.bus}
-    _check_unique(file, "bus", [bus.id for bus in config.bus])
-    _check_unique(file, "device", [device.id for device in config.device])
+    _check_broker(file, config.broker)
+    _check_unique(file, "bus", "id", [bus.id for bus in config.bus])
+    for kinds, key in (((SerialBus, ModbusRtuBus), "port"), ((BleBus,), "adapter")):
+        _check_unique(
+            file,
+            "bus",
+            key,
+            [getattr(bus, key) if isinstance(bus, kinds) else None for bus in config.bus],
+        )
+    _check_unique(file, "device", "id", [device.id for device in config.device])
+    reached: dict[tuple[str, str], int] = {}
     for index, device in enumerate(config.device):
-        _check_device(file, f"device[{index}]", device, buses, config)
+        place = _checked_place(file, f"device[{index}]", device, config)
+        first = reached.setdefault((device.bus, place), index)
+        if first != index:  # two entries for one thing in the street would count it twice
+            allowed = f"must be unique on its bus: device[{first}] is the same"
+            raise ConfigError(file, f"device[{index}].settings", place, allowed)
     return config
 
 
-def _check_unique(file: str, table: str, ids: list[str]) -> None:
-    for index, name in enumerate(ids):
-        if name in ids[:index]:
-            raise ConfigError(file, f"{table}[{index}].id", name, "must be unique")
+def _check_broker(file: str, broker: Broker) -> None:
+    if broker.password_file and broker.password_env:
+        allowed = "must be left out beside password_file"
+        raise ConfigError(file, "broker.password_env", broker.password_env, allowed)
+    if (broker.password_file or broker.password_env) and not broker.username:
+        raise ConfigError(file, "broker.username", broker.username, "a password needs a username")
 
 
-def _check_device(
-    file: str, key: str, device: Device, buses: dict[str, Bus], config: Config
-) -> None:
+def _check_unique(file: str, table: str, key: str, values: list[str | None]) -> None:
+    """Check that no two entries of a table share what is given of a key."""
+    for index, value in enumerate(values):
+        if value is not None and value in values[:index]:
+            allowed = f"must be unique: {table}[{values.index(value)}] has it, too"
+            raise ConfigError(file, f"{table}[{index}].{key}", value, allowed)
+
+
+def _checked_place(file: str, key: str, device: Device, config: Config) -> str:
+    """Check a device and return where on its bus it is: its address, or all of its settings."""
+    buses = {bus.id: bus for bus in config.bus}
     domains = [domain for domain in dictionary() if domain != "gateway"]
     if device.domain not in domains:
         raise ConfigError(file, f"{key}.domain", device.domain, f"one of {', '.join(domains)}")
@@ -193,12 +225,14 @@ def _check_device(
     kinds = BUS_KINDS[package.profile.transport.kind]
     bus = buses[device.bus]
     if bus.__struct_config__.tag not in kinds:
-        raise ConfigError(
-            file,
-            f"{key}.bus",
-            device.bus,
-            f"{device.driver} needs a bus of kind {' or '.join(kinds)}",
-        )
+        allowed = f"{device.driver} needs a bus of kind {' or '.join(kinds)}"
+        raise ConfigError(file, f"{key}.bus", device.bus, allowed)
     if isinstance(bus, SerialBus) and sum(other.bus == bus.id for other in config.device) > 1:
         raise ConfigError(file, f"{key}.bus", device.bus, "a serial line has one device")
-    package.settings(device.settings, file, f"{key}.settings")
+    settings = package.settings(device.settings, file, f"{key}.settings")
+    try:
+        driver = package.driver(settings)
+    except ConfigError as error:  # it knows its own key, not the file's
+        place = f"{key}.settings.{error.key}"
+        raise ConfigError(file, place, error.value, error.allowed) from error
+    return str(getattr(driver, "address", msgspec.to_builtins(settings)))

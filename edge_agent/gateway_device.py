@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import suppress
 
 import psutil
 
@@ -42,11 +43,12 @@ class GatewayDevice:
         metrics: dict[str, Value] = {
             "cpu": psutil.cpu_percent(),
             "memory": psutil.virtual_memory().percent,
-            "disk_free": float(shutil.disk_usage(self._gateway.state_dir).free),
             "outbox_depth": self._outbox.depth,
             "unreceipted": self._delivery.unreceipted + self._delivery.parked,
             "bus_errors": self._health.bus_errors,
         }
+        with suppress(OSError):  # a folder that is gone is no reason to stop measuring
+            metrics["disk_free"] = float(shutil.disk_usage(self._gateway.state_dir).free)
         if self._health.uplink_rtt_s is not None:
             metrics["uplink_rtt"] = round(self._health.uplink_rtt_s * 1000, 3)
         return metrics

@@ -27,8 +27,8 @@ class DeviceHealth:
             log.info("device is back", extra={"device": self.device, "errors": self.errors})
             self.failing = None
 
-    def failed(self, error: DeviceError) -> None:
-        """Note that there was none."""
+    def failed(self, error: DeviceError, bug: Exception | None = None) -> None:
+        """Note that there was none; `bug` is what the driver should not have raised."""
         self.errors += 1
         self.last_error = error
         kind = type(error).__name__
@@ -36,6 +36,7 @@ class DeviceHealth:
             log.warning(
                 "device does not answer as it should",
                 extra={"device": self.device, "kind": kind, "reason": str(error)},
+                exc_info=bug,
             )
             self.failing = kind
 

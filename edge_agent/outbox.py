@@ -3,6 +3,9 @@
 SQLite in WAL mode. Taking is synced to the disk (`synchronous=FULL`), so a sample that was taken survives kill -9 and a
 power cut, and the counters of a device are never behind its samples. Forgetting is not synced: a sample that comes back
 after a power cut is sent again and meets its own row.
+
+A disk that is full, or that fails, raises OutboxBlocked: nothing was taken, and the same call may be made again. A file
+that turns out to be damaged while it is open raises OutboxDamaged: the next opening sets it aside.
 """
 
 from __future__ import annotations
@@ -10,20 +13,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from exchange.delivery import Key
+from exchange.errors import OnestreetError
 from exchange.readings import Sample, Value
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+SLEW_MS = 100
+"""Two readings of one burst may fall on one millisecond, and a clock is slewed back by less than this: a sample's time
+then goes on from its predecessor's. More is a clock that was set back."""
 _SCHEMA = """
 CREATE TABLE sample (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: the order of taking
@@ -66,6 +74,14 @@ class Waiting(NamedTuple):
     sample: Sample
 
 
+class OutboxBlocked(OnestreetError):
+    """The disk does not do what the outbox needs; it may later."""
+
+
+class OutboxDamaged(OnestreetError):
+    """The file is damaged; final until it is opened again."""
+
+
 class Outbox:
     """The samples of one gateway. One thread of its own does the work, in order of the calls."""
 
@@ -75,6 +91,7 @@ class Outbox:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._db: sqlite3.Connection | None = None
         self._depth = 0
+        self._gone: set[Key] = set()  # receipted, not deleted yet
 
     @property
     def depth(self) -> int:
@@ -82,7 +99,10 @@ class Outbox:
         return self._depth
 
     async def open(self) -> None:
-        """Open or create it. A file that is not a sound outbox is set aside, said aloud, and a new one begun."""
+        """Open or create it. A file that is not a sound outbox is set aside, said aloud, and a new one begun.
+
+        Raises: OutboxBlocked, also when another agent has it open.
+        """
         await self._run(self._open)
 
     async def close(self) -> None:
@@ -91,7 +111,7 @@ class Outbox:
         self._thread.shutdown()
 
     async def take(self, readings: Sequence[Taken]) -> list[Waiting]:
-        """Keep the readings durably and return them named by epoch and seq."""
+        """Keep the readings durably and return them named by epoch and seq. Raises: OutboxBlocked."""
         return await self._run(lambda: self._take(readings))
 
     async def after(self, last_id: int, limit: int) -> list[Waiting]:
@@ -105,7 +125,7 @@ class Outbox:
         return await self._run(lambda: self._find(keys))
 
     async def forget(self, keys: Iterable[Key]) -> None:
-        """Let go of samples that have their receipt."""
+        """Let go of samples that have their receipt; what the disk does not let go now goes the next time."""
         gone = list(keys)
         await self._run(lambda: self._forget(gone))
 
@@ -117,13 +137,22 @@ class Outbox:
         )
 
     async def epoch_of(self, device: str, now_ms: int) -> int:
-        """Return the epoch that the device's next sample will have, beginning one where there is none."""
+        """Return the epoch that the device's next sample will have, beginning one where there is none.
+
+        Raises: OutboxBlocked.
+        """
         return await self._run(lambda: self._epoch_of(device, now_ms))
 
     # ------------------------------------------------------------------------------------------- in the thread
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Raises: OutboxBlocked, OutboxDamaged."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.OperationalError as error:
+            raise OutboxBlocked(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise OutboxDamaged(f"{self.path}: {error}") from error
 
     @property
     def _open_db(self) -> sqlite3.Connection:
@@ -132,12 +161,14 @@ class Outbox:
         return self._db
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = self._connect()
+        except sqlite3.OperationalError:
+            raise  # a full disk, a lock: setting the file aside would lose it
+        except OSError as error:
+            raise OutboxBlocked(f"{self.path}: {error}") from error
         except (sqlite3.DatabaseError, _Unsound) as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # no right to the folder, a full disk: setting the file aside would lose it
             aside = self._set_aside()
             log.error(
                 "the outbox was unsound and set aside",
@@ -147,11 +178,12 @@ class Outbox:
         self._depth = self._db.execute("SELECT count(*) FROM sample").fetchone()[0]
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
         try:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two agents would name samples alike
             version = db.execute("PRAGMA user_version").fetchone()[0]
             db.execute("PRAGMA journal_mode=WAL")
-            if version == 0:
+            if version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION:
                 raise _Unsound(f"schema {version}, this agent knows {SCHEMA_VERSION}")
@@ -180,12 +212,11 @@ class Outbox:
 
     def _take(self, readings: Sequence[Taken]) -> list[Waiting]:
         db = self._open_db
-        db.execute("PRAGMA synchronous=FULL")
         waiting = []
-        with _transaction(db):
+        with _transaction(db, "FULL"):
             for reading in readings:
-                epoch, seq = self._name(db, reading.device, reading.time_ms)
-                sample = Sample(reading.time_ms, epoch, seq, reading.metrics, reading.quality)
+                epoch, seq, time_ms = self._name(db, reading.device, reading.time_ms)
+                sample = Sample(time_ms, epoch, seq, reading.metrics, reading.quality)
                 row = (
                     reading.domain,
                     reading.device,
@@ -206,8 +237,8 @@ class Outbox:
         self._depth += len(waiting)
         return waiting
 
-    def _name(self, db: sqlite3.Connection, device: str, time_ms: int) -> tuple[int, int]:
-        """Return the name of the device's next sample; a clock that was set back begins a new epoch."""
+    def _name(self, db: sqlite3.Connection, device: str, time_ms: int) -> tuple[int, int, int]:
+        """Return epoch, seq and time of the device's next sample; a clock that was set back begins a new epoch."""
         found = db.execute(
             "SELECT epoch, next_seq, last_ms FROM counter WHERE device = ?", (device,)
         ).fetchone()
@@ -215,20 +246,23 @@ class Outbox:
             epoch, seq = time_ms, 0
         else:
             epoch, seq, last_ms = found
-            if time_ms <= last_ms:
+            if time_ms < last_ms - SLEW_MS:
                 epoch, seq = max(time_ms, epoch + 1), 0
+            else:
+                time_ms = max(time_ms, last_ms + 1)
         db.execute(
             "INSERT OR REPLACE INTO counter (device, epoch, next_seq, last_ms) VALUES (?, ?, ?, ?)",
             (device, epoch, seq + 1, time_ms),
         )
-        return epoch, seq
+        return epoch, seq, time_ms
 
     def _epoch_of(self, device: str, now_ms: int) -> int:
         db = self._open_db
         found = db.execute("SELECT epoch FROM counter WHERE device = ?", (device,)).fetchone()
         if found is None:
             found = (now_ms,)
-            db.execute("INSERT INTO counter VALUES (?, ?, 0, ?)", (device, now_ms, now_ms - 1))
+            with _transaction(db, "FULL"):
+                db.execute("INSERT INTO counter VALUES (?, ?, 0, ?)", (device, now_ms, now_ms - 1))
         return int(found[0])
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Waiting]:
@@ -249,13 +283,20 @@ class Outbox:
         ]
         return sorted(found, key=lambda waiting: waiting.id)
 
-    def _forget(self, keys: Sequence[Key]) -> None:
+    def _forget(self, keys: Iterable[Key]) -> None:
+        were_kept = bool(self._gone)
+        self._gone.update(keys)
         db = self._open_db
-        db.execute("PRAGMA synchronous=NORMAL")
-        with _transaction(db):
-            cursor = db.executemany(
-                "DELETE FROM sample WHERE device = ? AND epoch = ? AND seq = ?", keys
-            )
+        try:
+            with _transaction(db, "NORMAL"):
+                cursor = db.executemany(
+                    "DELETE FROM sample WHERE device = ? AND epoch = ? AND seq = ?", self._gone
+                )
+        except sqlite3.OperationalError as error:
+            if not were_kept:
+                log.warning("receipted samples stay for now", extra={"reason": str(error)})
+            return
+        self._gone.clear()
         self._depth -= cursor.rowcount
 
 
@@ -263,14 +304,15 @@ class _Unsound(Exception):
     """The file is no outbox of ours or is damaged."""
 
 
-class _transaction:  # noqa: N801 - reads as a statement
+@contextmanager
+def _transaction(db: sqlite3.Connection, synchronous: str) -> Iterator[None]:
     """All or nothing; sqlite3's own context manager does not begin one."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self.db = db
-
-    def __enter__(self) -> None:
-        self.db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.db.execute("ROLLBACK" if kind else "COMMIT")
+    db.execute(f"PRAGMA synchronous={synchronous}")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # after some errors SQLite has rolled back by itself
+            db.execute("ROLLBACK")
+        raise

@@ -14,9 +14,9 @@ import aiomqtt
 
 from edge_agent.config import Config
 from edge_agent.health import Health
-from edge_agent.outbox import Outbox, Waiting
+from edge_agent.outbox import Outbox, OutboxDamaged, Waiting
 from exchange.delivery import Delivery, Sending
-from exchange.errors import DeliveryError
+from exchange.errors import DeliveryError, OnestreetError
 from exchange.readings import MAX_PACK_BYTES, encode_pack
 from exchange.receipts import decode_receipt
 from exchange.topics import Topic
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 BATCH_SAMPLES = 2000
 CONCURRENT_PUBLISHES = 20
+QUEUED_RECEIPTS = 1000  # one that finds no place is as good as lost: its samples go again
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
 
@@ -83,8 +84,10 @@ class Uplink:
             begun_s = self._clock()
             try:
                 await self._session()
-            except* aiomqtt.MqttError as group:
-                self._report(str(group.exceptions[0]))
+            except* OutboxDamaged:
+                raise  # only a new start helps
+            except* Exception as group:  # noqa: BLE001 - sampling goes on, whatever the uplink meets
+                self._report(group)
             finally:
                 self.connected = False
                 self.delivery.disconnected()
@@ -105,7 +108,9 @@ class Uplink:
             keepalive=broker.keepalive_s,
             timeout=broker.timeout_s,
             will=aiomqtt.Will(*self._will, qos=1, retain=True),
+            max_queued_incoming_messages=QUEUED_RECEIPTS,
         ) as client:
+            client.pending_calls_threshold = CONCURRENT_PUBLISHES  # as many are no surprise
             await client.subscribe(self._receipts_topic, qos=1)
             await self._publish_states(client)
             self.connected = True
@@ -116,10 +121,17 @@ class Uplink:
                 group.create_task(self._receive(client))
                 group.create_task(self._send(client))
 
-    def _report(self, error: str) -> None:
-        if error != self._last_error:
-            log.warning("the uplink is down", extra={"reason": error})
-            self._last_error = error
+    def _report(self, group: ExceptionGroup[Exception]) -> None:
+        """Log what ended a session, once for as long as it is the same."""
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        reason = str(error) or type(error).__name__
+        if reason == self._last_error:
+            return
+        self._last_error = reason
+        bug = None if isinstance(error, aiomqtt.MqttError | OnestreetError) else error
+        log.warning("the uplink is down", extra={"reason": reason}, exc_info=bug)
 
     # ---------------------------------------------------------------------------------------------- receiving
 
@@ -169,8 +181,8 @@ class Uplink:
         batch = []
         for sending in self.delivery.due(self._clock()):
             waiting = await self._outbox.find(sending.keys)
-            if waiting:
-                message, digest = self._packed(waiting)
+            for part in self._halved(waiting) if waiting else []:
+                message, digest = self._packed(part)
                 self.delivery.sent_again(self._clock(), sending, digest)
                 batch.append((sending, message))
         return batch
@@ -223,21 +235,20 @@ class Uplink:
         self, client: aiomqtt.Client, batch: Sequence[tuple[Sending, Message]]
     ) -> None:
         """Publish; what the broker did not acknowledge before the connection broke goes again at once."""
-        for start in range(0, len(batch), CONCURRENT_PUBLISHES):
-            part = batch[start : start + CONCURRENT_PUBLISHES]
-            outcomes = await asyncio.gather(
-                *(client.publish(topic, payload, qos=1) for _, (topic, payload) in part),
-                return_exceptions=True,
-            )
-            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            if not errors:
-                continue
-            for (sending, _), outcome in zip(part, outcomes, strict=True):
-                if isinstance(outcome, BaseException):
-                    self.delivery.failed(sending)
-            for sending, _ in batch[start + CONCURRENT_PUBLISHES :]:
+        unacknowledged = dict(enumerate(batch))
+
+        async def publish(number: int, topic: str, payload: bytes) -> None:
+            await client.publish(topic, payload, qos=1)
+            del unacknowledged[number]
+
+        try:
+            for start in range(0, len(batch), CONCURRENT_PUBLISHES):
+                async with asyncio.TaskGroup() as group:
+                    for number in range(start, min(start + CONCURRENT_PUBLISHES, len(batch))):
+                        group.create_task(publish(number, *batch[number][1]))
+        finally:
+            for sending, _ in unacknowledged.values():
                 self.delivery.failed(sending)
-            raise errors[0]
 
     async def _publish_states(self, client: aiomqtt.Client) -> None:
         for topic, payload in await self._states():

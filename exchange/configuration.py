@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,16 +43,20 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
         value, kind = _at(data, shape, inner)
         found: object = value
         path = (key + inner).lstrip(".")
+        choices = _choices(kind)
         if unknown := _UNKNOWN.match(message):
-            name, allowed = unknown[1], _keys(kind)
+            name, allowed = unknown[1], _keys(_chosen(kind, value))
             found = value.get(name) if isinstance(value, Mapping) else value
             path = f"{path}.{name}".lstrip(".")
-            close = get_close_matches(name, allowed, 1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            message = f"unknown key{hint}; allowed are {', '.join(allowed)}"
+            message = f"unknown key{_hint(name, allowed)}; allowed are {', '.join(allowed)}"
         elif missing := _MISSING.match(message):
-            path, found = f"{path}.{missing[1]}".lstrip("."), None
+            name = missing[1]
+            path, found = f"{path}.{name}".lstrip("."), None
             message = "this key is required"
+            if choices and name == _tag_field(kind):
+                message += f": one of {', '.join(choices)}"
+        elif choices and message.startswith("Invalid"):
+            message = f"one of {', '.join(choices)}{_hint(str(found), choices)}"
         raise ConfigError(file, path or "file", found, message) from error
 
 
@@ -94,7 +98,32 @@ def _chosen(kind: inspect.Type, value: object) -> inspect.Type:
 
 
 def _keys(kind: inspect.Type) -> list[str]:
-    kind = _chosen(kind, {})
-    return (
-        [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
-    )
+    """Return the keys that a table may hold."""
+    if isinstance(kind, inspect.UnionType):  # such as a table that may be left out
+        return [key for member in kind.types for key in _keys(member)]
+    if not isinstance(kind, inspect.StructType):
+        return []
+    tag = [kind.tag_field] if kind.tag_field else []
+    return tag + [field.encode_name for field in kind.fields]
+
+
+def _choices(kind: inspect.Type) -> list[str]:
+    """Return the words that a value, or the tag of a table, may be."""
+    if isinstance(kind, inspect.UnionType):
+        return [choice for member in kind.types for choice in _choices(member)]
+    if isinstance(kind, inspect.LiteralType):
+        return [str(value) for value in kind.values]
+    if isinstance(kind, inspect.StructType) and kind.tag is not None:
+        return [str(kind.tag)]
+    return []
+
+
+def _tag_field(kind: inspect.Type) -> str | None:
+    if isinstance(kind, inspect.UnionType):
+        return next((tag for member in kind.types if (tag := _tag_field(member))), None)
+    return kind.tag_field if isinstance(kind, inspect.StructType) else None
+
+
+def _hint(name: str, allowed: Sequence[str]) -> str:
+    close = get_close_matches(name, allowed, 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import signal
 import socket
 import time
@@ -47,9 +48,9 @@ class Child:
         self.argv = list(argv)
         self.restarts = 0
         self.ready = asyncio.Event()
-        self.died_ms: list[int] = []
         self._log = run_dir / f"{name}.log"
-        self._notify = run_dir / f"{name}.notify"
+        # in Linux's abstract namespace: a path may be too long for a socket, and outlives kill -9
+        self._notify = f"onestreet-{secrets.token_hex(8)}"
         self._environment = dict(environment or {})
         self._is_up = is_up
         self._on_change = on_change
@@ -58,7 +59,8 @@ class Child:
         self._keeper: asyncio.Task[None] | None = None
         self._channel: socket.socket | None = None
         self._said_ready = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._launching = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -74,7 +76,8 @@ class Child:
 
     async def stop(self, deadline_s: float) -> bool:
         """SIGTERM, and SIGKILL when the deadline passes. Return whether it ended by itself."""
-        self._stopping = True
+        async with self._launching:  # after this nothing is brought back any more
+            self._stopping.set()
         if self._process is None:
             return True
         if self._process.returncode is None:
@@ -100,7 +103,7 @@ class Child:
 
     async def _launch(self) -> None:
         self._open_channel()
-        environment = {**os.environ, **self._environment, "NOTIFY_SOCKET": str(self._notify)}
+        environment = {**os.environ, **self._environment, "NOTIFY_SOCKET": f"@{self._notify}"}
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self.argv,
@@ -117,7 +120,7 @@ class Child:
         self._said_ready.clear()
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         channel.setblocking(False)
-        channel.bind(str(self._notify))
+        channel.bind(f"\0{self._notify}")
         asyncio.get_running_loop().add_reader(channel, self._hear, channel)
         self._channel = channel
 
@@ -130,7 +133,6 @@ class Child:
             asyncio.get_running_loop().remove_reader(self._channel)
             self._channel.close()
             self._channel = None
-        self._notify.unlink(missing_ok=True)
 
     async def _become_ready(self) -> None:
         assert self._process is not None
@@ -167,25 +169,35 @@ class Child:
             assert self._process is not None
             begun_s = time.monotonic()
             await self._process.wait()
-            if self._stopping:
-                return
             self.ready.clear()
-            self.died_ms.append(time.time_ns() // 1_000_000)
+            if self._stopping.is_set():
+                return
             self._changed("died")
             if time.monotonic() - begun_s > RESTART_LAST_S:
                 wait_s = RESTART_FIRST_S
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            await self._pause(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             wait_s = min(2 * wait_s, RESTART_LAST_S)
-            if self._before_restart is not None:
-                self._before_restart()
-                self._before_restart = None
-            self.restarts += 1
-            await self._launch()
+            async with self._launching:
+                if self._stopping.is_set():
+                    return
+                if self._before_restart is not None:
+                    self._before_restart()
+                    self._before_restart = None
+                self.restarts += 1
+                await self._launch()
             try:
                 await self._become_ready()
             except ProcessFailed:
                 if self.pid:
                     self._process.kill()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, not longer than until it is to be stopped."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
 
     def _changed(self, change: Change) -> None:
         if self._on_change is not None:

@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Run the demo; 0 when nothing was lost, nothing came twice and every device was heard."""
     arguments = parser().parse_args(argv)
+    if not arguments.lamps + arguments.bays + arguments.air:
+        parser().error("a town needs a device: --lamps, --bays or --air above 0")
+    if arguments.report:
+        arguments.report.parent.mkdir(parents=True, exist_ok=True)
     folder = arguments.folder or Path("demo-runs") / datetime.now().astimezone().strftime(
         "%Y%m%d-%H%M%S"
     )
@@ -99,17 +103,19 @@ async def _run(demo: Demo, seconds: float | None, console: Console) -> Audit:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 64:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 64")
-    return value
+    if not text.isdecimal() or int(text) > 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 64")
+    return int(text)
 
 
 def _kill(text: str) -> Kill:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
+from exchange.errors import ConfigError
 from ingest.quarantine import refused_samples
 from ingest.stores import Point, Store, open_store
 from onestreet.broker import BrokerFiles, GatewayAccount
@@ -60,6 +61,7 @@ class Demo:
         self._agent_argv = list(agent_argv)
         self._town = TownProcess(plan, folder / "town")
         self._killed: list[tuple[int, int]] = []
+        self._kill_told = False
         self._gate: asyncio.Task[None] | None = None
         self._children: dict[str, Child] = {}
 
@@ -102,6 +104,10 @@ class Demo:
 
     async def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if any(
+            self.folder.iterdir()
+        ):  # an older run's truth and samples would be audited with ours
+            raise ConfigError("demo", "folder", str(self.folder), "must be new or empty")
         account = GatewayAccount(self.plan.county, self.plan.site, GATEWAY)
         files = BrokerFiles(self.folder / "broker", self.plan.county, [account])
         self._files = files
@@ -141,15 +147,15 @@ class Demo:
         self._gate = asyncio.create_task(self._move_gate(change, before))
 
     async def _move_gate(self, change: Change, before: asyncio.Task[None] | None) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        if change == "died":
-            self._killed.append((now_ms - IN_HAND_MS, sys.maxsize))
+        if change == "died" and self._kill_told:  # one that dies by itself has no excuse
+            self._kill_told = False
+            self._killed.append((time.time_ns() // 1_000_000 - IN_HAND_MS, sys.maxsize))
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
         if change == "died":
             await self._town.mute()
             return
-        if self._killed:
+        if self._killed and self._killed[-1][1] == sys.maxsize:
             self._killed[-1] = (self._killed[-1][0], time.time_ns() // 1_000_000)
         await self._town.speak()
 
@@ -158,6 +164,7 @@ class Demo:
         for kill in sorted(self._kills, key=lambda kill: kill.after_s):
             await asyncio.sleep(begun_s + kill.after_s - time.monotonic())
             wipe = self._files.wipe if kill.victim == "broker" else None
+            self._kill_told |= kill.victim == "agent"
             self._children[kill.victim].kill(wipe)
 
     async def _drain(self) -> None:
