@@ -1,0 +1,122 @@
+"""TOML into types: every error names the file, the key, the value and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import pytest
+
+from exchange.configuration import converted, read_toml
+from exchange.errors import ConfigError
+
+
+class Wire(msgspec.Struct, forbid_unknown_fields=True, tag_field="kind", tag="wire"):
+    port: str
+    parity: Literal["N", "E", "O"] = "N"
+
+
+class Radio(msgspec.Struct, forbid_unknown_fields=True, tag_field="kind", tag="radio"):
+    channel: Annotated[int, msgspec.Meta(ge=1, le=14)] = 1
+
+
+class Place(msgspec.Struct, forbid_unknown_fields=True):
+    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
+
+
+class House(msgspec.Struct, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z]+$")]
+    interval_s: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    mode: Literal["fast", "slow"] | None = None
+    place: Place | None = None
+    bus: list[Wire | Radio] = []
+    words: dict[str, int] = {}
+
+
+def read(folder: Path, text: str) -> House:
+    path = folder / "house.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_toml(path, House)
+
+
+def test_a_good_file_is_the_type(tmp_path: Path) -> None:
+    text = 'name = "a"\nplace = { lat = 25 }\n[[bus]]\nkind = "radio"\n[[bus]]\nkind = "wire"\nport = "x"'
+    house = read(tmp_path, text)
+    assert house == House("a", place=Place(25.0), bus=[Radio(1), Wire("x")])
+
+
+WIRE = 'name = "a"\n[[bus]]\nkind = "radio"\n[[bus]]\nkind = "wire"\nport = "x"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "allowed"),
+    [
+        ("", "name", None, "this key is required"),
+        ('nme = "a"', "nme", "a", "unknown key (did you mean name?)"),
+        ('name = "a"\nzzz = 1', "zzz", 1, "allowed are name, interval_s, mode, place, bus, words"),
+        ("name = 3", "name", 3, "Expected `str`"),
+        ('name = "A1"', "name", "A1", "matching regex '^[a-z]+$'"),
+        ('name = "a"\ninterval_s = 0', "interval_s", 0, "> 0"),
+        ('name = "a"\ninterval_s = nan', "interval_s", None, "> 0"),
+        ('name = "a"\nmode = "fats"', "mode", "fats", "one of fast, slow (did you mean fast?)"),
+        ('name = "a"\nplace = {}', "place.lat", None, "this key is required"),
+        ('name = "a"\nplace = { lat = 91 }', "place.lat", 91, "<= 90"),
+        ('name = "a"\nplace = { lat = 1, lon = 2 }', "place.lon", 2, "allowed are lat"),
+        ('name = "a"\nplace = 5', "place", 5, "Expected `object | null`, got `int`"),
+        (WIRE + 'speed = "N"', "bus[1].speed", "N", "allowed are kind, port, parity"),
+        (WIRE + 'parrity = "N"', "bus[1].parrity", "N", "did you mean parity?"),
+        (WIRE + 'parity = "X"', "bus[1].parity", "X", "one of E, N, O"),
+        ('name = "a"\n[[bus]]\nchannel = 3', "bus[0].kind", None, "required: one of wire, radio"),
+        ('name = "a"\n[[bus]]\nkind = "wires"', "bus[0].kind", "wires", "(did you mean wire?)"),
+        ('name = "a"\n[[bus]]\nkind = "radio"\nchannel = 15', "bus[0].channel", 15, "<= 14"),
+        ('name = "a"\nbus = 1', "bus", 1, "Expected `array`"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tmp_path: Path, text: str, key: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    error = caught.value
+    assert error.file == str(tmp_path / "house.toml")
+    assert error.key == key
+    assert error.value == value or value is None
+    assert allowed in error.allowed
+    for part in (error.file, key, repr(error.value), error.allowed):
+        assert part in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "allowed"),
+    [
+        (b'name = "a', "must be valid TOML"),
+        (b'name = "a"\nname = "b"', "must be valid TOML"),
+        (b'name = "\xff"', "must be a readable TOML file"),
+    ],
+)
+def test_what_is_no_toml(tmp_path: Path, content: bytes, allowed: str) -> None:
+    path = tmp_path / "house.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=allowed) as caught:
+        read_toml(path, House)
+    assert caught.value.key == "file"
+
+
+def test_no_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.toml", tmp_path):
+        with pytest.raises(ConfigError, match="must be a readable TOML file") as caught:
+            read_toml(path, House)
+        assert caught.value.file == str(path)
+
+
+def test_a_part_of_a_file_is_named_with_its_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        converted({"lat": 1, "latt": 2}, Place, "x.toml", "device[3].place")
+    assert caught.value.key == "device[3].place.latt"
+    with pytest.raises(ConfigError) as caught:
+        converted([1], Place, "x.toml", "device[3].place")
+    assert caught.value.key == "device[3].place"
+    with pytest.raises(ConfigError) as caught:
+        converted([1], Place, "x.toml")
+    assert caught.value.key == "file"

@@ -1,0 +1,508 @@
+"""The agent's configuration: what is wrong is named, and `onestreet edge check` says it to the installer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_agent.config import Config, SerialBus, read_config
+from exchange.errors import ConfigError
+from onestreet.cli import main
+
+GOOD = """\
+[gateway]
+id = "gw-1"
+county = "tw-tpe"
+site = "street"
+state_dir = "/tmp/state"
+
+[broker]
+host = "broker.example"
+
+[[bus]]
+id = "tty0"
+kind = "serial"
+port = "/dev/ttyUSB0"
+
+[[bus]]
+id = "rs485"
+kind = "modbus-rtu"
+port = "/dev/ttyUSB1"
+
+[[bus]]
+id = "hci0"
+kind = "ble"
+
+[[device]]
+id = "aq-1"
+domain = "air"
+driver = "plantower_pms"
+bus = "tty0"
+interval_s = 1
+
+[[device]]
+id = "lamp-1"
+domain = "streetlight"
+driver = "intesis_dali"
+bus = "rs485"
+interval_s = 2
+settings = { short_address = 1 }
+
+[[device]]
+id = "bay-1"
+domain = "parking"
+driver = "bthome"
+bus = "hci0"
+interval_s = 1
+settings = { address = "C0:FF:EE:00:00:01" }
+"""
+
+
+def write(folder: Path, *edits: tuple[str, str], more: str = "") -> Path:
+    text = GOOD
+    for old, new in edits:
+        assert text.count(old) == 1, f"{old!r} must stand in the file once"
+        text = text.replace(old, new)
+    path = folder / "edge.toml"
+    path.write_text(text + more, encoding="utf-8")
+    return path
+
+
+def device(**keys: str) -> str:
+    return "\n[[device]]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items())
+
+
+LAMP = {
+    "id": '"lamp-2"',
+    "domain": '"streetlight"',
+    "driver": '"intesis_dali"',
+    "bus": '"rs485"',
+    "interval_s": "2",
+    "settings": "{ short_address = 2 }",
+}
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    config: Config = read_config(write(tmp_path, more=device(**LAMP)))
+    assert [one.id for one in config.device] == ["aq-1", "lamp-1", "bay-1", "lamp-2"]
+    assert config.bus_of(config.device[0]) == SerialBus(id="tty0", port="/dev/ttyUSB0")
+    assert config.delivery.window == 5000
+    assert config.broker.password("x") is None
+
+
+@pytest.mark.parametrize(
+    "example", sorted((Path(__file__).parents[2] / "docs").rglob("edge*.toml"))
+)
+def test_the_examples_of_the_documentation_are_good(example: Path) -> None:
+    assert read_config(example).device
+
+
+BAY = 'settings = { address = "C0:FF:EE:00:00:01" }'
+
+
+@pytest.mark.parametrize(
+    ("edits", "more", "key", "value", "allowed"),
+    [
+        # the gateway
+        ([('id = "gw-1"\n', "")], "", "gateway.id", None, "required"),
+        ([('"gw-1"', '"GW 1"')], "", "gateway.id", "GW 1", "matching regex"),
+        ([('"gw-1"', '"gw-1\\n"')], "", "gateway.id", "gw-1\n", "matching regex"),
+        ([('"tw-tpe"', '"taipei"')], "", "gateway.county", "taipei", "matching regex"),
+        ([('"street"', '"main street"')], "", "gateway.site", "main street", "matching regex"),
+        ([('"/tmp/state"', '""')], "", "gateway.state_dir", "", "length >= 1"),
+        ([("[broker]", "label = { en = 3 }\n[broker]")], "", "gateway.label.en", 3, "`str`"),
+        (
+            [("[broker]", "location = { lat = 91, lon = 0 }\n[broker]")],
+            "",
+            "gateway.location.lat",
+            91,
+            "<= 90",
+        ),
+        (
+            [("[broker]", "interval_s = inf\n[broker]")],
+            "",
+            "gateway.interval_s",
+            float("inf"),
+            "<= 604800",
+        ),
+        # the broker
+        ([('host = "broker.example"', "")], "", "broker.host", None, "required"),
+        (
+            [('host = "broker.example"', 'hosts = "b"')],
+            "",
+            "broker.hosts",
+            "b",
+            "did you mean host?",
+        ),
+        (
+            [('[[bus]]\nid = "tty0"', 'port = 70000\n[[bus]]\nid = "tty0"')],
+            "",
+            "broker.port",
+            70000,
+            "<= 65535",
+        ),
+        ([('"broker.example"', '"b"\nport = "1883"')], "", "broker.port", "1883", "Expected `int`"),
+        (
+            [('"broker.example"', '"b"\npassword_file = "p"')],
+            "",
+            "broker.username",
+            "",
+            "needs a username",
+        ),
+        (
+            [('"broker.example"', '"b"\nusername = "u"\npassword_file = "p"\npassword_env = "E"')],
+            "",
+            "broker.password_env",
+            "E",
+            "left out beside password_file",
+        ),
+        # delivery
+        ([], "[delivery]\nwindow = 9\n", "delivery.window", 9, ">= 10"),
+        ([], '[delivery]\nformat = "xml"\n', "delivery.format", "xml", "one of cbor, json"),
+        ([], "[delivery]\ndrain_s = -1\n", "delivery.drain_s", -1, ">= 0"),
+        # buses
+        (
+            [('kind = "ble"', 'kind = "bluetooth"')],
+            "",
+            "bus[2].kind",
+            "bluetooth",
+            "one of serial, modbus-rtu, modbus-tcp, ble",
+        ),
+        ([('kind = "ble"\n', "")], "", "bus[2].kind", None, "required: one of serial, modbus-rtu"),
+        (
+            [('kind = "ble"', 'kind = "ble"\nadaptor = "hci1"')],
+            "",
+            "bus[2].adaptor",
+            "hci1",
+            "did you mean adapter?",
+        ),
+        (
+            [('kind = "ble"', 'kind = "ble"\nadapter = "usb0"')],
+            "",
+            "bus[2].adapter",
+            "usb0",
+            "matching regex",
+        ),
+        (
+            [('"/dev/ttyUSB1"', '"/dev/ttyUSB1"\nparity = "X"')],
+            "",
+            "bus[1].parity",
+            "X",
+            "one of E, N, O",
+        ),
+        (
+            [('"/dev/ttyUSB1"', '"/dev/ttyUSB1"\nbaudrate = 50')],
+            "",
+            "bus[1].baudrate",
+            50,
+            ">= 300",
+        ),
+        (
+            [('"/dev/ttyUSB1"', '"/dev/ttyUSB0"')],
+            "",
+            "bus[1].port",
+            "/dev/ttyUSB0",
+            "must be unique: bus[0]",
+        ),
+        ([('id = "hci0"', 'id = "tty0"')], "", "bus[2].id", "tty0", "must be unique: bus[0]"),
+        (
+            [],
+            '[[bus]]\nid = "hci1"\nkind = "ble"\n',
+            "bus[3].adapter",
+            "hci0",
+            "must be unique: bus[2]",
+        ),
+        # devices
+        ([('domain = "air"', 'domain = "noise"')], "", "device[0].domain", "noise", "air, parking"),
+        (
+            [('domain = "air"', 'domain = "gateway"')],
+            "",
+            "device[0].domain",
+            "gateway",
+            "air, parking",
+        ),
+        (
+            [('"plantower_pms"', '"plantower"')],
+            "",
+            "device[0].driver",
+            "plantower",
+            "one of bthome, intesis_dali, plantower_pms",
+        ),
+        (
+            [('bus = "tty0"', 'bus = "tty9"')],
+            "",
+            "device[0].bus",
+            "tty9",
+            "one of tty0, rs485, hci0",
+        ),
+        (
+            [('bus = "tty0"', 'bus = "hci0"')],
+            "",
+            "device[0].bus",
+            "hci0",
+            "needs a bus of kind serial",
+        ),
+        (
+            [('bus = "rs485"', 'bus = "hci0"')],
+            "",
+            "device[1].bus",
+            "hci0",
+            "modbus-rtu or modbus-tcp",
+        ),
+        (
+            [('id = "bay-1"', 'id = "aq-1"')],
+            "",
+            "device[2].id",
+            "aq-1",
+            "must be unique: device[0]",
+        ),
+        (
+            [('id = "bay-1"', 'id = "gw-1"')],
+            "",
+            "device[2].id",
+            "gw-1",
+            "must differ from gateway.id",
+        ),
+        ([("interval_s = 2", "interval_s = 0")], "", "device[1].interval_s", 0, ">= 0.01"),
+        (
+            [("interval_s = 2", "interval = 2")],
+            "",
+            "device[1].interval",
+            2,
+            "did you mean interval_s?",
+        ),
+        (
+            [],
+            device(**LAMP | {"driver": '"plantower_pms"', "bus": '"tty0"', "settings": "{}"}),
+            "device[0].bus",
+            "tty0",
+            "a serial line has one device",
+        ),
+        (
+            [],
+            device(**LAMP | {"installed": "2024-05-01"}),
+            "device[3].installed",
+            None,
+            "Expected `str`",
+        ),
+        (
+            [],
+            device(**LAMP | {"asset_id": f'"{"x" * 201}"'}),
+            "device[3].asset_id",
+            "x" * 201,
+            "length <= 200",
+        ),
+        # settings of drivers
+        (
+            [("{ short_address = 1 }", "{}")],
+            "",
+            "device[1].settings.short_address",
+            None,
+            "required",
+        ),
+        (
+            [("{ short_address = 1 }", "{ short_address = 64 }")],
+            "",
+            "device[1].settings.short_address",
+            64,
+            "<= 63",
+        ),
+        (
+            [("{ short_address = 1 }", "{ short_adress = 1 }")],
+            "",
+            "device[1].settings.short_adress",
+            1,
+            "did you mean short_address?",
+        ),
+        (
+            [("{ short_address = 1 }", "{ short_address = [1] }")],
+            "",
+            "device[1].settings.short_address",
+            [1],
+            "Expected `int`",
+        ),
+        (
+            [(BAY, 'settings = { address = "nowhere" }')],
+            "",
+            "device[2].settings.address",
+            "nowhere",
+            "matching regex",
+        ),
+        (
+            [(BAY, BAY.replace(" }", ', bindkey = "12" }'))],
+            "",
+            "device[2].settings.bindkey",
+            "12",
+            "matching regex",
+        ),
+        (
+            [(BAY, BAY.replace(" }", ', bindkey_file = "/nowhere" }'))],
+            "",
+            "device[2].settings.bindkey_file",
+            "/nowhere",
+            "a readable file of 32 hex digits",
+        ),
+        (
+            [],
+            device(**LAMP | {"settings": "{ short_address = 1, unit = 1 }"}),
+            "device[3].settings",
+            None,
+            "must be unique on its bus: device[1] is the same",
+        ),
+        (
+            [],
+            device(
+                id='"bay-2"',
+                domain='"parking"',
+                driver='"bthome"',
+                bus='"hci0"',
+                interval_s="1",
+                settings='{ address = "c0:ff:ee:00:00:01" }',
+            ),
+            "device[3].settings",
+            "C0:FF:EE:00:00:01",
+            "device[2] is the same",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tmp_path: Path,
+    edits: list[tuple[str, str]],
+    more: str,
+    key: str,
+    value: object,
+    allowed: str,
+) -> None:
+    path = write(tmp_path, *edits, more=more)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    error = caught.value
+    assert (error.file, error.key) == (str(path), key)
+    assert error.value == value or value is None
+    assert allowed in error.allowed
+
+
+def broker_with(tmp_path: Path, lines: str) -> Path:
+    return write(tmp_path, ('"broker.example"', f'"broker.example"\nusername = "u"\n{lines}'))
+
+
+def test_passwords_come_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s3 cret \n", encoding="utf-8")
+    config = read_config(broker_with(tmp_path, f'password_file = "{secret}"'))
+    assert config.broker.password("x") == "s3 cret "
+    monkeypatch.setenv("A_SECRET", "word")
+    config = read_config(broker_with(tmp_path, 'password_env = "A_SECRET"'))
+    assert config.broker.password("x") == "word"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), (b"\n", "it is empty"), (b"\xff\xfe", "can't decode")],
+)
+def test_a_password_file_that_holds_none(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    secret = tmp_path / "secret"
+    if content is not None:
+        secret.write_bytes(content)
+    config = read_config(broker_with(tmp_path, f'password_file = "{secret}"'))
+    with pytest.raises(ConfigError, match=reason) as caught:
+        config.broker.password("edge.toml")
+    error = caught.value
+    assert (error.file, error.key) == ("edge.toml", "broker.password_file")
+    assert error.value == str(secret)
+
+
+@pytest.mark.parametrize("word", [None, ""])
+def test_an_environment_without_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str | None
+) -> None:
+    monkeypatch.delenv("A_SECRET", raising=False)
+    if word is not None:
+        monkeypatch.setenv("A_SECRET", word)
+    config = read_config(broker_with(tmp_path, 'password_env = "A_SECRET"'))
+    with pytest.raises(ConfigError, match="must be set in the environment") as caught:
+        config.broker.password("edge.toml")
+    assert caught.value.key == "broker.password_env"
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def test_check_says_that_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    assert main(["edge", "check", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{path}: good 設定無誤: 3 devices on 3 buses\n"
+    assert err == ""
+
+
+def test_check_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, ("interval_s = 2", "intervall_s = 2"))
+    assert main(["edge", "check", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"configuration error 設定錯誤: {path}: device[1].intervall_s = 2: ")
+    assert "did you mean interval_s?" in err
+
+
+def test_check_looks_for_the_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = broker_with(tmp_path, f'password_file = "{tmp_path}/secret"')
+    assert main(["edge", "check", str(path)]) == 2
+    assert "broker.password_file" in capsys.readouterr().err
+
+
+def test_check_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["edge", "check", str(tmp_path / "none.toml")]) == 2
+    assert f"設定錯誤: {tmp_path / 'none.toml'}: file" in capsys.readouterr().err
+
+
+def test_read_of_a_device_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["edge", "read", "lamp-9", "--config", str(write(tmp_path))]) == 2
+    err = capsys.readouterr().err
+    assert "device = 'lamp-9': one of aq-1, lamp-1, bay-1" in err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+def test_read_with_a_deadline_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["edge", "read", "lamp-1", f"--timeout={seconds}", "--config", str(write(tmp_path))])
+    assert ended.value.code == 2
+    assert f"{seconds!r} is not a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["-m", "edge_agent"], ["-m", "onestreet.cli", "edge", "run"]])
+def test_the_agent_does_not_start_on_a_wrong_file(tmp_path: Path, command: list[str]) -> None:
+    path = write(tmp_path, ('"broker.example"', "7"))
+    ended = subprocess.run(
+        [sys.executable, *command, str(path)], capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"configuration error 設定錯誤: {path}: broker.host = 7: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_agent_does_not_start_where_it_cannot_keep_samples(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = write(tmp_path, ('"/tmp/state"', f'"{tmp_path}/file/state"'))
+    ended = subprocess.run(
+        [sys.executable, "-m", "edge_agent", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | {"NOTIFY_SOCKET": ""},
+    )
+    assert ended.returncode == 2
+    assert f"gateway.state_dir = '{tmp_path}/file/state': must be a folder" in ended.stderr
+    assert "Traceback" not in ended.stderr
