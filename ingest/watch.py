@@ -66,6 +66,8 @@ class Watch:
     def __init__(self, config: Config, store: Store, *, file: Path = Path("ingest.toml")) -> None:
         self.counts = Counts()
         self.registry = Registry()
+        self.connected = asyncio.Event()
+        """Set with the first connection: from then on the registry fills."""
         self._store = store
         self._every_s = config.watch.every_s
         self._counties = frozenset(config.counties)
@@ -103,6 +105,7 @@ class Watch:
     # What comes in
 
     def _on_connect(self, session_present: bool) -> None:
+        self.connected.set()
         if not session_present:
             for watched in self._watched.values():
                 watched.continuity.interrupt()
@@ -265,15 +268,21 @@ async def _main(config: Config, file: Path) -> int:
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch.run(), name="watch")
-            runtime.notify("READY=1")
+            announcing = tasks.create_task(_announce(watch), name="announce")
             await stop.wait()
             runtime.notify("STOPPING=1")
             await watch.stop(GOODBYE_DEADLINE_S)
             watching.cancel()
+            announcing.cancel()
     finally:
         await store.close()
     log.info("stopped", extra={"counts": watch.counts})
     return 0
+
+
+async def _announce(watch: Watch) -> None:
+    await watch.connected.wait()
+    runtime.notify("READY=1")
 
 
 def _late_s(known: Registered) -> float:

@@ -81,6 +81,8 @@ class SqliteStore:
         start_ns: int | None = None,
         end_ns: int | None = None,
     ) -> AsyncIterator[Point]:
+        if self._connection is None:
+            await self.open()
         # A connection of its own: a long read holds up no write.
         reader = await asyncio.to_thread(self._connect)
         with closing(reader):

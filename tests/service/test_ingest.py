@@ -437,7 +437,8 @@ async def test_killed_between_receiving_and_writing_nothing_is_lost(
 async def test_sigterm_settles_what_is_in_hand(local: Ingest, broker: Mosquitto) -> None:
     async with Gateway(broker, "gw-1") as gateway:
         async with process(local, "--with-watch") as child:
-            await _line(child, "connected")
+            for _ in ("ingest", "the watch"):
+                await _line(child, "connected")
             for seq in range(200):
                 await gateway.send("aq-1", sample(seq))
             child.send_signal(signal.SIGTERM)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from exchange.states import Descriptor, Label, Location, State, encode_state
 from exchange.topics import Topic
 from ingest.stores import Point
 from tests.brokers import Mosquitto
-from tests.gateways import COUNTY, EPOCH, SITE, Gateway, Ingest, now_ms, until
+from tests.gateways import COUNTY, DEADLINE_S, EPOCH, SITE, Gateway, Ingest, now_ms, until
 
 DESCRIPTOR = Descriptor(
     label=Label(en="Station square", zh_tw="站前廣場"),
@@ -103,8 +106,8 @@ async def test_a_device_is_up_while_it_is_heard_and_unknown_after_its_gateways_w
 async def test_silence_makes_late_then_down(
     local: Ingest, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest.watch, "UP_AT_LEAST_S", 0.8)
-    monkeypatch.setattr(ingest.watch, "LATE_AT_LEAST_S", 1.8)
+    monkeypatch.setattr(ingest.watch, "UP_AT_LEAST_S", 1.0)
+    monkeypatch.setattr(ingest.watch, "LATE_AT_LEAST_S", 3.0)
     rows = Rows(local)
     async with local.running(with_watch=True), Gateway(broker, "gw-1") as gateway:
         await gateway.tell("gw-1", state(), domain="gateway")
@@ -194,3 +197,20 @@ async def test_two_gateways_that_speak_for_one_device_are_told(
         await until(lambda: local.watch and local.watch.counts.disputes == 2)
         assert (await Rows(local).of("aq-1"))[-1].fields["status"] != "retired"
     assert caplog.text.count("two gateways speak for one device: aq-1") == 1
+
+
+async def test_the_watch_alone_in_its_process(local: Ingest, broker: Mosquitto) -> None:
+    program = "import sys, pathlib, ingest.watch as w; sys.exit(w.main(pathlib.Path(sys.argv[1])))"
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(local.file))
+    try:
+        async with Gateway(broker, "gw-1") as gateway:
+            await gateway.tell("gw-1", state(), domain="gateway")
+            await until(local.rows_file.exists)
+            await Rows(local).until_status("gw-1", "up")
+            child.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(DEADLINE_S):
+                assert await child.wait() == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
