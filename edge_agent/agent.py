@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from device_drivers.kit.driver import Reading
+from device_drivers.kit.profile import Profile
 from edge_agent.buses import BusTask, Line
 from edge_agent.config import Config, Device, read_config
 from edge_agent.gateway_device import GatewayDevice
@@ -195,6 +196,8 @@ class Agent:
     def _device_state(self, device: Device, epoch: int) -> bytes:
         package = device.package
         profile = package.profile
+        settings = package.settings(device.settings)
+        model = getattr(settings, "model", profile.identity.models[0])
         state = State(
             v=1,
             online=True,
@@ -203,7 +206,7 @@ class Agent:
             epoch=epoch,
             descriptor=Descriptor(
                 maker=profile.identity.maker,
-                model=str(device.settings.get("model", profile.identity.models[0])),
+                model=model,
                 brand_origin=profile.identity.brand_origin,
                 serial=device.serial,
                 driver=package.id,
@@ -215,10 +218,20 @@ class Agent:
                 location=device.location,
                 township=device.township,
                 installed=device.installed,
+                metrics=dict.fromkeys(_metrics(profile, model), device.interval_s),
                 commands=list(profile.commands),
             ),
         )
         return encode_state(state)
+
+
+def _metrics(profile: Profile, model: str) -> list[str]:
+    """Return what a device of this model reports; an advertiser says so only on the air."""
+    if profile.completes == "advert":
+        return []
+    named = [name for name, variant in profile.variants.items() if model in variant.models]
+    points = profile.points_of(named[0]) if named else profile.points
+    return [point.metric for point in points if point.metric]
 
 
 async def _until(event: asyncio.Event) -> None:

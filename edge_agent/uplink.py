@@ -193,9 +193,10 @@ class Uplink:
         if not room:
             return []
         waiting = await self._outbox.after(self._sent_id, room)
+        # all are packed before the first is noted as sent: what cannot be packed leaves nothing half noted
+        packed = [(pack, *self._packed(pack)) for pack in self._packs(waiting)]
         batch = []
-        for pack in self._packs(waiting):
-            message, digest = self._packed(pack)
+        for pack, message, digest in packed:
             sample = pack[0].sample
             seqs = [one.sample.seq for one in pack]
             sending = self.delivery.sent(self._clock(), pack[0].device, sample.epoch, seqs, digest)
