@@ -62,6 +62,18 @@ class Intake:
         self._generation = 0
         self._routes: dict[str, Route] = {}
 
+    @property
+    def full(self) -> bool:
+        """Whether there is a whole batch, or all that the broker sends ahead of PUBACKs."""
+        batches = self.batches
+        return len(batches) > 1 or (
+            len(batches) == 1
+            and (
+                len(batches[0].points) >= self._max_points
+                or len(batches[0].packet_ids) >= min(self._max_points, self._receive_maximum)
+            )
+        )
+
     def take(self, messages: Sequence[Message], generation: int) -> None:
         """Judge messages and put them into batches."""
         if generation != self._generation:

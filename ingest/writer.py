@@ -84,7 +84,7 @@ class Writer:
         self._intake.take(messages, generation)
         self._idle.clear()
         self._arrived.set()
-        if len(self._intake.batches) > 1:
+        if self._intake.full:
             self._full.set()
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class Writer:
             await self._arrived.wait()
             await self._grow(batches[0])
             await self._settle(batches.popleft())
-            if len(batches) < 2 and not self._stopping:
+            if not (self._intake.full or self._stopping):
                 self._full.clear()
             if not batches:
                 self._arrived.clear()

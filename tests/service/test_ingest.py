@@ -139,6 +139,37 @@ async def test_every_gateway_gets_its_own_receipts_and_no_others(
         assert two.stored("aq-1") == {(EPOCH, 49)}
 
 
+@pytest.mark.parametrize(
+    ("limits", "fewest", "most"),
+    [
+        ("max_age_s = 10\nmax_points = 10", 10, 10),  # only a full batch is written
+        ("max_age_s = 0.05\nmax_points = 1000", 1, 60),  # only an old one
+        ("max_points = 1000", 1, 100),  # at once, if no write is in flight
+    ],
+)
+async def test_batches_end_by_count_and_by_age(
+    tmp_path: Path, broker: Mosquitto, limits: str, fewest: int, most: int
+) -> None:
+    ingest = Ingest(tmp_path, broker, account=f"[batch]\n{limits}")
+    async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
+        for seq in range(100):
+            await gateway.send("aq-1", sample(seq))
+        await gateway.until_stored("aq-1", range(100))
+        assert fewest <= service.writer.counts.writes <= most
+
+
+async def test_a_window_smaller_than_a_batch_is_full_when_the_broker_waits(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    limits = "receive_maximum = 20\n[batch]\nmax_age_s = 10"
+    ingest = Ingest(tmp_path, broker, account=limits)
+    async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
+        for seq in range(100):
+            await gateway.send("aq-1", sample(seq))
+        await gateway.until_stored("aq-1", range(100))
+        assert service.writer.counts.writes == 5
+
+
 async def test_more_gateways_than_the_broker_takes_at_once(
     local: Ingest, broker: Mosquitto
 ) -> None:
