@@ -198,7 +198,7 @@ def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
         metrics = sample.metrics
         taken += 1 + len(metrics)
         if "quality" in metrics:
-            quality = metrics.pop("quality")
+            quality = str(metrics.pop("quality"))
             samples[at] = Sample(sample.time_ms, epoch, sample.seq, metrics, quality)
     if taken != len(records):  # a metric given twice, or before the first seq
         return None

@@ -64,6 +64,7 @@ class Demo:
         self._kill_told = False
         self._gate: asyncio.Task[None] | None = None
         self._children: dict[str, Child] = {}
+        self._begun = False
 
     @property
     def children(self) -> Mapping[str, Child]:
@@ -131,6 +132,9 @@ class Demo:
         )
         self.began_ms = time.time_ns() // 1_000_000
         await asyncio.gather(ingest.start(), agent.start(), self.store.open())
+        # not before ingest has its session: what is published earlier comes only with the resends
+        self._begun = True
+        self._agent_changed("ready")
 
     def _child(self, name: str, argv: Sequence[str], **more: object) -> Child:
         child = Child(name, argv, self.folder, **more)  # type: ignore[arg-type]  # passed on
@@ -143,6 +147,8 @@ class Demo:
 
     def _agent_changed(self, change: Change) -> None:
         """The town speaks only while there is an agent to hear it."""
+        if not self._begun:
+            return
         before = self._gate
         self._gate = asyncio.create_task(self._move_gate(change, before))
 

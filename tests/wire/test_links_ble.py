@@ -14,7 +14,7 @@ from device_drivers.kit.driver import Value
 from device_drivers.kit.registry import load
 from device_drivers.links import ble
 from device_drivers.links.ble import Scanner, open_gatt, open_scanner
-from simulators.bluez import Characteristic, Peripheral
+from simulators.peripheral import Characteristic, Peripheral
 from simulators.pytest_plugin import BluezBench
 
 BAY, STRANGER, RADON = "A4:C1:38:8D:18:B2", "66:55:44:33:22:11", "C8:28:32:12:34:56"
