@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +19,9 @@ def facts() -> dict[str, str]:
     """Return what a reader needs to judge a figure."""
     memory_kb = int(_line_of(Path("/proc/meminfo"), "MemTotal").split()[0])
     load = " ".join(f"{each:.2f}" for each in os.getloadavg())
+    # A Python that somebody compiled may lack the optimisations of the distribution's.
+    own = Path(sys.executable).resolve().is_relative_to("/usr/bin")
+    whose = "the system's" if own else "not the system's"
     return {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -27,7 +31,7 @@ def facts() -> dict[str, str]:
         "load before (1, 5, 15 min)": load,
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()}, {whose}",
         "mosquitto": _said("mosquitto", "-h").removeprefix("mosquitto version "),
         "influxd": _said(os.environ.get("ONESTREET_INFLUXD", "influxd"), "version"),
         "telegraf": _said(os.environ.get("ONESTREET_TELEGRAF", "telegraf"), "--version"),
