@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from device_drivers.kit.registry import DriverPackage, load
-from exchange.configuration import read_toml
+from exchange.configuration import read_toml, secret
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.readings import PackFormat
@@ -52,28 +51,8 @@ class Broker(_Table, frozen=True, kw_only=True):
     timeout_s: Timeout = 10.0
 
     def password(self, file: str) -> str | None:
-        """Return the secret. Raises: ConfigError when the file or the variable does not hold one."""
-        if self.password_file:
-            return self._read_password(file)
-        if self.password_env:
-            secret = os.environ.get(self.password_env, "")
-            if not secret:
-                key = "broker.password_env"
-                raise ConfigError(file, key, self.password_env, "must be set in the environment")
-            return secret
-        return None
-
-    def _read_password(self, file: str) -> str:
-        reason = "it is empty"
-        try:
-            if secret := Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n"):
-                return secret
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except UnicodeDecodeError as error:
-            reason = str(error)
-        allowed = f"must be a readable file that holds the password: {reason}"
-        raise ConfigError(file, "broker.password_file", self.password_file, allowed)
+        """Return the secret. Raises: ConfigError when the file or the variable is not there."""
+        return secret(file, "broker", self.password_file, self.password_env)
 
 
 class Delivery(_Table, frozen=True, kw_only=True):

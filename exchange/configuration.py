@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ def read_toml(path: Path, shape: type[T]) -> T:
 def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
     """Return `data` as the type; `key` is where in the file it stands. Raises: ConfigError."""
     try:
-        return msgspec.convert(data, shape)
+        return msgspec.convert(data, shape, dec_hook=_path)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
         inner = place.rstrip("`")
@@ -58,6 +59,43 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
         elif choices and message.startswith("Invalid"):
             message = f"one of {', '.join(choices)}{_hint(str(found), choices)}"
         raise ConfigError(file, path or "file", found, message) from error
+
+
+def secret(config: str, table: str, file: Path | str | None, variable: str | None) -> str | None:
+    """Return a password, from a file or an environment variable; None when neither is named.
+
+    Shape: `config` and `table` are where the keys `password_file` and `password_env` stand.
+    Raises: ConfigError; the secret itself is never part of it.
+    """
+    if file:
+        return _read_secret(config, f"{table}.password_file", Path(file))
+    if not variable:
+        return None
+    found = os.environ.get(variable, "")
+    if not found:
+        key = f"{table}.password_env"
+        raise ConfigError(config, key, variable, "must be set in the environment")
+    return found
+
+
+def _read_secret(config: str, key: str, file: Path) -> str:
+    reason = "it is empty"
+    try:
+        if found := file.read_text(encoding="utf-8").rstrip("\r\n"):
+            return found
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError as error:
+        reason = str(error)
+    allowed = f"must be a readable file that holds the password: {reason}"
+    raise ConfigError(config, key, str(file), allowed)
+
+
+def _path(kind: type, text: object) -> object:
+    """Read the one type beyond msgspec's that settings have."""
+    if kind is not Path or not isinstance(text, str):
+        raise ValueError("Expected a path")
+    return Path(text)
 
 
 def _at(data: object, shape: Any, place: str) -> tuple[Any, inspect.Type]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
+from exchange.configuration import read_toml, secret
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
 from exchange.topics import COUNTY
@@ -74,16 +72,7 @@ class Config(_Table, frozen=True, kw_only=True):
 
 def load_config(path: Path) -> Config:
     """Return the settings in a file. Raises: ConfigError naming file, key, value and what is allowed."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), "file", str(path), f"must be readable: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), "file", str(path), f"must be TOML: {error}") from error
-    try:
-        config = msgspec.convert(document, Config, dec_hook=lambda kind, text: kind(text))
-    except msgspec.ValidationError as error:
-        raise _named(path, document, str(error)) from error
+    config = read_toml(path, Config)
     broker = config.broker
     if broker.password_file is not None and broker.password_env is not None:
         raise ConfigError(
@@ -103,7 +92,7 @@ def broker_settings(config: Config, *, file: Path, suffix: str = "") -> Settings
         port=broker.port,
         client_id=broker.client_id + suffix,
         username=broker.username,
-        password=_password(broker, str(file)),
+        password=secret(str(file), "broker", broker.password_file, broker.password_env),
         session_expiry_s=SESSION_EXPIRY_S,
         receive_maximum=broker.receive_maximum,
         max_packet_bytes=MAX_PACKET_BYTES,
@@ -116,24 +105,6 @@ def store_of(config: Config, file: Path) -> Store:
         return open_store(config.store, token_file=config.store_token_file)
     except ConfigError as error:
         raise ConfigError(str(file), "store", error.value, error.allowed) from error
-
-
-def _password(broker: Broker, file: str) -> str | None:
-    if broker.password_file is not None:
-        try:
-            return broker.password_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            name = str(broker.password_file)
-            raise ConfigError(
-                file, "broker.password_file", name, f"must be readable: {error}"
-            ) from error
-    if broker.password_env is not None:
-        try:
-            return os.environ[broker.password_env]
-        except KeyError:
-            allowed = "must name a variable of the environment"
-            raise ConfigError(file, "broker.password_env", broker.password_env, allowed) from None
-    return None
 
 
 def _anchored(config: Config, folder: Path) -> Config:
@@ -151,32 +122,3 @@ def _anchored(config: Config, folder: Path) -> Config:
         store_token_file=None if token is None else folder / token,
         quarantine=QuarantineFile(path=folder / config.quarantine.path),
     )
-
-
-def _named(path: Path, document: dict[str, Any], message: str) -> ConfigError:
-    """Return msgspec's message with its place turned into a key and the value found there."""
-    what, _, place = message.partition(" - at `$")
-    steps = re.findall(r"\.([^.\[`]+)|\[(\d+)\]", place)
-    names = re.search(r"field `([^`]+)`", what)
-    value: Any = document
-    key = ""
-    for name, index in [*steps, *([(names[1], "")] if names else [])]:
-        key += f"[{index}]" if index else f".{name}" if key else name
-        if isinstance(value, dict):
-            value = value.get(name)
-        elif isinstance(value, list) and index:
-            value = value[int(index)]
-    if "unknown field" in what:
-        what = f"unknown key; allowed are {', '.join(_allowed(steps))}"
-    elif "missing required field" in what:
-        what = "is required"
-    return ConfigError(str(path), key, value, what)
-
-
-def _allowed(steps: list[tuple[str, str]]) -> tuple[str, ...]:
-    table: Any = Config
-    for name, _ in steps:
-        table = next(
-            field.type for field in msgspec.structs.fields(table) if field.encode_name == name
-        )
-    return tuple(field.encode_name for field in msgspec.structs.fields(table))

@@ -31,7 +31,7 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
 
 
 def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text(" s3cret \n")
+    (tmp_path / "secret").write_text("s3cret\n")
     text = f'store_token_file = "tok"\n{MINIMAL}username = "ingest"\npassword_file = "secret"\n'
     file = written(tmp_path, text)
     config = load_config(file)
@@ -57,7 +57,7 @@ def test_a_password_may_come_from_the_environment(
     ("change", "key", "value", "allowed"),
     [
         (("[broker]", "colour = 1\n[broker]"), "colour", 1, "unknown key; allowed are broker, cou"),
-        (("host", "prot = 1883\nhost"), "broker.prot", 1883, "unknown key; allowed are host, port"),
+        (("host", "prot = 1883\nhost"), "broker.prot", 1883, "did you mean port?); allowed are host, port"),
         (('host = "127.0.0.1"', ""), "broker.host", None, "is required"),
         (("counties", "county"), "county", ["tw-tpe", "tw-nwt"], "unknown key"),
         (('counties = ["tw-tpe", "tw-nwt"]', ""), "counties", None, "is required"),
@@ -82,9 +82,9 @@ def test_a_wrong_setting_is_named(
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must be readable"):
+    with pytest.raises(ConfigError, match="must be a readable"):
         load_config(tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="must be TOML"):
+    with pytest.raises(ConfigError, match="must be valid TOML"):
         load_config(written(tmp_path, "counties = [\n"))
 
 
