@@ -1,4 +1,4 @@
-"""Chain tests run every process of the product, and a real InfluxDB."""
+"""Chain tests run the whole path: town, agent, broker, ingest, store, audit."""
 
 from tests.influx import influx
 

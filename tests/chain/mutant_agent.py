@@ -1,48 +1,60 @@
-"""The real agent but for one sample: `python mutant_agent.py skip|double|retime|silence CONFIG`.
+"""The real agent with its intake altered: `mutant_agent.py KIND CONFIG` spoils one sample of one device.
 
-It does what a subtly broken gateway would do to one sample of `air-001` (`silence`: to all of them); the audit has to
-see it.
+The audit must find each of them, else it proves nothing.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from edge_agent.agent import main
 from edge_agent.intake import Intake
 from exchange.readings import Value
 
-VICTIM, AT = "air-001", 3
-SHIFT_S = 0.7
-
-honest: Callable[..., Awaitable[None]] = Intake.put
-seen = 0
+DEVICE, VICTIM = "bay-001", 3
+MOVED_S = 0.7  # of a device that is heard every second: more than half its interval
 
 
-async def put(
-    self: Intake, domain: str, device: str, metrics: dict[str, Value], quality: str = ""
-) -> None:
-    """Hand in one sample, unless it is the one."""
-    global seen
-    seen += device == VICTIM
-    if device != VICTIM or (seen != AT and sys.argv[1] != "silence"):
-        await honest(self, domain, device, metrics, quality)
-        return
-    match sys.argv[1]:
-        case "skip" | "silence":
-            pass
-        case "double":
-            await honest(self, domain, device, metrics, quality)
-            await honest(self, domain, device, metrics, quality)
-        case "retime":
-            clock = self._clock
-            self._clock = lambda: clock() + SHIFT_S
-            await honest(self, domain, device, metrics, quality)
-            self._clock = clock
+class Spoiler:
+    """Stands in for `Intake.put`."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._seen = 0
+        self._put = Intake.put
+
+    async def put(
+        self,
+        intake: Intake,
+        domain: str,
+        device: str,
+        metrics: dict[str, Value],
+        quality: str = "",
+    ) -> None:
+        self._seen += device == DEVICE
+        if device != DEVICE or self._seen != VICTIM or self._kind == "none":
+            await self._put(intake, domain, device, metrics, quality)
+        elif self._kind == "double":
+            for _ in range(2):
+                await self._put(intake, domain, device, metrics, quality)
+        elif self._kind == "move":
+            clock, intake._clock = intake._clock, lambda: clock() + MOVED_S
+            await self._put(intake, domain, device, metrics, quality)
+            intake._clock = clock
+        elif self._kind == "alter":
+            await self._put(intake, domain, device, metrics | {"distance": 9.0}, quality)
+        else:
+            assert self._kind == "skip"
 
 
 if __name__ == "__main__":
-    Intake.put = put  # type: ignore[method-assign]  # the mutation
+    spoiler = Spoiler(sys.argv[1])
+
+    async def put(
+        self: Intake, domain: str, device: str, metrics: dict[str, Value], quality: str = ""
+    ) -> None:
+        await spoiler.put(self, domain, device, metrics, quality)
+
+    Intake.put = put  # type: ignore[method-assign]  # this is what a mutant is
     sys.exit(main(Path(sys.argv[2])))
