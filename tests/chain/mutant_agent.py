@@ -5,6 +5,8 @@ The audit must find each of them, else it proves nothing.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,8 +21,9 @@ MOVED_S = 0.7  # of a device that is heard every second: more than half its inte
 class Spoiler:
     """Stands in for `Intake.put`."""
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, kind: str, crashed: Path) -> None:
+        self._kind = "none" if crashed.exists() else kind
+        self._crashed = crashed
         self._seen = 0
         self._put = Intake.put
 
@@ -44,12 +47,16 @@ class Spoiler:
             intake._clock = clock
         elif self._kind == "alter":
             await self._put(intake, domain, device, metrics | {"distance": 9.0}, quality)
+        elif self._kind == "crash":
+            self._crashed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         else:
             assert self._kind == "skip"
 
 
 if __name__ == "__main__":
-    spoiler = Spoiler(sys.argv[1])
+    config = Path(sys.argv[2])
+    spoiler = Spoiler(sys.argv[1], config.with_name("crashed"))
 
     async def put(
         self: Intake, domain: str, device: str, metrics: dict[str, Value], quality: str = ""
@@ -57,4 +64,4 @@ if __name__ == "__main__":
         await spoiler.put(self, domain, device, metrics, quality)
 
     Intake.put = put  # type: ignore[method-assign]  # this is what a mutant is
-    sys.exit(main(Path(sys.argv[2])))
+    sys.exit(main(config))

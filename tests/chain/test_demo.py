@@ -10,7 +10,6 @@ import json
 import os
 import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from onestreet.demo import command
 from onestreet.demo.run import Demo, Kill
 from simulators.plan import street_plan
 from simulators.town import Town
-from tests.agents import until
 from tests.influx import Influx
 
 DEADLINE_S = 100.0
@@ -142,23 +140,13 @@ def test_the_command_fails_when_one_sample_is_missing(
 async def test_an_agent_that_dies_by_itself_is_not_excused(tmp_path: Path) -> None:
     """What a killed agent had in hand is no loss; what one loses that crashes is."""
     plan = street_plan(5, lamps=0, bays=2, air=0)
-    demo = Demo(plan, tmp_path / "run")
-
-    def told() -> int:
-        return demo.truth_path.stat().st_size if demo.truth_path.exists() else 0
-
-    async def crash() -> None:
-        """Kill the agent, untold, right after a reading was completed."""
-        await until(lambda: told() > 500, DEADLINE_S)
-        before = told()
-        await until(lambda: told() > before, DEADLINE_S)
-        os.kill(demo.children["agent"].pid, signal.SIGKILL)
-
+    demo = Demo(plan, tmp_path / "run", agent_argv=[*MUTANT, "crash"])
     async with asyncio.timeout(DEADLINE_S):
-        audit, _ = await asyncio.gather(demo.run(asyncio.Event(), 5.0), crash())
+        audit = await demo.run(asyncio.Event(), 6.0)
     assert demo.children["agent"].restarts == 1
-    assert audit.in_hand == 0
-    assert audit.lost + audit.stored == audit.taken
+    assert not audit.passed
+    assert audit.devices["bay-001"].lost == 1
+    assert (audit.in_hand, audit.duplicate) == (0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- a store
