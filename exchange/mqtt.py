@@ -383,6 +383,7 @@ class _Connection(asyncio.Protocol):
         self._room: list[asyncio.Future[None]] = []
         self._heard_s = self._loop.time()
         self._in_hand = 0  # QoS 1 messages delivered and not acknowledged
+        self._awaited = 0  # callers who wait for the broker to say something
         self._deaf = False  # reading is paused
         self._keepalive_s = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -449,15 +450,24 @@ class _Connection(asyncio.Protocol):
                 return
             waiter = self._loop.create_future()
             self._room.append(waiter)
-            await waiter
+            await self._listening(waiter)
         raise UplinkLost(str(self.error))
+
+    async def _listening(self, answer: asyncio.Future[None]) -> None:
+        """Wait for what the broker will say, and read until it has."""
+        self._awaited += 1
+        self._pace()
+        try:
+            await answer
+        finally:
+            self._awaited -= 1
 
     async def publish(self, topic: str, payload: bytes, qos: QoS, *, retain: bool) -> None:
         await self.until(lambda: self.has_room(qos))
         answered = self._loop.create_future() if qos else None
         self.send(topic, payload, qos, retain, answered)
         if answered is not None:
-            await answered
+            await self._listening(answered)
 
     def send(
         self,
@@ -632,10 +642,10 @@ class _Connection(asyncio.Protocol):
 
     def _pace(self) -> None:
         # Mosquitto 2.0 sends a backlog beyond the receive maximum, so the socket has to wait: but not
-        # while an answer to us may be behind the backlog, or while our filters are not granted.
+        # while somebody waits for an answer that may be behind it, or our filters are not granted.
         deaf = (
             self._in_hand > self._settings.receive_maximum
-            and not self.in_flight
+            and not self._awaited
             and self.ready.done()
         )
         if deaf != self._deaf and self.error is None:

@@ -86,22 +86,35 @@ def decode_pack(payload: bytes, topic: Topic) -> Pack:
     Raises: ReadingError when the payload as a whole cannot be taken; what is wrong with one sample or one metric
     is in the pack's refusals instead.
     """
-    if len(payload) > MAX_PACK_BYTES:
-        raise ReadingError(
-            "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
+    return PackReader(topic).read(payload)
+
+
+class PackReader:
+    """Reads the packs of one topic; what its topic says is worked out once."""
+
+    __slots__ = ("_bn", "_convert", "_decode", "_domain", "_names")
+
+    def __init__(self, topic: Topic) -> None:
+        self._bn = f"{topic.county}:{topic.device}:"
+        self._domain = topic.domain
+        self._decode, self._convert, self._names = _ordinary(topic.domain)
+
+    def read(self, payload: bytes) -> Pack:
+        """Return what a payload holds. Raises: ReadingError, as `decode_pack`."""
+        if len(payload) > MAX_PACK_BYTES:
+            raise ReadingError(
+                "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
+            )
+        is_json = payload[:1] == b"["
+        items = [] if is_json else _cbor_items(payload)
+        try:
+            records = self._decode(payload) if is_json else self._convert(items)
+            pack = _take(records, self._names, self._bn)
+        except _NOT_TAKEN:
+            pack = None  # the other reader says why
+        return pack or _read(
+            _json_records(payload) if is_json else _cbor_records(items), self._domain, self._bn
         )
-    bn = f"{topic.county}:{topic.device}:"
-    ordinary = _ordinary(topic.domain)
-    is_json = payload[:1] == b"["
-    items = [] if is_json else _cbor_items(payload)
-    try:
-        records = ordinary.decode(payload) if is_json else ordinary.convert(items)
-        pack = _take(records, ordinary.names, bn)
-    except _NOT_TAKEN:
-        pack = None  # the other reader says why
-    return pack or _read(
-        _json_records(payload) if is_json else _cbor_records(items), topic.domain, bn
-    )
 
 
 # -------------------------------------------------------------------------------------- the ordinary pack, fast
@@ -175,6 +188,12 @@ def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
         return None
     epoch = first.v
     time_ms = round(1000 * first.bt)
+    head = records[1]
+    if type(head) is _Seq and head.bt is UNSET:
+        name_of = names.get
+        only: dict[Any, Value] = {name_of(type(each)): each.v for each in records[2:]}
+        if len(only) == len(records) - 2 and None not in only and "quality" not in only:
+            return Pack([Sample(time_ms, epoch, head.v, only)], [])
     last_ms = last_seq = -1
     before_seq: dict[str, Any] = {}
     metrics = before_seq

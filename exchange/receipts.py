@@ -62,8 +62,13 @@ def decode_receipt(payload: bytes) -> Receipt:
 
 def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
     """Return ascending inclusive ranges that name exactly these seqs."""
+    ordered = sorted(set(seqs))
+    if not ordered:
+        return []
+    if ordered[-1] - ordered[0] == len(ordered) - 1:
+        return [(ordered[0], ordered[-1])]  # nearly always
     found: list[tuple[int, int]] = []
-    for seq in sorted(set(seqs)):
+    for seq in ordered:
         if found and seq == found[-1][1] + 1:
             found[-1] = (found[-1][0], seq)
         else:

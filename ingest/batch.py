@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from exchange.mqtt import Message
+from exchange.readings import PackReader
 from exchange.receipts import Range, Receipt, RefusedRange, encode_receipt, ranges
 from exchange.topics import Topic
 from ingest.quarantine import Refused
-from ingest.stores import Point, Series
+from ingest.stores import FieldValue, Point, Series
 
 # An entry is at most about 100 bytes, so a receipt stays below 100 KB, which any client can take.
 RECEIPT_ENTRIES = 1000
@@ -22,12 +23,17 @@ RECEIPT_ENTRIES = 1000
 T = TypeVar("T")
 
 
-class Route(NamedTuple):
-    """What a topic means, worked out once."""
+class Route:
+    """What a topic means, worked out once. Two are the same only when they are one object."""
 
-    topic: Topic
-    series: Series
-    receipts: str
+    __slots__ = ("is_readings", "read", "receipts", "series", "topic")
+
+    def __init__(self, topic: Topic, series: Series) -> None:
+        self.topic = topic
+        self.series = series
+        self.receipts = topic.receipts
+        self.is_readings = topic.channel == "readings"
+        self.read = PackReader(topic).read
 
 
 class Batch:
@@ -51,16 +57,18 @@ class Batch:
     def receipts(self, rejected: Collection[int] = ()) -> Iterator[tuple[str, bytes]]:
         """Yield (topic, payload) of the receipts; `rejected` points, by their place, have none."""
         ledgers: defaultdict[str, _Ledger] = defaultdict(_Ledger)
+        stored: defaultdict[tuple[Route, FieldValue], list[int]] = defaultdict(list)
         for place, (point, route) in enumerate(zip(self.points, self.routes, strict=True)):
             if rejected and place in rejected:
                 continue
             fields = point.fields
-            ledger = ledgers[route.receipts]
-            if route.topic.channel == "results":
-                ledger.results.append((str(fields["id"]), str(fields["status"])))
+            if route.is_readings:
+                stored[route, fields["epoch"]].append(fields["seq"])  # type: ignore[arg-type]  # the pack's, a whole number
             else:
-                key = route.topic.device, fields["epoch"]
-                ledger.stored[key].append(fields["seq"])  # type: ignore[index,arg-type]  # the pack's, whole numbers
+                result = str(fields["id"]), str(fields["status"])
+                ledgers[route.receipts].results.append(result)
+        for (route, epoch), seqs in stored.items():
+            ledgers[route.receipts].stored[route.topic.device, int(epoch)].extend(seqs)
         for refused in self.refused:
             if refused.receipts and not refused.metric:
                 ledgers[refused.receipts].refuse(refused)

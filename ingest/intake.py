@@ -16,7 +16,6 @@ import msgspec
 from exchange.commands import decode_result
 from exchange.errors import ContractError, TopicError
 from exchange.mqtt import Message
-from exchange.readings import decode_pack
 from exchange.topics import PREFIX, parse_topic
 from ingest.batch import Batch, Route
 from ingest.quarantine import Evidence, Refused, evidence
@@ -87,7 +86,7 @@ class Intake:
             topic = message.topic
             try:
                 route = routes.get(topic) or self._route(topic)
-                if route.topic.channel == "readings":
+                if route.is_readings:
                     self._take_readings(batch, route, message)
                 else:
                     _take_result(batch, route, message)
@@ -100,9 +99,8 @@ class Intake:
         self.counts.messages += len(messages)
 
     def _take_readings(self, batch: Batch, route: Route, message: Message) -> None:
-        payload = message.payload
-        pack = decode_pack(payload, route.topic)
-        points, routes, messages, series = batch.points, batch.routes, batch.messages, route.series
+        pack = route.read(message.payload)
+        series = route.series
         for sample in pack.samples:
             # The sample is ours alone: its metrics become the row's fields, not a copy of them.
             fields: dict[str, FieldValue] = sample.metrics  # type: ignore[assignment]  # a wider type of value
@@ -110,9 +108,9 @@ class Intake:
             fields["seq"] = sample.seq
             if sample.quality:
                 fields["quality"] = sample.quality
-            points.append(Point(series, sample.row_time_ns, fields))
-            routes.append(route)
-            messages.append(message)
+            batch.points.append(Point(series, sample.row_time_ns, fields))
+            batch.routes.append(route)
+            batch.messages.append(message)
         self.counts.points += len(pack.samples)
         if pack.refusals:
             seen = _evidence(message)
@@ -150,7 +148,7 @@ class Intake:
             raise TopicError("EX-T-005", f"{topic.channel!r} is not taken in", place=text)
         measurement = "command" if topic.channel == "results" else topic.domain
         series = Series(measurement, topic.county, topic.site, topic.device)
-        route = Route(topic, series, topic.receipts)
+        route = Route(topic, series)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
         self._routes[text] = route

@@ -57,7 +57,12 @@ def test_a_password_may_come_from_the_environment(
     ("change", "key", "value", "allowed"),
     [
         (("[broker]", "colour = 1\n[broker]"), "colour", 1, "unknown key; allowed are broker, cou"),
-        (("host", "prot = 1883\nhost"), "broker.prot", 1883, "did you mean port?); allowed are host, port"),
+        (
+            ("host", "prot = 1883\nhost"),
+            "broker.prot",
+            1883,
+            "did you mean port?); allowed are host, port",
+        ),
         (('host = "127.0.0.1"', ""), "broker.host", None, "is required"),
         (("counties", "county"), "county", ["tw-tpe", "tw-nwt"], "unknown key"),
         (('counties = ["tw-tpe", "tw-nwt"]', ""), "counties", None, "is required"),

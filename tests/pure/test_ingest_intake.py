@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ingest.intake
-from exchange.readings import Sample, decode_pack, encode_pack
+import ingest.batch
+from exchange.readings import Pack, PackReader, Sample, encode_pack
 from exchange.receipts import decode_receipt
 from exchange.topics import Topic
 from ingest.intake import Intake
@@ -98,12 +98,17 @@ def test_a_county_that_is_not_served_is_refused() -> None:
 def test_a_mistake_of_ours_ends_one_message_and_not_the_intake(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(payload: bytes, to: Topic) -> object:
-        if to.device == "aq-9":
-            raise ZeroDivisionError("a mistake")
-        return decode_pack(payload, to)
+    class Broken(PackReader):
+        def __init__(self, topic: Topic) -> None:
+            super().__init__(topic)
+            self.device = topic.device
 
-    monkeypatch.setattr(ingest.intake, "decode_pack", broken)
+        def read(self, payload: bytes) -> Pack:
+            if self.device == "aq-9":
+                raise ZeroDivisionError("a mistake")
+            return super().read(payload)
+
+    monkeypatch.setattr(ingest.batch, "PackReader", Broken)
     taking = intake()
     taking.take([readings(topic("aq-9"), 0), readings(topic(), 0)], 1)
     [batch] = taking.batches
