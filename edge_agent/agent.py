@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 OPEN_S = 10.0  # a bus that is neither open nor lost by then is not waited for
 EXCHANGE_S = 5.0  # told to stop, exchanges that are under way get this long
+CANCEL_AGAIN_S = 2.0
 KEEP_S = 5.0  # and what they gave gets this long to reach the disk
 
 
@@ -90,8 +91,7 @@ class Agent:
                     await asyncio.wait(buses, timeout=EXCHANGE_S)
                 await self._keep()
                 await self._drain()
-                for task in (*buses, gateway, intake, uplink):
-                    task.cancel()
+                await _end(*buses, gateway, intake, uplink)
             await self.uplink.farewell()
         finally:
             await self.outbox.close()
@@ -232,6 +232,14 @@ def _metrics(profile: Profile, model: str) -> list[str]:
     named = [name for name, variant in profile.variants.items() if model in variant.models]
     points = profile.points_of(named[0]) if named else profile.points
     return [point.metric for point in points if point.metric]
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel until all have ended: asyncio.wait_for, in libraries, may swallow a cancellation before Python 3.12."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 async def _until(event: asyncio.Event) -> None:

@@ -161,7 +161,7 @@ class Uplink:
     # ------------------------------------------------------------------------------------------------ sending
 
     async def _send(self, client: aiomqtt.Client) -> None:
-        while True:
+        while not _is_cancelled():
             self._wake.clear()
             if self._states_due:
                 self._states_due = False
@@ -272,3 +272,9 @@ class Uplink:
                     await client.publish(*self._will, qos=1, retain=True)
         except (aiomqtt.MqttError, TimeoutError) as error:
             log.warning("could not say goodbye", extra={"reason": str(error)})
+
+
+def _is_cancelled() -> bool:
+    """Say whether this task was told to end: asyncio.wait_for, in every call of aiomqtt, may swallow it before 3.12."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

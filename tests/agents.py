@@ -228,7 +228,9 @@ async def witness(
         try:
             yield one
         finally:
-            listening.cancel()
+            while not listening.done():  # before Python 3.12 aiomqtt may swallow a cancellation
+                listening.cancel()
+                await asyncio.wait([listening], timeout=0.2)
             (ended,) = await asyncio.gather(listening, return_exceptions=True)
             if isinstance(ended, Exception):
                 raise ended

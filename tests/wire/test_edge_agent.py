@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from device_drivers.kit.registry import load
 from device_drivers.links.modbus import open_modbus_rtu
 from device_drivers.modbus.intesis_dali.driver import Driver as Dali
 from device_drivers.serial.plantower_pms.driver import Driver as Plantower
+from edge_agent import agent as agent_module
 from edge_agent import buses as buses_module
 from edge_agent import uplink as uplink_module
+from edge_agent.agent import Agent
 from edge_agent.outbox import Outbox
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, PROOF_AGE_S, SILENCE_S, Key
 from exchange.readings import encode_pack
@@ -773,6 +776,33 @@ async def test_a_drain_without_a_broker_ends_in_time(
         await until(lambda: agent.outbox.depth >= 3)
     assert len(logged("could not say goodbye")) == 1
     assert len(logged("stopped")) == 1
+
+
+@pytest.mark.parametrize("during", ["connecting", "sending"])
+async def test_a_cancellation_that_a_library_swallows_does_not_keep_it_alive(
+    tmp_path: Path, broker: Mosquitto, lamps: Lamps, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    """As asyncio.wait_for does before Python 3.12, when what it waits for ends at the same moment."""
+    monkeypatch.setattr(agent_module, "CANCEL_AGAIN_S", 0.2)
+    real, swallowing = Agent._states, asyncio.Event()
+    calls = 0
+
+    async def states(self: Agent) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == {"connecting": 1, "sending": 2}[during]:
+            swallowing.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return await real(self)
+
+    monkeypatch.setattr(Agent, "_states", states)
+    path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], delivery={"drain_s": 0})
+    async with witness(broker), running_agent(path, deadline_s=5.0) as agent:
+        if during == "sending":
+            await until(lambda: agent.uplink.connected)
+            agent.uplink.republish_states()
+        await asyncio.wait_for(swallowing.wait(), DEADLINE_S)
 
 
 # ----------------------------------------------------------------------------------------- onestreet edge read
