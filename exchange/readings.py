@@ -92,29 +92,65 @@ def decode_pack(payload: bytes, topic: Topic) -> Pack:
 class PackReader:
     """Reads the packs of one topic; what its topic says is worked out once."""
 
-    __slots__ = ("_bn", "_convert", "_decode", "_domain", "_names")
+    __slots__ = ("_bn", "_columns", "_convert", "_decode", "_domain", "_names")
 
     def __init__(self, topic: Topic) -> None:
         self._bn = f"{topic.county}:{topic.device}:"
         self._domain = topic.domain
         self._decode, self._convert, self._names = _ordinary(topic.domain)
+        self._columns = {_Epoch: "epoch", _Seq: "seq", **self._names}
 
     def read(self, payload: bytes) -> Pack:
         """Return what a payload holds. Raises: ReadingError, as `decode_pack`."""
+        records, items = self._ordinary_records(payload)
+        return self._pack(payload, records, items)
+
+    def rows(self, payload: bytes) -> tuple[list[Row], list[Refusal]]:
+        """Return what a payload holds as a store keeps it, and what was refused. Raises: as `read`."""
+        records, items = self._ordinary_records(payload)
+        row = records and _only_row(records, self._columns, self._bn)
+        if row:
+            return [row], []
+        pack = self._pack(payload, records, items)
+        return [row_of(sample) for sample in pack.samples], pack.refusals
+
+    def _ordinary_records(self, payload: bytes) -> tuple[list[Any] | None, list[dict[str, object]]]:
+        """Return the records if they are ordinary, and the maps they came from if they came as CBOR."""
         if len(payload) > MAX_PACK_BYTES:
             raise ReadingError(
                 "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
             )
-        is_json = payload[:1] == b"["
-        items = [] if is_json else _cbor_items(payload)
+        items: list[dict[str, object]] = []
         try:
-            records = self._decode(payload) if is_json else self._convert(items)
-            pack = _take(records, self._names, self._bn)
+            if payload[:1] == b"[":
+                return self._decode(payload), items
+            items = _cbor_items(payload)
+            return self._convert(items), items
         except _NOT_TAKEN:
-            pack = None  # the other reader says why
+            return None, items  # the other reader says why
+
+    def _pack(
+        self, payload: bytes, records: list[Any] | None, items: list[dict[str, object]]
+    ) -> Pack:
+        pack = _take(records, self._names, self._bn) if records else None
         return pack or _read(
-            _json_records(payload) if is_json else _cbor_records(items), self._domain, self._bn
+            _cbor_records(items) if items else _json_records(payload), self._domain, self._bn
         )
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A sample as every store keeps it: its key's time, and `epoch`, `seq`, `quality` beside the metrics."""
+
+    time_ns: int
+    fields: dict[str, Value | str]
+
+
+def row_of(sample: Sample) -> Row:
+    """Return the row of a sample."""
+    fields: dict[str, Value | str] = {"epoch": sample.epoch, "seq": sample.seq, **sample.metrics}
+    if sample.quality:
+        fields["quality"] = sample.quality
+    return Row(sample.row_time_ns, fields)
 
 
 # -------------------------------------------------------------------------------------- the ordinary pack, fast
@@ -181,6 +217,21 @@ def _metric_record(name: str, metric: Metric) -> type[msgspec.Struct]:
     )
 
 
+def _only_row(records: list[Any], columns: dict[type, str], bn: str) -> Row | None:
+    """Return the row of an ordinary pack of one sample; None when it is not one."""
+    first = records[0]
+    if type(first) is not _Epoch or first.bn != bn or len(records) < 2:
+        return None
+    head = records[1]
+    if type(head) is not _Seq or head.bt is not UNSET:
+        return None
+    fields = {columns[type(each)]: each.v for each in records}
+    if len(fields) != len(records):  # a second sample, or a metric given twice
+        return None
+    epoch: int = first.v
+    return Row(round(1000 * first.bt) * 1_000_000 + epoch % 1_000_000, fields)
+
+
 def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
     """Return the pack of ordinary records in ordinary order; None, or an error, when it is not one."""
     first = records[0]
@@ -188,12 +239,6 @@ def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
         return None
     epoch = first.v
     time_ms = round(1000 * first.bt)
-    head = records[1]
-    if type(head) is _Seq and head.bt is UNSET:
-        name_of = names.get
-        only: dict[Any, Value] = {name_of(type(each)): each.v for each in records[2:]}
-        if len(only) == len(records) - 2 and None not in only and "quality" not in only:
-            return Pack([Sample(time_ms, epoch, head.v, only)], [])
     last_ms = last_seq = -1
     before_seq: dict[str, Any] = {}
     metrics = before_seq

@@ -26,14 +26,14 @@ T = TypeVar("T")
 class Route:
     """What a topic means, worked out once. Two are the same only when they are one object."""
 
-    __slots__ = ("is_readings", "read", "receipts", "series", "topic")
+    __slots__ = ("is_readings", "receipts", "rows", "series", "topic")
 
     def __init__(self, topic: Topic, series: Series) -> None:
         self.topic = topic
         self.series = series
         self.receipts = topic.receipts
         self.is_readings = topic.channel == "readings"
-        self.read = PackReader(topic).read
+        self.rows = PackReader(topic).rows
 
 
 class Batch:

@@ -99,22 +99,16 @@ class Intake:
         self.counts.messages += len(messages)
 
     def _take_readings(self, batch: Batch, route: Route, message: Message) -> None:
-        pack = route.read(message.payload)
+        rows, refusals = route.rows(message.payload)
         series = route.series
-        for sample in pack.samples:
-            # The sample is ours alone: its metrics become the row's fields, not a copy of them.
-            fields: dict[str, FieldValue] = sample.metrics  # type: ignore[assignment]  # a wider type of value
-            fields["epoch"] = sample.epoch
-            fields["seq"] = sample.seq
-            if sample.quality:
-                fields["quality"] = sample.quality
-            batch.points.append(Point(series, sample.row_time_ns, fields))
+        for row in rows:
+            batch.points.append(Point(series, row.time_ns, row.fields))
             batch.routes.append(route)
             batch.messages.append(message)
-        self.counts.points += len(pack.samples)
-        if pack.refusals:
+        self.counts.points += len(rows)
+        if refusals:
             seen = _evidence(message)
-            for refusal in pack.refusals:
+            for refusal in refusals:
                 batch.refused.append(
                     Refused(
                         seen,
@@ -128,9 +122,9 @@ class Intake:
                         refusal.metric,
                     )
                 )
-            metrics = sum(bool(refusal.metric) for refusal in pack.refusals)
+            metrics = sum(bool(refusal.metric) for refusal in refusals)
             self.counts.refused_metrics += metrics
-            self.counts.refused_samples += len(pack.refusals) - metrics
+            self.counts.refused_samples += len(refusals) - metrics
 
     def _refuse(self, batch: Batch, message: Message, requirement: str, detail: str) -> None:
         self.counts.unreadable += 1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ingest.batch
-from exchange.readings import Pack, PackReader, Sample, encode_pack
+from exchange.readings import PackReader, Refusal, Row, Sample, encode_pack
 from exchange.receipts import decode_receipt
 from exchange.topics import Topic
 from ingest.intake import Intake
@@ -103,10 +103,10 @@ def test_a_mistake_of_ours_ends_one_message_and_not_the_intake(
             super().__init__(topic)
             self.device = topic.device
 
-        def read(self, payload: bytes) -> Pack:
+        def rows(self, payload: bytes) -> tuple[list[Row], list[Refusal]]:
             if self.device == "aq-9":
                 raise ZeroDivisionError("a mistake")
-            return super().read(payload)
+            return super().rows(payload)
 
     monkeypatch.setattr(ingest.batch, "PackReader", Broken)
     taking = intake()
