@@ -244,7 +244,7 @@ def table(comparison: Comparison) -> str:
     lines = [
         f"{load.messages} messages of {load.samples} sample(s), {load.devices} devices,"
         f" {load.gateways} gateways; {len(runs) // len(names)} rounds"
-        + (", epoch and seq in Telegraf's messages, too" if comparison.same_fields else ""),
+        + ("" if comparison.same_fields else ", no epoch and seq in Telegraf's messages"),
         "",
         f"{'median (lowest – highest)':26}" + "".join(f"{name:>28}" for name in names),
     ]

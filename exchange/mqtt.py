@@ -407,9 +407,10 @@ class _Connection(asyncio.Protocol):
             return
         self._heard_s = self._loop.time()
         packets = self._stream.feed(data)
-        messages = [packet for packet in packets if type(packet) is Message]
+        messages = cast("list[Message]", packets)
         try:
-            if len(messages) != len(packets):
+            if set(map(type, packets)) != {Message}:
+                messages = [packet for packet in packets if type(packet) is Message]
                 for packet in packets:
                     if type(packet) is not Message:
                         self._take(packet)

@@ -68,7 +68,8 @@ class Batch:
                 result = str(fields["id"]), str(fields["status"])
                 ledgers[route.receipts].results.append(result)
         for (route, epoch), seqs in stored.items():
-            ledgers[route.receipts].stored[route.topic.device, int(epoch)].extend(seqs)
+            device, known = route.topic.device, ledgers[route.receipts].stored
+            known += [(device, (epoch, first, last)) for first, last in ranges(seqs)]  # type: ignore[misc]  # as above
         for refused in self.refused:
             if refused.receipts and not refused.metric:
                 ledgers[refused.receipts].refuse(refused)
@@ -83,7 +84,7 @@ class _Ledger:
     __slots__ = ("refused", "results", "stored", "unreadable")
 
     def __init__(self) -> None:
-        self.stored: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        self.stored: list[tuple[str, Range]] = []
         self.refused: defaultdict[tuple[str, int, str], list[int]] = defaultdict(list)
         self.unreadable: list[tuple[str, str]] = []
         self.results: list[tuple[str, str]] = []
@@ -96,12 +97,7 @@ class _Ledger:
             self.refused[key].append(refused.seq)
 
     def receipts(self) -> Iterator[Receipt]:
-        stored: list[tuple[str, Range]] = [
-            (device, (epoch, first, last))
-            for (device, epoch), seqs in self.stored.items()
-            for first, last in ranges(seqs)
-        ]
-        for some in _split(stored):
+        for some in _split(self.stored):
             yield Receipt(v=1, stored=_by_device(some))
         refused: list[tuple[str, RefusedRange]] = [
             (device, (epoch, first, last, requirement))

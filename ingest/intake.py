@@ -16,6 +16,7 @@ import msgspec
 from exchange.commands import decode_result
 from exchange.errors import ContractError, TopicError
 from exchange.mqtt import Message
+from exchange.readings import Refusal
 from exchange.topics import PREFIX, parse_topic
 from ingest.batch import Batch, Route
 from ingest.quarantine import Evidence, Refused, evidence
@@ -79,6 +80,7 @@ class Intake:
             self._reconnected(generation)
         batch = self._open_batch()
         max_points, routes = self._max_points, self._routes
+        points = 0
         for message in messages:
             if len(batch.packet_ids) >= max_points or len(batch.points) >= max_points:
                 batch = self._open_batch()
@@ -86,10 +88,17 @@ class Intake:
             topic = message.topic
             try:
                 route = routes.get(topic) or self._route(topic)
-                if route.is_readings:
-                    self._take_readings(batch, route, message)
-                else:
+                if not route.is_readings:
                     _take_result(batch, route, message)
+                    continue
+                rows, refusals = route.rows(message.payload)
+                points += len(rows)
+                for row in rows:
+                    batch.points.append(Point(route.series, row.time_ns, row.fields))
+                    batch.routes.append(route)
+                    batch.messages.append(message)
+                if refusals:
+                    self._refuse_parts(batch, route, message, refusals)
             except ContractError as error:
                 self._refuse(batch, message, error.requirement, str(error))
             except Exception as error:
@@ -97,34 +106,30 @@ class Intake:
                 log.exception("a message could not be judged", extra={"topic": topic})
                 self._refuse(batch, message, "EX-R-001", f"{type(error).__name__}: {error}")
         self.counts.messages += len(messages)
+        self.counts.points += points
 
-    def _take_readings(self, batch: Batch, route: Route, message: Message) -> None:
-        rows, refusals = route.rows(message.payload)
-        series = route.series
-        for row in rows:
-            batch.points.append(Point(series, row.time_ns, row.fields))
-            batch.routes.append(route)
-            batch.messages.append(message)
-        self.counts.points += len(rows)
-        if refusals:
-            seen = _evidence(message)
-            for refusal in refusals:
-                batch.refused.append(
-                    Refused(
-                        seen,
-                        refusal.requirement,
-                        refusal.detail,
-                        route.receipts,
-                        route.topic.county,
-                        route.topic.device,
-                        refusal.epoch,
-                        refusal.seq,
-                        refusal.metric,
-                    )
+    def _refuse_parts(
+        self, batch: Batch, route: Route, message: Message, refusals: Sequence[Refusal]
+    ) -> None:
+        """Note what was refused of a pack whose other samples are taken."""
+        seen = _evidence(message)
+        for refusal in refusals:
+            batch.refused.append(
+                Refused(
+                    seen,
+                    refusal.requirement,
+                    refusal.detail,
+                    route.receipts,
+                    route.topic.county,
+                    route.topic.device,
+                    refusal.epoch,
+                    refusal.seq,
+                    refusal.metric,
                 )
-            metrics = sum(bool(refusal.metric) for refusal in refusals)
-            self.counts.refused_metrics += metrics
-            self.counts.refused_samples += len(refusals) - metrics
+            )
+        metrics = sum(bool(refusal.metric) for refusal in refusals)
+        self.counts.refused_metrics += metrics
+        self.counts.refused_samples += len(refusals) - metrics
 
     def _refuse(self, batch: Batch, message: Message, requirement: str, detail: str) -> None:
         self.counts.unreadable += 1
