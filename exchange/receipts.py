@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -60,10 +60,8 @@ def decode_receipt(payload: bytes) -> Receipt:
     return receipt
 
 
-def ranges(seqs: Sequence[int]) -> list[tuple[int, int]]:
+def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
     """Return ascending inclusive ranges that name exactly these seqs."""
-    if len(seqs) == 1:
-        return [(seqs[0], seqs[0])]
     ordered = sorted(set(seqs))
     if not ordered:
         return []
