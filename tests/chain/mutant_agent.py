@@ -36,6 +36,8 @@ class Spoiler:
         quality: str = "",
     ) -> None:
         self._seen += device == DEVICE
+        if device == DEVICE and self._kind == "silence":
+            return  # not one sample, but all of them
         if device != DEVICE or self._seen != VICTIM or self._kind == "none":
             await self._put(intake, domain, device, metrics, quality)
         elif self._kind == "double":
