@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
+from tests.ports import free_port
+
 _START_DEADLINE_S = 10.0
 _STOP_DEADLINE_S = 5.0
 _PORT_ATTEMPTS = 5
@@ -91,7 +93,7 @@ class Mosquitto:
 
     def _launch_on_free_port(self) -> None:
         for _ in range(_PORT_ATTEMPTS):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 self._launch()
             except RuntimeError:
@@ -146,10 +148,3 @@ class Mosquitto:
         replaced = {line.split()[0] for line in self._lines if line.strip()}
         kept = [line for line in defaults if line.split()[0] not in replaced]
         return "\n".join([*kept, *self._lines, ""])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

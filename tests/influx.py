@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 ORG = "town"
 _ADMIN = "admin-token-of-a-test"
@@ -63,7 +64,7 @@ class Influx:
     """One influxd at 127.0.0.1:`port`; it can be killed and started again with what it holds."""
 
     def __init__(self, binary: str, folder: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.org_id = ""
         self._binary = binary
         self._folder = folder
@@ -161,10 +162,3 @@ def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influx]:
         yield server
     finally:
         server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
