@@ -214,6 +214,8 @@ class Delivery:
             into.resends = max(into.resends, sending.resends)
             into.tries = max(into.tries, sending.tries)
             into.first_sent_s = min(into.first_sent_s, sending.first_sent_s)
+            # what its earlier payloads are called names fewer samples than it holds now
+            self._forget_digests(into)
             self._forget(sending)
         return whole
 
@@ -292,8 +294,12 @@ class Delivery:
 
     def _forget(self, sending: Sending) -> None:
         del self._sendings[sending.number]
+        self._forget_digests(sending)
+
+    def _forget_digests(self, sending: Sending) -> None:
         for digest in sending.digests:
             self._by_digest.pop(digest, None)
+        sending.digests.clear()
 
     # ---------------------------------------------------------------------------------------------------- health
 

@@ -304,6 +304,21 @@ def test_an_unreadable_pack_is_refused_by_its_digest() -> None:
     ]
 
 
+def test_an_unreadable_pack_takes_no_sample_with_it_that_joined_it_later() -> None:
+    delivery = Delivery()
+    delivery.connected()
+    for seq, digest in enumerate(["a", "b"]):
+        delivery.sent(0, "aq-1", 5, [seq], digest)
+    delivery.sent(1, "aq-1", 5, [2], "c")
+    delivery.receipted(25, Receipt(v=1, stored={"aq-1": [(5, 2, 2)]}))
+    (joined,) = delivery.due(40)
+    delivery.sent_again(40, joined, "ab")
+    late = Receipt(v=1, unreadable=[("a", "EX-R-001"), ("b", "EX-R-001")])
+    assert delivery.receipted(41, late) == []
+    settled = delivery.receipted(42, Receipt(v=1, unreadable=[("ab", "EX-R-001")]))
+    assert [one.key.seq for one in settled] == [0, 1]
+
+
 def test_a_pack_the_broker_never_had_goes_again_at_once_uncounted() -> None:
     delivery = Delivery()
     delivery.connected()
