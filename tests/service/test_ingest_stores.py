@@ -14,6 +14,7 @@ import pytest
 
 from exchange.errors import ConfigError, StoreError
 from ingest.stores import Point, Series, Store, StoreRejected, StoreUnavailable, open_store
+from ingest.stores.sqlite import SqliteStore
 from tests.influx import Influx
 
 AIR = Series("air", "tw-tpe", "street", "aq-7")
@@ -234,6 +235,26 @@ async def test_another_writers_lock_is_waited_for(tmp_path: Path) -> None:
             await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
     await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
     assert len(await rows(store, "air")) == 1
+    await store.close()
+
+
+async def test_a_full_disk_takes_all_or_nothing(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "rows.sqlite")
+    await store.open()
+
+    def limit(pages: int) -> None:
+        assert store._connection is not None
+        (now,) = store._connection.execute("PRAGMA page_count").fetchone()
+        store._connection.execute(f"PRAGMA max_page_count = {now + pages}")
+
+    await store._run(lambda: limit(2))
+    many = [Point(AIR, NOON_NS + 1_000_000 * n, {"noise": 40.0}) for n in range(2000)]
+    with pytest.raises(StoreUnavailable, match="full"):
+        await store.write(many)
+    assert await rows(store, "air") == []
+    await store._run(lambda: limit(10_000))
+    await store.write(many)
+    assert len(await rows(store, "air")) == 2000
     await store.close()
 
 
