@@ -10,14 +10,14 @@ import msgspec
 from exchange.configuration import read_toml, secret
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
-from exchange.topics import COUNTY
+from exchange.topics import COUNTY, END
 from ingest.stores import Store, open_store
 
 MAX_PACKET_BYTES = 2 * 1024 * 1024  # of MQTT; a pack may be 256 KiB, what is larger is quarantined
 SESSION_EXPIRY_S = 600
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}$")]
+County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,8 +103,9 @@ def store_of(config: Config, file: Path) -> Store:
     """Return the configured store. Raises: ConfigError naming the file."""
     try:
         return open_store(config.store, token_file=config.store_token_file)
-    except ConfigError as error:
-        raise ConfigError(str(file), "store", error.value, error.allowed) from error
+    except ConfigError as error:  # it knows its own key, not the file's
+        key = "store" if error.key == "url" else "store_token_file"
+        raise ConfigError(str(file), key, error.value, error.allowed) from error
 
 
 def _anchored(config: Config, folder: Path) -> Config:

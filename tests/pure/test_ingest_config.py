@@ -98,6 +98,19 @@ def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
         load_config(written(tmp_path, f'{MINIMAL}password_env = "A"\npassword_file = "b"\n'))
 
 
+def test_a_token_that_is_missing_names_its_own_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("INFLUX_TOKEN", raising=False)
+    there = MINIMAL.replace("sqlite:///town.sqlite", "influxdb://127.0.0.1:8086/city/readings")
+    file = written(tmp_path, there)
+    with pytest.raises(ConfigError, match=r"store_token_file = .*INFLUX_TOKEN"):
+        store_of(load_config(file), file)
+    file = written(tmp_path, f'store_token_file = "no-such-file"\n{there}')
+    with pytest.raises(ConfigError, match=r"store_token_file = .*no-such-file"):
+        store_of(load_config(file), file)
+
+
 def test_a_store_that_is_none_names_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, MINIMAL.replace("sqlite:///town.sqlite", "mysql://db/town"))
     with pytest.raises(ConfigError, match=r"ingest.toml: store = 'mysql"):
