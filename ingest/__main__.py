@@ -1,29 +1,16 @@
-"""`python -m ingest CONFIG [--with-watch]`."""
+"""`python -m ingest CONFIG [--with-watch]` runs ingest."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
 from exchange.errors import ConfigError, OnestreetError
-from ingest.service import main
-
-
-def _run() -> int:
-    parser = argparse.ArgumentParser("python -m ingest", description=__doc__)
-    parser.add_argument("config", type=Path, help="the TOML file")
-    parser.add_argument("--with-watch", action="store_true", help="run the watch in this process")
-    asked = parser.parse_args()
-    try:
-        return main(asked.config, asked.with_watch)
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except OnestreetError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-
+from ingest.command import run
 
 if __name__ == "__main__":
-    sys.exit(_run())
+    try:
+        sys.exit(run(["run", *sys.argv[1:]]))
+    except ConfigError as error:
+        sys.stderr.write(f"configuration error 設定錯誤: {error}\n")
+        sys.exit(2)
+    except OnestreetError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

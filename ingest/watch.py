@@ -17,6 +17,7 @@ import msgspec
 
 from exchange import runtime
 from exchange.errors import ContractError
+from exchange.moments import rfc3339
 from exchange.mqtt import Client, Message, Subscription
 from exchange.readings import Pack, decode_pack
 from exchange.states import decode_state
@@ -63,7 +64,7 @@ class _Watched(msgspec.Struct):
 class Watch:
     """The watch over the counties of a configuration. Raises: ConfigError."""
 
-    def __init__(self, config: Config, store: Store, *, file: Path = Path("ingest.toml")) -> None:
+    def __init__(self, config: Config, store: Store, *, file: Path) -> None:
         self.counts = Counts()
         self.registry = Registry()
         self.connected = asyncio.Event()
@@ -320,5 +321,4 @@ def _now_ms() -> int:
 
 
 def _rfc3339(time_ms: int) -> str:
-    moment = datetime.fromtimestamp(time_ms / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.fromtimestamp(time_ms / 1000, UTC))
