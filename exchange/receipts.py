@@ -8,16 +8,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from exchange.errors import DeliveryError
-from exchange.readings import MAX_NUMBER
+from exchange.readings import Whole
 from exchange.topics import END
 
 RequirementId = Annotated[str, msgspec.Meta(pattern=rf"^EX-[A-Z]-[0-9]{{3}}{END}")]
 Digest = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{64}}{END}")]
 """SHA-256 of a payload, in hex."""
-Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_NUMBER)]
-Range = tuple[Count, Count, Count]
+Range = tuple[Whole, Whole, Whole]
 """epoch, from, to: seqs, both inclusive."""
-RefusedRange = tuple[Count, Count, Count, RequirementId]
+RefusedRange = tuple[Whole, Whole, Whole, RequirementId]
 """epoch, from, to, requirement id."""
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from exchange.errors import StateError
 from exchange.moments import Moment, rfc3339
-from exchange.receipts import Count
+from exchange.readings import Whole
 
 Text = Annotated[str, msgspec.Meta(max_length=200)]
 
@@ -58,7 +58,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     v: Literal[1]
     online: bool
     interval_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
-    epoch: Count
+    epoch: Whole
     descriptor: Descriptor = Descriptor()
     since: Moment | None = None
 
