@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -70,6 +71,11 @@ class Demo:
     def children(self) -> Mapping[str, Child]:
         """The processes by name, in the order of starting."""
         return self._children
+
+    @property
+    def town_time(self) -> datetime:
+        """What the clocks of the simulated town show."""
+        return self._town.now()
 
     @property
     def truth_path(self) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ class TownProcess:
         self.truth_path = run_dir / "truth.jsonl"
         self.endpoints: dict[str, dict[str, Any]] = {}
         self._plan = plan
+        self._began_s = 0.0
         self._run_dir = run_dir
         self._process: asyncio.subprocess.Process | None = None
         self._speaking = asyncio.Lock()
@@ -45,6 +48,12 @@ class TownProcess:
                 start_new_session=True,
             )
         self.endpoints = (await self._answer())["endpoints"]
+        self._began_s = time.monotonic()
+
+    def now(self) -> datetime:
+        """The town's own time, within a second or so of what its physics go by."""
+        since_s = time.monotonic() - self._began_s if self._began_s else 0.0
+        return self._plan.start + timedelta(seconds=since_s * self._plan.speed)
 
     async def speak(self) -> None:
         """Let readings be completed from now on."""

@@ -101,7 +101,8 @@ class Board:
     def _flow(self) -> RenderableType:
         fields = self.gateway.fields if self.gateway else {}
         words = Text.assemble(
-            ("stored 已入庫 ", "dim"), (f"{self.stored}", "bold green"),
+            ("town time 小鎮時間 ", "dim"), (f"{self._demo.town_time:%H:%M}", "bold"),
+            ("   stored 已入庫 ", "dim"), (f"{self.stored}", "bold green"),
             ("   rate 速率 ", "dim"), (f"{self.rate_hz():.1f}/s", "bold"),
             ("   outbox 待送 ", "dim"), (str(fields.get("outbox_depth", "–")), "bold"),
             ("   unreceipted 未回條 ", "dim"), (str(fields.get("unreceipted", "–")), "bold"),
