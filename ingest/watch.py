@@ -99,10 +99,6 @@ class Watch:
         """End `run` in order."""
         await self.client.stop(deadline_s)
 
-    def status(self, name: DeviceId) -> Status:
-        """Return how a registered device is, as of the last sweep."""
-        return self._watched[name].status
-
     # What comes in
 
     def _on_connect(self, session_present: bool) -> None:

@@ -69,7 +69,10 @@ class Identity(_Table, frozen=True, kw_only=True):
 
 
 class Transport(_Table, frozen=True, kw_only=True):
-    """How it is reached by default; a bus of the configuration may say otherwise."""
+    """How it is reached: a serial line of its own takes what the configuration leaves out from here.
+
+    A Modbus bus is shared, so that its settings are the bus's own, in the configuration.
+    """
 
     kind: BusKind
     baudrate: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] = 9600
