@@ -173,7 +173,7 @@ async def test_a_table_alone_is_a_driver(install: Callable[[str], str]) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "key", "allowed"),
     [
-        ('completes = "poll"', 'completes = "never"', "completes", "Invalid enum"),
+        ('completes = "poll"', 'completes = "never"', "completes", "one of advert, answer"),
         ("baudrate = 19200", "baudrate = 3", "transport.baudrate", ">= 300"),
         ("baudrate = 19200", "speed = 19200", "transport.speed", "baudrate"),
         ('brand_origin = "TW"', 'brand_origin = "Taiwan"', "identity.brand_origin", "^[A-Z]{2}$"),
@@ -181,7 +181,7 @@ async def test_a_table_alone_is_a_driver(install: Callable[[str], str]) -> None:
         ('metric = "voltage"', 'metric = "volts"', "points[0].metric", "x-{vendor}-{name}"),
         ('unit = "Cel"', 'unit = "degC"', "points[2].unit", "Cel"),
         ('type = "float32"', 'type = "uint24"', "points[0].type", "float32"),
-        ('type = "float32"', 'type = "decimal"', "points[0].type", "Invalid enum"),
+        ('type = "float32"', 'type = "decimal"', "points[0].type", "one of bit, bool"),
         ('order = "CDAB"', 'order = "CDABX"', "points[1].order", "^[A-H]*$"),
         ('order = "CDAB"', 'order = "BA"', "points[1].order", "ABCD"),
         ("count = 4", "count = 400", "blocks[0].count", "<= 125"),
