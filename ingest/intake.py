@@ -25,6 +25,8 @@ from ingest.stores import FieldValue, Point, Series
 log = logging.getLogger(__name__)
 
 MAX_ROUTES = 200_000
+MAX_REFUSED_METRICS = 100
+"""Named one by one, per payload; the quarantine keeps the payload, so the others can be seen there."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -111,9 +113,22 @@ class Intake:
     def _refuse_parts(
         self, batch: Batch, route: Route, message: Message, refusals: Sequence[Refusal]
     ) -> None:
-        """Note what was refused of a pack whose other samples are taken."""
+        """Note what was refused of a pack whose other samples are taken.
+
+        A pack may hold tens of thousands of unknown metrics: noted one by one they would cost
+        everybody's time and memory.
+        """
         seen = _evidence(message)
-        for refusal in refusals:
+        samples = [refusal for refusal in refusals if not refusal.metric]
+        metrics = [refusal for refusal in refusals if refusal.metric]
+        self.counts.refused_samples += len(samples)
+        self.counts.refused_metrics += len(metrics)
+        if len(metrics) > MAX_REFUSED_METRICS:
+            first = metrics[MAX_REFUSED_METRICS]
+            words = f"and {len(metrics) - MAX_REFUSED_METRICS} more metrics: {first.detail}"
+            rest = msgspec.structs.replace(first, detail=words)
+            metrics = [*metrics[:MAX_REFUSED_METRICS], rest]
+        for refusal in (*samples, *metrics):
             batch.refused.append(
                 Refused(
                     seen,
@@ -127,9 +142,6 @@ class Intake:
                     refusal.metric,
                 )
             )
-        metrics = sum(bool(refusal.metric) for refusal in refusals)
-        self.counts.refused_metrics += metrics
-        self.counts.refused_samples += len(refusals) - metrics
 
     def _refuse(self, batch: Batch, message: Message, requirement: str, detail: str) -> None:
         self.counts.unreadable += 1

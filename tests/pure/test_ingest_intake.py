@@ -15,7 +15,7 @@ import ingest.batch
 from exchange.readings import PackReader, Refusal, Row, Sample, encode_pack
 from exchange.receipts import decode_receipt
 from exchange.topics import Topic
-from ingest.intake import Intake
+from ingest.intake import MAX_REFUSED_METRICS, Intake
 from ingest.stores import Series
 
 EPOCH = 1_795_000_000_777
@@ -77,6 +77,20 @@ def test_refusals_fill_a_batch_too() -> None:
     taking = intake(max_points=10)
     taking.take([message(topic(), b"nonsense") for _ in range(25)], 1)
     assert [len(batch.refused) for batch in taking.batches] == [10, 10, 5]
+
+
+def test_one_pack_of_unknown_metrics_does_not_flood_the_quarantine() -> None:
+    to, count = topic(), 5000
+    records = json.loads(readings(to, 3).payload)
+    records += [{"n": f"unknown-{number}", "v": 1} for number in range(count)]
+    taking = intake()
+    taking.take([message(to, json.dumps(records).encode())], 1)
+    [batch] = taking.batches
+    assert [point.fields["seq"] for point in batch.points] == [3]
+    assert len(batch.refused) == MAX_REFUSED_METRICS + 1
+    assert batch.refused[-1].detail.startswith(f"and {count - MAX_REFUSED_METRICS} more metrics")
+    assert all(refused.metric for refused in batch.refused), "the sample itself is stored"
+    assert taking.counts.refused_metrics == count
 
 
 def test_a_county_that_is_not_served_is_refused() -> None:
