@@ -3,7 +3,7 @@
 import sys
 
 from edge_agent.command import run
-from exchange.errors import ConfigError
+from exchange.errors import ConfigError, OnestreetError
 
 if __name__ == "__main__":
     try:
@@ -11,3 +11,6 @@ if __name__ == "__main__":
     except ConfigError as error:
         sys.stderr.write(f"configuration error 設定錯誤: {error}\n")
         sys.exit(2)
+    except OnestreetError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

@@ -51,7 +51,6 @@ class Agent:
             config.broker.password(file),
             self.outbox,
             self.health,
-            will=self._will(),
             states=self._states,
             clock=clock,
         )
@@ -77,6 +76,7 @@ class Agent:
             folder = self.config.gateway.state_dir
             raise ConfigError(self._file, "gateway.state_dir", folder, allowed) from error
         try:
+            self.uplink.will = self._gateway_state(await self._epoch(self.config.gateway.id), None)
             async with asyncio.TaskGroup() as group:
                 intake = group.create_task(self._intake.run())
                 uplink = group.create_task(self.uplink.run())
@@ -158,26 +158,22 @@ class Agent:
     async def _states(self) -> list[Message]:
         """Return every retained state as it is now."""
         gateway = self.config.gateway
-        now_ms = round(time.time() * 1000)
-        states = [self._gateway_state(await self._epoch(gateway.id, now_ms), self._since)]
+        states = [self._gateway_state(await self._epoch(gateway.id), self._since)]
         for device in self.config.device:
-            epoch = await self._epoch(device.id, now_ms)
+            epoch = await self._epoch(device.id)
             states.append(
                 (self._topic(device.domain, device.id), self._device_state(device, epoch))
             )
         return states
 
-    async def _epoch(self, device: str, now_ms: int) -> int:
-        epoch = await self.outbox.epoch_of(device, now_ms)
+    async def _epoch(self, device: str) -> int:
+        epoch = await self.outbox.epoch_of(device, round(time.time() * 1000))
         self._epochs[device] = epoch
         return epoch
 
     def _topic(self, domain: str, device: str) -> str:
         gateway = self.config.gateway
         return str(Topic(gateway.county, gateway.site, gateway.id, domain, device, "state"))
-
-    def _will(self) -> Message:
-        return self._gateway_state(0, None)
 
     def _gateway_state(self, epoch: int, since: datetime | None) -> Message:
         gateway = self.config.gateway
@@ -219,7 +215,6 @@ class Agent:
                 township=device.township,
                 installed=device.installed,
                 metrics=dict.fromkeys(_metrics(profile, model), device.interval_s),
-                commands=list(profile.commands),
             ),
         )
         return encode_state(state)

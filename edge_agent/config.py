@@ -19,11 +19,27 @@ Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
 Timeout = Annotated[float, msgspec.Meta(ge=0.01, le=60)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}{END}")]
-Given = Annotated[str, msgspec.Meta(min_length=1)]
+# Names of at most 253 characters in labels of at most 63, or an address: what a resolver takes.
+Host = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"^[^\x00-\x20\x7f.]{{1,63}}(\.[^\x00-\x20\x7f.]{{1,63}})*\.?{END}", max_length=253
+    ),
+]
+PRINTABLE = r"[^\x00-\x1f\x7f]"
+Given = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=f"^{PRINTABLE}*{END}")]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file: no key that nobody reads."""
+
+
+class GivenLabel(Label, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A label as it is written here: the wire type takes keys of later versions, a file does not."""
+
+
+class GivenLocation(Location, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A location as it is written here."""
 
 
 class Gateway(_Table, frozen=True, kw_only=True):
@@ -34,17 +50,17 @@ class Gateway(_Table, frozen=True, kw_only=True):
     site: Level
     state_dir: Given
     interval_s: Interval = 60.0
-    label: Label = Label()
-    location: Location | None = None
+    label: GivenLabel = GivenLabel()
+    location: GivenLocation | None = None
     township: Text = ""
 
 
 class Broker(_Table, frozen=True, kw_only=True):
     """The uplink. The password comes from a file or an environment variable, never from here."""
 
-    host: Given
+    host: Host
     port: Port = 1883
-    username: str = ""
+    username: Annotated[str, msgspec.Meta(pattern=f"^{PRINTABLE}*{END}", max_length=1024)] = ""
     password_file: str = ""
     password_env: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
@@ -87,7 +103,7 @@ class ModbusTcpBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="mod
     """A Modbus TCP server."""
 
     id: Level
-    host: Given
+    host: Host
     port: Port = 502
     timeout_s: Timeout = 1.0
 
@@ -113,8 +129,8 @@ class Device(_Table, frozen=True, kw_only=True):
     bus: str
     interval_s: Interval
     settings: dict[str, Any] = {}
-    label: Label = Label()
-    location: Location | None = None
+    label: GivenLabel = GivenLabel()
+    location: GivenLocation | None = None
     asset_id: Text = ""
     cabinet: Text = ""
     circuit: Text = ""
@@ -201,6 +217,9 @@ def _checked_place(file: str, key: str, device: Device, config: Config) -> str:
         package = device.package
     except ConfigError as error:
         raise ConfigError(file, f"{key}.driver", device.driver, error.allowed) from error
+    if package.profile.transport.kind == "ble" and package.profile.completes != "advert":
+        allowed = "a driver that listens to adverts; this agent does not connect to devices yet"
+        raise ConfigError(file, f"{key}.driver", device.driver, allowed)
     kinds = BUS_KINDS[package.profile.transport.kind]
     bus = buses[device.bus]
     if bus.__struct_config__.tag not in kinds:

@@ -50,6 +50,9 @@ CREATE TABLE counter (
     next_seq INTEGER NOT NULL,
     last_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE state (
+    topic TEXT PRIMARY KEY  -- the broker retains something of ours there
+) WITHOUT ROWID;
 """
 _encode = msgspec.json.Encoder().encode
 _metrics = msgspec.json.Decoder(dict[str, bool | int | float]).decode
@@ -142,6 +145,14 @@ class Outbox:
         Raises: OutboxBlocked.
         """
         return await self._run(lambda: self._epoch_of(device, now_ms))
+
+    async def stating(self, topics: Sequence[str]) -> list[str]:
+        """Note where states are about to be retained; return where older ones are that nobody stands behind now."""
+        return await self._run(lambda: self._stating(topics))
+
+    async def retired(self, topics: Sequence[str]) -> None:
+        """Note that nothing is retained there any more."""
+        await self._run(lambda: self._retired(topics))
 
     # ------------------------------------------------------------------------------------------- in the thread
 
@@ -264,6 +275,18 @@ class Outbox:
             with _transaction(db, "FULL"):
                 db.execute("INSERT INTO counter VALUES (?, ?, 0, ?)", (device, now_ms, now_ms - 1))
         return int(found[0])
+
+    def _stating(self, topics: Sequence[str]) -> list[str]:
+        db = self._open_db
+        with _transaction(db, "NORMAL"):
+            db.executemany("INSERT OR IGNORE INTO state VALUES (?)", [(topic,) for topic in topics])
+        known = {topic for (topic,) in db.execute("SELECT topic FROM state")}
+        return sorted(known - set(topics))
+
+    def _retired(self, topics: Sequence[str]) -> None:
+        db = self._open_db
+        with _transaction(db, "NORMAL"):
+            db.executemany("DELETE FROM state WHERE topic = ?", [(topic,) for topic in topics])
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Waiting]:
         rows = self._open_db.execute(

@@ -44,20 +44,20 @@ class Uplink:
         outbox: Outbox,
         health: Health,
         *,
-        will: Message,
         states: Callable[[], Awaitable[Sequence[Message]]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`states` gives every retained state as it is now: all go out on every connect."""
         gateway = config.gateway
         self.delivery = Delivery(window=config.delivery.window)
+        self.will: Message | None = None
+        """What the broker says for us when we are gone; set before `run`."""
         self.connected = False
         self.receipted = asyncio.Event()
         self._config = config
         self._password = password
         self._outbox = outbox
         self._health = health
-        self._will = will
         self._states = states
         self._clock = clock
         self._receipts_topic = str(
@@ -98,18 +98,7 @@ class Uplink:
 
     async def _session(self) -> None:
         broker = self._config.broker
-        async with aiomqtt.Client(
-            broker.host,
-            broker.port,
-            identifier=self._config.gateway.id,
-            username=broker.username or None,
-            password=self._password,
-            clean_session=False,
-            keepalive=broker.keepalive_s,
-            timeout=broker.timeout_s,
-            will=aiomqtt.Will(*self._will, qos=1, retain=True),
-            max_queued_incoming_messages=QUEUED_RECEIPTS,
-        ) as client:
+        async with self._client() as client:
             client.pending_calls_threshold = CONCURRENT_PUBLISHES  # as many are no surprise
             await client.subscribe(self._receipts_topic, qos=1)
             await self._publish_states(client)
@@ -120,6 +109,21 @@ class Uplink:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(client))
                 group.create_task(self._send(client))
+
+    def _client(self) -> aiomqtt.Client:
+        broker = self._config.broker
+        return aiomqtt.Client(
+            broker.host,
+            broker.port,
+            identifier=self._config.gateway.id,
+            username=broker.username or None,
+            password=self._password,
+            clean_session=False,
+            keepalive=broker.keepalive_s,
+            timeout=broker.timeout_s,
+            will=aiomqtt.Will(*self.will, qos=1, retain=True) if self.will else None,
+            max_queued_incoming_messages=QUEUED_RECEIPTS,
+        )
 
     def _report(self, group: ExceptionGroup[Exception]) -> None:
         """Log what ended a session, once for as long as it is the same."""
@@ -252,25 +256,26 @@ class Uplink:
                 self.delivery.failed(sending)
 
     async def _publish_states(self, client: aiomqtt.Client) -> None:
-        for topic, payload in await self._states():
+        """Publish every state, and retire those of devices that are not ours any more."""
+        states = await self._states()
+        stale = await self._outbox.stating([topic for topic, _ in states])
+        for topic, payload in states:
             await client.publish(topic, payload, qos=1, retain=True)
+        for topic in stale:
+            # Under another name or site we would be denied: that state is for whoever renamed us to clear.
+            if topic.startswith(self._receipts_topic.removesuffix("receipts")):
+                await client.publish(topic, b"", qos=1, retain=True)
+                log.info("a device was retired", extra={"topic": topic})
+        await self._outbox.retired(stale)
 
     async def farewell(self) -> None:
         """Say offline, as the will would; called once nothing else runs."""
-        broker = self._config.broker
+        if self.will is None:
+            return
         try:
-            async with asyncio.timeout(broker.timeout_s):
-                async with aiomqtt.Client(
-                    broker.host,
-                    broker.port,
-                    identifier=self._config.gateway.id,
-                    username=broker.username or None,
-                    password=self._password,
-                    clean_session=False,
-                    timeout=broker.timeout_s,
-                ) as client:
-                    await client.publish(*self._will, qos=1, retain=True)
-        except (aiomqtt.MqttError, TimeoutError) as error:
+            async with asyncio.timeout(self._config.broker.timeout_s), self._client() as client:
+                await client.publish(*self.will, qos=1, retain=True)
+        except (aiomqtt.MqttError, TimeoutError, OSError, ValueError) as error:
             log.warning("could not say goodbye", extra={"reason": str(error)})
 
 

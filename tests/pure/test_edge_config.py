@@ -296,6 +296,20 @@ BAY = 'settings = { address = "C0:FF:EE:00:00:01" }'
             "x" * 201,
             "length <= 200",
         ),
+        (
+            [],
+            device(**LAMP | {"label": '{ de = "Lampe" }'}),
+            "device[3].label.de",
+            "Lampe",
+            "unknown key",
+        ),
+        (
+            [],
+            device(**LAMP | {"location": "{ lat = 25.0, lon = 121.5, latt = 1 }"}),
+            "device[3].location.latt",
+            1,
+            "unknown key",
+        ),
         # settings of drivers
         (
             [("{ short_address = 1 }", "{}")],

@@ -480,3 +480,18 @@ async def test_what_is_no_reading_never_reaches_the_outbox(outbox: Outbox, broke
     with pytest.raises(ValueError, match=r"Expected|missing"):
         await intake.reading(LAMP, broken)
     assert intake.waiting == 0
+
+
+async def test_it_knows_whose_states_the_broker_keeps(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    outbox = Outbox(path)
+    await outbox.open()
+    assert await outbox.stating(["a", "b"]) == []
+    await outbox.close()
+    outbox = Outbox(path)
+    await outbox.open()
+    assert await outbox.stating(["b", "c"]) == ["a"]
+    assert await outbox.stating(["b", "c"]) == ["a"], "until it is retired"
+    await outbox.retired(["a"])
+    assert await outbox.stating(["b", "c"]) == []
+    await outbox.close()

@@ -205,12 +205,30 @@ async def test_states_are_retained_and_complete(
             assert (about.asset_id, about.cabinet, about.circuit) == ("P-0001", "C7", "L2")
             assert (about.township, about.serial) == ("63000050", "S/N 1")
             assert about.installed == "2024-05-01"
-            assert about.commands == ["set_level"]
+            assert about.commands == [], "the agent takes no commands yet, so it announces none"
             assert about.metrics["level"] == 0.1
             assert about.metrics.keys() >= seen.of("lamp-1")[0].metrics.keys()
             box = seen.states["air-1"].descriptor
             assert box.model == "pms5003st"
             assert "hcho" in box.metrics
+
+
+async def test_a_device_that_is_no_longer_configured_is_retired(
+    tmp_path: Path, broker: Mosquitto, lamps: Lamps, air_box: dict[str, Any]
+) -> None:
+    buses = [air_box, lamps(1)]
+    both = write_config(tmp_path, broker, buses, [air("tty0"), lamp("rs485", 1)])
+    async with running_agent(both) as agent:
+        await until(lambda: agent.uplink.connected)
+    async with witness(broker) as seen:
+        await until(lambda: {"air-1", "lamp-1", GATEWAY} <= seen.states.keys())
+    one = write_config(tmp_path, broker, [air_box], [air("tty0")])
+    for _ in range(2):  # once is enough: the next start finds nothing more to retire
+        async with running_agent(one) as agent:
+            await until(lambda: agent.uplink.connected)
+        async with witness(broker) as seen:
+            await until(lambda: {"air-1", GATEWAY} <= seen.states.keys())
+            assert "lamp-1" not in seen.states
 
 
 async def test_packs_in_cbor(tmp_path: Path, broker: Mosquitto, lamps: Lamps) -> None:
@@ -704,6 +722,7 @@ async def test_a_killed_agent_is_told_by_its_will_and_goes_on_with_everything(
             will = seen.states[GATEWAY]
             assert will.since is None
             assert will.descriptor == before.descriptor
+            assert will.epoch == before.epoch
             assert seen.states["lamp-1"].online, "unknown, not down: that is for the watch to say"
             await until(lambda: seen.states[GATEWAY].online)
             assert seen.states["lamp-1"].epoch == seen.of("lamp-1")[0].epoch
