@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+_PR_SET_PDEATHSIG = 1
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -43,12 +45,19 @@ def log_to_stderr(level: str = "INFO") -> None:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set. Call it inside the running loop."""
+    """Return an event that SIGTERM, SIGINT and SIGHUP set. Call it inside the running loop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # started with nohup: it is to outlive its terminal
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with its parent. Run it in the child, before its program."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def notify(message: str) -> None:

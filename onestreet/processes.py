@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from exchange.errors import OnestreetError
+from exchange.runtime import end_with_parent
 
 READY_S = 20.0
 RESTART_FIRST_S = 0.2
@@ -112,6 +113,7 @@ class Child:
                 stderr=log,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is ours to hand on
+                preexec_fn=end_with_parent,
             )
 
     def _open_channel(self) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from exchange.runtime import end_with_parent
 from simulators.errors import SimulatorError
 
 READY_S: Final = 10.0
@@ -29,15 +28,6 @@ CONFIGURATION: Final = """\
   </policy>
 </busconfig>
 """
-
-
-_LIBC: Final = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG: Final = 1
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is killed and cannot do so itself."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class PrivateBus:
@@ -71,7 +61,7 @@ class PrivateBus:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         try:
             async with asyncio.timeout(READY_S):

@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -130,7 +132,7 @@ def test_processes_log_json_to_stderr_and_nothing_to_stdout() -> None:
 # ------------------------------------------------------------------------------------------------ running, stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_in_an_orderly_way(number: signal.Signals) -> None:
     async def main() -> int:
         stop = stop_on_signals()
@@ -141,6 +143,18 @@ def test_a_signal_stops_in_an_orderly_way(number: signal.Signals) -> None:
         return 7
 
     assert run(main()) == 7
+
+
+def test_nohup_is_respected() -> None:
+    program = (
+        "import asyncio, os, signal; from exchange.runtime import run, stop_on_signals\n"
+        "async def main():\n"
+        "    stop = stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); await stop.wait(); return 7\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN); code = run(main())\n"
+        "raise SystemExit(code if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=DEADLINE_S).returncode == 7
 
 
 # ------------------------------------------------------------------------------------------------ child processes
@@ -193,6 +207,25 @@ async def test_a_killed_child_comes_back_until_it_is_stopped(tmp_path: Path) -> 
     assert await one.stop(DEADLINE_S)
     assert one.pid == 0
     assert changes == ["ready", "died", "ready"], "being stopped is no death"
+
+
+def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, signal, sys; from pathlib import Path\n"
+        "from onestreet.processes import Child\n"
+        f"child = Child('child', [sys.executable, '-c', {READY + 'import signal; signal.pause()'!r}],"
+        f" Path({str(tmp_path)!r}))\n"
+        "async def main():\n"
+        "    await child.start(); print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=DEADLINE_S)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with suppress(ProcessLookupError):  # it may be gone already
+        orphan = os.pidfd_open(int(done.stdout))
+        ended, _, _ = select.select([orphan], [], [], DEADLINE_S)
+        os.close(orphan)
+        assert ended
 
 
 async def test_stopping_one_that_is_just_being_brought_back(tmp_path: Path) -> None:
