@@ -29,7 +29,7 @@ def read_toml(path: Path, shape: type[T]) -> T:
         raise ConfigError(str(path), "file", str(error), "must be a readable TOML file") from error
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers and nesting without end, too
         raise ConfigError(str(path), "file", str(error), "must be valid TOML") from error
     return converted(data, shape, str(path))
 

@@ -71,7 +71,7 @@ def _decoded(argv: Sequence[str]) -> list[Reading]:
     frames = [_bytes(text) for text in asked.frames]
     try:
         context = json.loads(asked.context)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Refused("bad_context", f"not JSON: {error}") from error
     if not isinstance(context, dict):
         raise _Refused("bad_context", "must be a JSON object")

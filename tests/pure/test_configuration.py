@@ -92,6 +92,8 @@ def test_what_is_wrong_is_named(
     [
         (b'name = "a', "must be valid TOML"),
         (b'name = "a"\nname = "b"', "must be valid TOML"),
+        (b"floors = " + b"9" * 5000, "must be valid TOML"),
+        (b"floors = " + b"[" * 100_000, "must be valid TOML"),
         (b'name = "\xff"', "must be a readable TOML file"),
     ],
 )
