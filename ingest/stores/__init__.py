@@ -93,6 +93,11 @@ def open_store(url: str, *, token_file: Path | None = None) -> Store:
 
     Raises: ConfigError.
     """
+    scheme, _, file = url.partition(":///")
+    if scheme == "sqlite" and file:  # as it is: a folder's name may hold what means more in a URL
+        from ingest.stores.sqlite import SqliteStore
+
+        return SqliteStore(Path(file))
     parts = urlsplit(url)
     try:
         port = parts.port or 8086
@@ -100,10 +105,6 @@ def open_store(url: str, *, token_file: Path | None = None) -> Store:
         raise ConfigError("store", "url", url, str(error)) from None
     # Imported here: a town on SQLite does not pay for a client of InfluxDB, nor the reverse.
     match parts:
-        case SplitResult(scheme="sqlite", netloc="", path=path) if len(path) > 1:
-            from ingest.stores.sqlite import SqliteStore
-
-            return SqliteStore(Path(path[1:]))
         case SplitResult(scheme="influxdb" | "influxdbs" as scheme, username=None, password=None):
             match parts.path.split("/"):
                 case ["", org, bucket] if parts.hostname and org and bucket:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from exchange.errors import ConfigError
 from exchange.runtime import stop_on_signals
 from onestreet.demo.audit import Audit
 from onestreet.demo.run import VICTIMS, Demo, Kill, report
@@ -58,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.lamps + arguments.bays + arguments.air:
         parser().error("a town needs a device: --lamps, --bays or --air above 0")
     if arguments.report:
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
+        _check_report(arguments.report)
     folder = arguments.folder or Path("demo-runs") / datetime.now().astimezone().strftime(
         "%Y%m%d-%H%M%S"
     )
@@ -78,28 +79,32 @@ def run(argv: Sequence[str]) -> int:
 
 async def _run(demo: Demo, seconds: float | None, console: Console) -> Audit:
     stop = stop_on_signals()
-    done = asyncio.Event()
-    viewing = None
     if console.is_terminal:
-        viewing = asyncio.create_task(
-            show(demo, console, done, lambda: "draining 收尾中 …" if stop.is_set() else "")
-        )
+        viewing = show(demo, console, lambda: "draining 收尾中 …" if stop.is_set() else "")
+        demo.readers.append(asyncio.create_task(viewing))
     else:
         console.print(f"demo in {demo.folder}")
-    try:
-        audit = await demo.run(stop, seconds)
-    finally:
-        done.set()
-        if viewing is not None:
-            await viewing
+    audit = await demo.run(stop, seconds)
     if console.is_terminal:
         console.print(draw_audit(audit))
     words = f"taken {audit.taken}, stored {audit.stored}, refused {audit.refused}"
     words += f", lost {audit.lost}, duplicate {audit.duplicate}"
     console.print(words + (f", in hand at a kill {audit.in_hand}" if audit.in_hand else ""))
+    if silent := [name for name, device in audit.devices.items() if not device.stored]:
+        console.print(f"nothing was heard of {', '.join(silent)}")
     console.print(f"everything is in {demo.folder}", soft_wrap=True)
     sys.stdout.flush()
     return audit
+
+
+def _check_report(path: Path) -> None:
+    """Find out now, not after the run, whether the report can be written. Raises: ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        allowed = f"must be a file that can be written: {error.strerror}"
+        raise ConfigError("demo", "report", str(path), allowed) from error
 
 
 def _positive(text: str) -> float:

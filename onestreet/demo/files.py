@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,8 @@ def ingest_file(plan: TownPlan, broker: BrokerFiles, store: str, folder: Path) -
     """Return the configuration of ingest and watch in TOML."""
     return "\n".join(
         [
-            f'counties = ["{plan.county}"]',
-            f'store = "{store}"\n',
+            f"counties = {_toml([plan.county])}",
+            f"store = {_toml(store)}\n",
             _table(
                 "[broker]",
                 host=broker.host,
@@ -119,7 +120,7 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False)  # a string of JSON is one of TOML
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f'"{key}" = {_toml(one)}' for key, one in value.items()) + " }"
     return repr(value)

@@ -58,6 +58,9 @@ class Demo:
         self.store_url = store_url or f"sqlite:///{folder}/town.sqlite"
         self.store: Store = open_store(self.store_url)
         self.began_ms = 0
+        self.ended = asyncio.Event()
+        self.readers: list[asyncio.Task[None]] = []
+        """What reads the store until `ended`: the store is closed after them."""
         self._kills = list(kills)
         self._agent_argv = list(agent_argv)
         self._town = TownProcess(plan, folder / "town")
@@ -107,17 +110,16 @@ class Demo:
             for child in reversed(list(self._children.values())):
                 await child.stop(STOP_S)
             await self._town.stop()
+            self.ended.set()
+            await asyncio.gather(*self.readers, return_exceptions=True)
             await self.store.close()
 
     async def _start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if any(
-            self.folder.iterdir()
-        ):  # an older run's truth and samples would be audited with ours
-            raise ConfigError("demo", "folder", str(self.folder), "must be new or empty")
-        account = GatewayAccount(self.plan.county, self.plan.site, GATEWAY)
-        files = BrokerFiles(self.folder / "broker", self.plan.county, [account])
-        self._files = files
+        self._files = files = self._prepared()
+        await self.store.open()
+        now_ms = time.time_ns() // 1_000_000
+        await self.rows(now_ms)  # a wrong token or address is told now, not after the drain
+        self.began_ms = now_ms
         broker = self._child("broker", files.argv, is_up=files.is_up)
         await asyncio.gather(broker.start(), self._town.start())
         agent_path, ingest_path = self.folder / "agent.toml", self.folder / "ingest.toml"
@@ -136,11 +138,23 @@ class Demo:
             environment=self._radio(),
             on_change=self._agent_changed,
         )
-        self.began_ms = time.time_ns() // 1_000_000
-        await asyncio.gather(ingest.start(), agent.start(), self.store.open())
+        await asyncio.gather(ingest.start(), agent.start())
         # not before ingest has its session: what is published earlier comes only with the resends
         self._begun = True
         self._agent_changed("ready")
+
+    def _prepared(self) -> BrokerFiles:
+        """Return the broker's files in a folder of our own. Raises: ConfigError."""
+        account = GatewayAccount(self.plan.county, self.plan.site, GATEWAY)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            used = any(self.folder.iterdir())
+            if not used:  # an older run's truth and samples would be audited with ours
+                return BrokerFiles(self.folder / "broker", self.plan.county, [account])
+            allowed = "must be new or empty"
+        except OSError as error:
+            allowed = f"must be a folder that can be written: {error.strerror}"
+        raise ConfigError("demo", "folder", str(self.folder), allowed)
 
     def _child(self, name: str, argv: Sequence[str], **more: object) -> Child:
         child = Child(name, argv, self.folder, **more)  # type: ignore[arg-type]  # passed on

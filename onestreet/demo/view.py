@@ -174,11 +174,11 @@ def _number(value: object, unit: str) -> str:
     return f"{value:.1f} {unit}" if isinstance(value, int | float) else "–"
 
 
-async def show(demo: Demo, console: Console, until: asyncio.Event, note: Callable[[], str]) -> None:
-    """Draw the board until told to stop."""
+async def show(demo: Demo, console: Console, note: Callable[[], str]) -> None:
+    """Draw the board until the demo has ended."""
     board = Board(demo)
     with Live(board.draw(), console=console, auto_refresh=False, screen=False) as live:
-        while not until.is_set():
+        while not demo.ended.is_set():
             if demo.began_ms:
                 try:
                     await board.refresh()
@@ -187,7 +187,7 @@ async def show(demo: Demo, console: Console, until: asyncio.Event, note: Callabl
             live.update(board.draw(note()), refresh=True)
             try:
                 async with asyncio.timeout(REFRESH_S):
-                    await until.wait()
+                    await demo.ended.wait()
             except TimeoutError:
                 pass
 

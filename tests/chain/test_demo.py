@@ -51,7 +51,9 @@ def checked(report: dict[str, Any], devices: int) -> None:
 
 
 def test_one_command_runs_the_whole_path(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run = (
+        tmp_path / 'a "street", 50%23 #1? 路'
+    )  # a folder's name says nothing to TOML, nor in a URL
     report = tmp_path / "reports" / "report.json"
     done = subprocess.run(
         [ONESTREET, "demo", "--seconds", "8", "--folder", run, "--report", report],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ def test_decode_prints_samples(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "usage", "DRIVER"),
         (["plantower_pms", "--hex", "42", "--context", "{"], "bad_context", "not JSON"),
         (["plantower_pms", "--hex", "42", "--context", "[]"], "bad_context", "JSON object"),
+        (["plantower_pms", "--hex", "42", "--context", "[" * 100_000], "bad_context", "not JSON"),
         (["plantower_pms", "--hex", "42", "--context", '{"model": "x"}'], "bad_context", "'x'"),
     ],
 )
@@ -216,6 +218,30 @@ def test_the_demo_needs_a_folder_of_its_own(
     (tmp_path / "truth.jsonl").touch()
     assert main(["demo", "--seconds", "1", "--folder", str(tmp_path)]) == 2
     assert f"folder = '{tmp_path}': must be new or empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["folder", "report"])
+def test_the_demo_says_at_once_where_it_cannot_write(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"folder": str(tmp_path / "run")}
+    words[key] = "/proc/nowhere/run"
+    assert main(["demo", *(f"--{name}={value}" for name, value in words.items())]) == 2
+    assert f"{key} = '/proc/nowhere/run': must be a f" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_says_at_once_that_the_store_is_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFLUX_TOKEN", "any")
+    with socket.socket() as closed:  # bound, not listening: nobody else gets the port
+        closed.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{closed.getsockname()[1]}"
+        words = ["--store", f"influxdb://{place}/town/bucket", "--folder", str(tmp_path / "run")]
+        assert main(["demo", *words]) == 1
+    assert place in capsys.readouterr().err
+    assert not (tmp_path / "run" / "town").exists(), "nothing was started"
 
 
 def test_the_demo_refuses_a_store_that_is_none(
