@@ -105,22 +105,24 @@ class PackReader:
         records, items = self._ordinary_records(payload)
         return self._pack(payload, records, items)
 
-    def rows(self, payload: bytes) -> tuple[list[Row], list[Refusal]]:
+    def rows(self, payload: bytes) -> tuple[list[Row], Sequence[Refusal]]:
         """Return what a payload holds as a store keeps it, and what was refused. Raises: as `read`."""
         records, items = self._ordinary_records(payload)
         row = records and _only_row(records, self._columns, self._bn)
         if row:
-            return [row], []
+            return [row], _NOTHING
         pack = self._pack(payload, records, items)
         return [row_of(sample) for sample in pack.samples], pack.refusals
 
-    def _ordinary_records(self, payload: bytes) -> tuple[list[Any] | None, list[dict[str, object]]]:
+    def _ordinary_records(
+        self, payload: bytes
+    ) -> tuple[list[Any] | None, Sequence[dict[str, object]]]:
         """Return the records if they are ordinary, and the maps they came from if they came as CBOR."""
         if len(payload) > MAX_PACK_BYTES:
             raise ReadingError(
                 "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
             )
-        items: list[dict[str, object]] = []
+        items: Sequence[dict[str, object]] = _NOTHING
         try:
             if payload[:1] == b"[":
                 return self._decode(payload), items
@@ -130,7 +132,7 @@ class PackReader:
             return None, items  # the other reader says why
 
     def _pack(
-        self, payload: bytes, records: list[Any] | None, items: list[dict[str, object]]
+        self, payload: bytes, records: list[Any] | None, items: Sequence[dict[str, object]]
     ) -> Pack:
         pack = _take(records, self._names, self._bn) if records else None
         return pack or _read(
@@ -157,6 +159,7 @@ def row_of(sample: Sample) -> Row:
 
 Whole = Annotated[int, Meta(ge=0, lt=MAX_NUMBER)]
 _Absolute = Annotated[float, Meta(ge=MIN_ABSOLUTE_S, lt=MAX_ABSOLUTE_S)]
+_NOTHING: Sequence[Any] = ()
 _NOT_TAKEN = (ValueError, LookupError, RecursionError)  # msgspec's errors are ValueErrors
 
 
@@ -180,7 +183,7 @@ class _Ordinary(NamedTuple):
     """How a domain's ordinary records are read, from JSON and from CBOR's maps, and which metric each type is."""
 
     decode: Callable[[bytes], list[Any]]
-    convert: Callable[[list[dict[str, object]]], list[Any]]
+    convert: Callable[[Sequence[dict[str, object]]], list[Any]]
     names: dict[type, str]
 
 
@@ -343,7 +346,7 @@ def _cbor_items(payload: bytes) -> list[dict[str, object]]:
         ) from error
 
 
-def _cbor_records(items: list[dict[str, object]]) -> list[_Record]:
+def _cbor_records(items: Sequence[dict[str, object]]) -> list[_Record]:
     try:
         return msgspec.convert(items, list[_Record])
     except msgspec.ValidationError as error:

@@ -34,7 +34,7 @@ class Broker(_Table, frozen=True, kw_only=True):
     password_env: str | None = None
     client_id: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = "onestreet-ingest"
     """Stable: the broker keeps this client's session while it restarts."""
-    receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5000
+    receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 10_000
     """Messages in hand, not yet stored and acknowledged, at most: what an outage of the store costs in memory."""
 
 

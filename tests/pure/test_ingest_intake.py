@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 
 import mqtt5
 import pytest
@@ -117,7 +118,7 @@ def test_a_mistake_of_ours_ends_one_message_and_not_the_intake(
             super().__init__(topic)
             self.device = topic.device
 
-        def rows(self, payload: bytes) -> tuple[list[Row], list[Refusal]]:
+        def rows(self, payload: bytes) -> tuple[list[Row], Sequence[Refusal]]:
             if self.device == "aq-9":
                 raise ZeroDivisionError("a mistake")
             return super().rows(payload)
