@@ -24,11 +24,12 @@ SCHEMA_VERSION = 1
 
 _SCHEMA = """
 CREATE TABLE payloads (
-    sha256 TEXT PRIMARY KEY,
+    sha256 TEXT NOT NULL,
     topic TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     body BLOB NOT NULL,
-    received_at TEXT NOT NULL
+    received_at TEXT NOT NULL,
+    PRIMARY KEY (sha256, topic)
 );
 CREATE TABLE refusals (
     requirement TEXT NOT NULL,
@@ -38,10 +39,12 @@ CREATE TABLE refusals (
     seq INTEGER NOT NULL,
     metric TEXT NOT NULL,
     whole_payload TEXT NOT NULL,
-    sha256 TEXT NOT NULL REFERENCES payloads (sha256),
+    sha256 TEXT NOT NULL,
+    topic TEXT NOT NULL,
     detail TEXT NOT NULL,
     times INTEGER NOT NULL DEFAULT 1,
-    PRIMARY KEY (requirement, county, device, epoch, seq, metric, whole_payload)
+    PRIMARY KEY (requirement, county, device, epoch, seq, metric, whole_payload),
+    FOREIGN KEY (sha256, topic) REFERENCES payloads (sha256, topic)
 );
 """
 _PAYLOAD = (
@@ -49,7 +52,7 @@ _PAYLOAD = (
     " VALUES (?, ?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', ? / 1000.0, 'unixepoch'))"
 )
 _REFUSAL = """
-INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)
+INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)
 ON CONFLICT DO UPDATE SET times = times + 1
 """
 
@@ -153,8 +156,8 @@ def _payload_row(refused: Refused) -> tuple[str, str, int, bytes, int]:
     return seen.sha256, seen.topic, seen.size_bytes, seen.body, seen.received_ms
 
 
-def _refusal_row(refused: Refused) -> tuple[str, str, str, int, int, str, str, str, str]:
-    digest = refused.evidence.sha256
+def _refusal_row(refused: Refused) -> tuple[str, str, str, int, int, str, str, str, str, str]:
+    digest, topic = refused.evidence.sha256, refused.evidence.topic
     return (
         refused.requirement,
         refused.county,
@@ -162,8 +165,9 @@ def _refusal_row(refused: Refused) -> tuple[str, str, str, int, int, str, str, s
         refused.epoch,
         refused.seq,
         refused.metric,
-        digest if refused.seq < 0 else "",
+        f"{digest} {topic}" if refused.seq < 0 else "",
         digest,
+        topic,
         refused.detail,
     )
 

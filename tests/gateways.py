@@ -199,7 +199,7 @@ class Ingest:
             return []
         with closing(sqlite3.connect(self.quarantine_file)) as shell:
             shell.row_factory = sqlite3.Row
-            asked = "SELECT * FROM refusals JOIN payloads USING (sha256)"
+            asked = "SELECT * FROM refusals JOIN payloads USING (sha256, topic)"
             return [dict(row) for row in shell.execute(asked)]
 
 

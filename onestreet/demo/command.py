@@ -92,6 +92,8 @@ async def _run(demo: Demo, seconds: float | None, console: Console) -> Audit:
     console.print(words + (f", in hand at a kill {audit.in_hand}" if audit.in_hand else ""))
     if silent := [name for name, device in audit.devices.items() if not device.stored]:
         console.print(f"nothing was heard of {', '.join(silent)}")
+    for note in demo.notes:
+        console.print(note, soft_wrap=True)
     console.print(f"everything is in {demo.folder}", soft_wrap=True)
     sys.stdout.flush()
     return audit

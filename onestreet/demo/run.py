@@ -20,7 +20,7 @@ from onestreet.broker import BrokerFiles, GatewayAccount
 from onestreet.demo.audit import Audit, DeviceAudit, Entry, StoredRow, audit_device, total
 from onestreet.demo.files import DRAIN_S, GATEWAY, INTERVAL_S, agent_file, ingest_file
 from onestreet.demo.town import TownProcess
-from onestreet.processes import Change, Child
+from onestreet.processes import Change, Child, ProcessFailed
 from simulators.plan import TownPlan
 from simulators.truth import read_truth
 
@@ -58,6 +58,8 @@ class Demo:
         self.store_url = store_url or f"sqlite:///{folder}/town.sqlite"
         self.store: Store = open_store(self.store_url)
         self.began_ms = 0
+        self.notes: list[str] = []
+        """What went wrong beside the audit, in words."""
         self.ended = asyncio.Event()
         self.readers: list[asyncio.Task[None]] = []
         """What reads the store until `ended`: the store is closed after them."""
@@ -196,14 +198,20 @@ class Demo:
     async def _drain(self) -> None:
         """The town falls silent, the agent delivers what it has, ingest stores it."""
         for child in self._children.values():
-            async with asyncio.timeout(STOP_S):
-                await child.ready.wait()
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await child.ready.wait()
+            except TimeoutError:
+                words = f"{child.name} did not come back; see {self.folder / child.name}.log"
+                raise ProcessFailed(words) from None
         if self._gate is not None:
             await asyncio.gather(self._gate, return_exceptions=True)
-        await self._town.mute()
+        if trouble := await self._town.mute():
+            self.notes.append(f"the town could not fall silent: {trouble}")
         await asyncio.sleep(SETTLE_S)  # what is in the kernel's buffers reaches the agent
-        await self._children["agent"].stop(DRAIN_S + STOP_S)
-        await self._children["ingest"].stop(STOP_S)
+        for name, deadline_s in (("agent", DRAIN_S + STOP_S), ("ingest", STOP_S)):
+            if not await self._children[name].stop(deadline_s):
+                self.notes.append(f"{name} did not end within {deadline_s:g} s and was killed")
 
     # ------------------------------------------------------------------------------------------------- results
 

@@ -59,9 +59,9 @@ class TownProcess:
         """Let readings be completed from now on."""
         await self._tell("speak")
 
-    async def mute(self) -> None:
-        """Return when no reading is on its way any more."""
-        await self._tell("mute")
+    async def mute(self) -> str:
+        """Return when no reading is on its way any more, or what was wrong with that."""
+        return await self._tell("mute")
 
     async def stop(self) -> None:
         """End it."""
@@ -77,12 +77,12 @@ class TownProcess:
             process.kill()
             await process.wait()
 
-    async def _tell(self, command: str) -> None:
+    async def _tell(self, command: str) -> str:
         async with self._speaking:
             assert self._process is not None
             assert self._process.stdin is not None
             self._process.stdin.write(f"{command}\n".encode())
-            await self._answer()
+            return str((await self._answer()).get("error", ""))
 
     async def _answer(self) -> dict[str, Any]:
         assert self._process is not None

@@ -48,6 +48,18 @@ async def test_different_unreadable_payloads_are_different_refusals(tmp_path: Pa
     )
     await quarantine.close()
     found = select(
-        path, "SELECT size_bytes, length(body) FROM refusals JOIN payloads USING (sha256)"
+        path, "SELECT size_bytes, length(body) FROM refusals JOIN payloads USING (sha256, topic)"
     )
     assert sorted(found) == [(1, 1), (len(large), MAX_BODY_BYTES)]
+
+
+async def test_one_payload_on_two_wrong_topics_is_two_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.sqlite"
+    quarantine = Quarantine(path)
+    topics = [TOPIC, f"{TOPIC}/more"]
+    await quarantine.put(
+        [Refused(evidence(topic, b"a", 0), "EX-T-001", "", RECEIPTS) for topic in topics]
+    )
+    await quarantine.close()
+    found = select(path, "SELECT topic, body FROM refusals JOIN payloads USING (sha256, topic)")
+    assert sorted(found) == [(topic, b"a") for topic in topics]
