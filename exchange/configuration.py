@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -78,7 +79,24 @@ def secret(config: str, table: str, file: Path | str | None, variable: str | Non
     return found
 
 
+def check_private(config: str, key: str, file: Path) -> None:
+    """Check that a secret's file is its owner's alone; root's may be read by a group.
+
+    A file that is not there is left to the reader, who says so. Raises: ConfigError.
+    """
+    try:
+        about = file.stat()
+    except OSError:
+        return
+    others = stat.S_IRWXO | stat.S_IWGRP | (0 if about.st_uid == 0 else stat.S_IRGRP)
+    mode = stat.S_IMODE(about.st_mode)
+    if mode & others:
+        allowed = f"must be private (chmod 600): its mode is {mode:04o}"
+        raise ConfigError(config, key, str(file), allowed)
+
+
 def _read_secret(config: str, key: str, file: Path) -> str:
+    check_private(config, key, file)
     reason = "it is empty"
     try:
         if found := file.read_text(encoding="utf-8").rstrip("\r\n"):

@@ -29,7 +29,7 @@ ROOMS = {
 }
 # What may be installed where a room runs: the base, and these extras.
 EXTRAS = {
-    "exchange": ["ingest"],  # the MQTT 5 client of the services
+    "exchange": ["ingest", "conform"],  # the MQTT 5 client of the services; the conformance kit
     "device_drivers": ["edge"],
     "edge_agent": ["edge"],
     "ingest": ["ingest"],

@@ -1,0 +1,163 @@
+"""The kit's own MQTT client, another library than our services use: what it sees is seen by an independent witness.
+
+The one file of this room that knows aiomqtt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import unquote, urlsplit
+
+import aiomqtt
+import msgspec
+
+from exchange.errors import ConfigError, UplinkLost, UplinkRefused
+
+CONNECT_S = 10.0
+SEEN_AT_MOST = 200_000  # messages waiting to be judged; what a kit's run can never fill in earnest
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_REFUSED = {1, 2, 4, 5, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # CONNACK of MQTT 3.1.1 and of MQTT 5
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a broker is, and as whom to go there."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = None
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        """Return the address without its secret."""
+        return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
+
+    __repr__ = __str__
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One message as it arrived; `at_s` is of the monotonic clock, `time_s` of the wall clock."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    at_s: float
+    time_s: float
+
+
+class Witness:
+    """One connection: what it subscribed to comes in order; it can also publish."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+
+    async def subscribe(self, *filters: str) -> None:
+        """Subscribe with QoS 1. Raises: UplinkRefused when the broker grants less, UplinkLost."""
+        try:
+            for one in filters:
+                granted = await self._client.subscribe(one, qos=1)
+                code = granted[0] if isinstance(granted, Sequence) else granted
+                value = code if isinstance(code, int) else code.value
+                if value not in (0, 1):
+                    raise UplinkRefused(f"the broker refuses a subscription to {one}", value)
+        except aiomqtt.MqttError as error:
+            raise UplinkLost(str(error)) from error
+
+    async def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
+    ) -> None:
+        """Publish; with QoS 1 return when the broker has it. Raises: UplinkLost."""
+        try:
+            await self._client.publish(topic, payload, qos=qos, retain=retain, timeout=CONNECT_S)
+        except aiomqtt.MqttError as error:
+            raise UplinkLost(f"{topic}: {error}") from error
+
+    async def messages(self) -> AsyncIterator[Seen]:
+        """Yield every message as it comes. Raises: UplinkLost."""
+        try:
+            async for message in self._client.messages:
+                payload = message.payload if isinstance(message.payload, bytes) else b""
+                yield Seen(
+                    str(message.topic),
+                    payload,
+                    message.qos,
+                    bool(message.retain),
+                    time.monotonic(),
+                    time.time(),
+                )
+        except aiomqtt.MqttError as error:
+            raise UplinkLost(str(error)) from error
+
+    async def watch(self, take: Callable[[Seen], None], seconds: float) -> None:
+        """Hand every message to `take` for so long. Raises: UplinkLost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                async for seen in self.messages():
+                    take(seen)
+
+
+@asynccontextmanager
+async def witness(address: Address, *, client_id: str | None = None) -> AsyncIterator[Witness]:
+    """Connect, with a clean session. Raises: UplinkRefused for a no of the broker, UplinkLost."""
+    client = aiomqtt.Client(
+        address.host,
+        address.port,
+        identifier=client_id,
+        username=address.username,
+        password=address.password,
+        tls_context=address.tls,
+        clean_session=True,
+        timeout=CONNECT_S,
+        max_queued_incoming_messages=SEEN_AT_MOST,
+    )
+    client.pending_calls_threshold = 1000
+    try:
+        await client.__aenter__()
+    except aiomqtt.MqttError as error:
+        raise _translated(address, error) from error
+    except OSError as error:
+        raise UplinkLost(f"{address}: {error}") from error
+    try:
+        yield Witness(client)
+    finally:
+        with suppress(aiomqtt.MqttError):
+            await client.__aexit__(None, None, None)
+
+
+def address(url: str, *, password: str | None, tls: ssl.SSLContext | None) -> Address:
+    """Return the address of `mqtt[s]://[user@]host[:port]`. Raises: ConfigError."""
+    parts = urlsplit(url)
+    allowed = (
+        "mqtt://[user@]host[:port] or mqtts://…; a password comes from a file, never from here"
+    )
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError("command line", "--broker", url, str(error)) from error
+    if parts.password is not None:
+        raise ConfigError("command line", "--broker", f"{parts.scheme}://…", allowed)
+    if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/"):
+        raise ConfigError("command line", "--broker", url, allowed)
+    username = unquote(parts.username) if parts.username else None
+    if parts.scheme == "mqtts" and tls is None:
+        tls = ssl.create_default_context()
+    return Address(
+        host=parts.hostname,
+        port=port or _PORTS[parts.scheme],
+        username=username,
+        password=password,
+        tls=tls if parts.scheme == "mqtts" else None,
+    )
+
+
+def _translated(address: Address, error: aiomqtt.MqttError) -> UplinkRefused | UplinkLost:
+    code = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+    value = code if isinstance(code, int) or code is None else code.value
+    if value is not None and value in _REFUSED:
+        return UplinkRefused(f"{address}: {error}", value)
+    return UplinkLost(f"{address}: {error}")
