@@ -1,4 +1,4 @@
-"""The dictionary: which metrics a domain has, with unit, type and plausible range.
+"""The dictionary: which metrics a domain has, with unit, type and plausible range, and what its devices must deliver.
 
 One TOML file per domain in `dictionaries/`; a further domain is a further file, not code.
 """
@@ -39,12 +39,44 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.unit if is_registered(self.unit) else ""
 
 
+class ArgumentRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a number that a command takes may be, both ends included."""
+
+    min: float
+    max: float
+    unit: str = ""
+
+
+class ProfileCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A command as every device that announces its name takes it: these arguments, in these ranges."""
+
+    en: str
+    zh_tw: str = msgspec.field(name="zh-TW")
+    args: dict[str, ArgumentRange] = {}
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one kind of device of a domain must deliver.
+
+    Shape: of each list in `metrics` at least one; `descriptor` names fields of the state's descriptor that must not
+    be empty; `commands` binds a device that announces them.
+    """
+
+    name: str
+    en: str
+    zh_tw: str = msgspec.field(name="zh-TW")
+    metrics: list[list[str]]
+    descriptor: list[str]
+    commands: dict[str, ProfileCommand] = {}
+
+
 class Domain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One service domain."""
+    """One service domain. A device conforms to it by any one of its profiles."""
 
     en: str
     zh_tw: str = msgspec.field(name="zh-TW")
     metrics: dict[str, Metric]
+    profiles: list[Profile] = msgspec.field(name="profile")
 
 
 @cache

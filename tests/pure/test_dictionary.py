@@ -7,8 +7,10 @@ from itertools import chain
 
 import pytest
 
-from exchange.dictionary import RESERVED, VENDOR_METRIC, Metric, dictionary
+from device_drivers.kit.registry import driver_ids, load
+from exchange.dictionary import RESERVED, VENDOR_METRIC, Domain, Metric, Profile, dictionary
 from exchange.readings import MAX_NUMBER
+from exchange.states import Descriptor
 from exchange.topics import LEVEL
 from exchange.units import is_registered
 
@@ -16,6 +18,11 @@ METRICS = [
     pytest.param(name, metric, id=f"{domain}-{name}")
     for domain, entry in dictionary().items()
     for name, metric in entry.metrics.items()
+]
+PROFILES = [
+    pytest.param(entry, profile, id=f"{domain}-{profile.name}")
+    for domain, entry in dictionary().items()
+    for profile in entry.profiles
 ]
 
 
@@ -55,3 +62,52 @@ def test_a_metric_of_two_domains_is_of_one_type_and_unit() -> None:
 def test_a_unit_that_is_not_registered_is_not_written() -> None:
     assert Metric(en="Smell", zh_tw="氣味", unit="olf").senml_unit == ""
     assert Metric(en="Ozone", zh_tw="臭氧", unit="ppb").senml_unit == "ppb"
+
+
+def test_every_domain_says_what_its_devices_deliver() -> None:
+    for domain, entry in dictionary().items():
+        names = [profile.name for profile in entry.profiles]
+        assert names, domain
+        assert len(set(names)) == len(names), domain
+
+
+@pytest.mark.parametrize(("domain", "profile"), PROFILES)
+def test_a_profile_asks_for_what_there_is(domain: Domain, profile: Profile) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", profile.name)
+    assert profile.en.strip()
+    assert re.search(r"[\u4e00-\u9fff]", profile.zh_tw)
+    asked = list(chain.from_iterable(profile.metrics))
+    assert profile.metrics
+    assert all(profile.metrics)
+    assert set(asked) <= set(domain.metrics)
+    assert len(set(asked)) == len(asked)
+    assert set(profile.descriptor) <= set(Descriptor.__struct_encode_fields__)
+    for name, command in profile.commands.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_]{0,47}", name)
+        assert re.search(r"[\u4e00-\u9fff]", command.zh_tw)
+        assert all(argument.min < argument.max for argument in command.args.values())
+
+
+# What each driver is for; a sensor of the open format may be anything, so its profile is the demo's.
+KINDS = {
+    "plantower_pms": ("air", "particulate"),
+    "intesis_dali": ("streetlight", "lamp_controller"),
+    "bthome": ("parking", "bay"),
+}
+
+
+@pytest.mark.parametrize("driver", KINDS)
+def test_a_driver_can_satisfy_its_profile(driver: str) -> None:
+    domain, kind = KINDS[driver]
+    device = load(driver).profile
+    profile = next(one for one in dictionary()[domain].profiles if one.name == kind)
+    assert all(set(metrics) & set(device.units()) for metrics in profile.metrics)
+    for name, command in device.commands.items():
+        asked = profile.commands[name].args
+        assert {key: (one.min, one.max, one.unit) for key, one in command.args.items()} == {
+            key: (one.min, one.max, one.unit) for key, one in asked.items()
+        }
+
+
+def test_every_driver_has_a_profile_to_satisfy() -> None:
+    assert set(driver_ids()) == set(KINDS)
