@@ -53,6 +53,7 @@ class Onestreet(Consumer):
             yield str(topic), encode_pack(topic, samples)
 
     def command(self, folder: Path, port: int, client_id: str, bucket: Bucket) -> list[str | Path]:
+        (folder / "token").touch(mode=0o600)
         (folder / "token").write_text(bucket.token)
         config = folder / "ingest.toml"
         config.write_text(f"""

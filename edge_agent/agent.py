@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from device_drivers.kit.driver import Reading
@@ -40,6 +41,7 @@ class Agent:
         """`file` names the configuration in errors; delivery keeps time by `clock`. Raises: ConfigError."""
         self.config = config
         self._file = file
+        config.broker.context(file)  # a file that is missing now is said now
         self.health = Health([device.id for device in config.device])
         self.outbox = Outbox(Path(config.gateway.state_dir) / "outbox.sqlite")
         self._since = datetime.now(UTC)
@@ -52,6 +54,7 @@ class Agent:
             self.outbox,
             self.health,
             states=self._states,
+            tls=partial(config.broker.context, file),
             clock=clock,
         )
         self._gateway = GatewayDevice(

@@ -49,6 +49,7 @@ def run(argv: Sequence[str]) -> int:
         return main(arguments.config)
     config = read_config(arguments.config)
     config.broker.password(str(arguments.config))
+    config.broker.context(str(arguments.config))
     if arguments.action == "check":
         words = f"{len(config.device)} devices on {len(config.bus)} buses"
         sys.stdout.write(f"{arguments.config}: good 設定無誤: {words}\n")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from device_drivers.kit.registry import DriverPackage, load
 from exchange.configuration import read_toml, secret
@@ -13,6 +15,7 @@ from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.readings import PackFormat
 from exchange.states import Label, Location, Text
+from exchange.tls import Tls, check_plain
 from exchange.topics import COUNTY, END, LEVEL
 
 Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
@@ -56,19 +59,32 @@ class Gateway(_Table, frozen=True, kw_only=True):
 
 
 class Broker(_Table, frozen=True, kw_only=True):
-    """The uplink. The password comes from a file or an environment variable, never from here."""
+    """The uplink. The password comes from a file or an environment variable, never from here.
+
+    Only a broker on loopback goes without `tls`. The port is 1883, or 8883 with TLS, unless given.
+    """
 
     host: Host
-    port: Port = 1883
+    port: Port | None = None
+    tls: Tls | None = None
     username: Annotated[str, msgspec.Meta(pattern=f"^{PRINTABLE}*{END}", max_length=1024)] = ""
     password_file: str = ""
     password_env: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
     timeout_s: Timeout = 10.0
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port or (8883 if self.tls else 1883)
+
     def password(self, file: str) -> str | None:
         """Return the secret. Raises: ConfigError when the file or the variable is not there."""
         return secret(file, "broker", self.password_file, self.password_env)
+
+    def context(self, file: str) -> ssl.SSLContext | None:
+        """Return TLS for one connection. Raises: ConfigError when a file is missing or no secret."""
+        return None if self.tls is None else self.tls.context(file, "broker.tls")
 
 
 class Delivery(_Table, frozen=True, kw_only=True):
@@ -150,7 +166,7 @@ class Device(_Table, frozen=True, kw_only=True):
 
 
 class Config(_Table, frozen=True, kw_only=True):
-    """The whole file."""
+    """The whole file. Paths are relative to its folder."""
 
     gateway: Gateway
     broker: Broker
@@ -165,7 +181,7 @@ class Config(_Table, frozen=True, kw_only=True):
 
 def read_config(path: Path) -> Config:
     """Return the checked configuration. Raises: ConfigError naming file, key, value and what is allowed."""
-    config = read_toml(path, Config)
+    config = _anchored(read_toml(path, Config), path.resolve().parent)
     file = str(path)
     _check_broker(file, config.broker)
     _check_unique(file, "bus", "id", [bus.id for bus in config.bus])
@@ -187,7 +203,19 @@ def read_config(path: Path) -> Config:
     return config
 
 
+def _anchored(config: Config, folder: Path) -> Config:
+    """Return the configuration with every path absolute, seen from its file's folder."""
+    gateway, broker = config.gateway, config.broker
+    gateway = replace(gateway, state_dir=str(folder / gateway.state_dir))
+    if broker.password_file:
+        broker = replace(broker, password_file=str(folder / broker.password_file))
+    if broker.tls is not None:
+        broker = replace(broker, tls=broker.tls.anchored(folder))
+    return replace(config, gateway=gateway, broker=broker)
+
+
 def _check_broker(file: str, broker: Broker) -> None:
+    check_plain(file, "broker", broker.host, broker.tls)
     if broker.password_file and broker.password_env:
         allowed = "must be left out beside password_file"
         raise ConfigError(file, "broker.password_env", broker.password_env, allowed)

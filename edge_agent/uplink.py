@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
@@ -45,9 +46,13 @@ class Uplink:
         health: Health,
         *,
         states: Callable[[], Awaitable[Sequence[Message]]],
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`states` gives every retained state as it is now: all go out on every connect."""
+        """`states` gives every retained state as it is now: all go out on every connect.
+
+        `tls` is asked for a context before each connection, so that a renewed certificate is taken up.
+        """
         gateway = config.gateway
         self.delivery = Delivery(window=config.delivery.window)
         self.will: Message | None = None
@@ -59,6 +64,7 @@ class Uplink:
         self._outbox = outbox
         self._health = health
         self._states = states
+        self._tls = tls
         self._clock = clock
         self._receipts_topic = str(
             Topic(gateway.county, gateway.site, gateway.id, "", "", "receipts")
@@ -97,14 +103,13 @@ class Uplink:
             wait_s = min(2 * wait_s, BACKOFF_LAST_S)
 
     async def _session(self) -> None:
-        broker = self._config.broker
         async with self._client() as client:
             client.pending_calls_threshold = CONCURRENT_PUBLISHES  # as many are no surprise
             await client.subscribe(self._receipts_topic, qos=1)
             await self._publish_states(client)
             self.connected = True
             self._last_error = ""
-            log.info("connected", extra={"broker": f"{broker.host}:{broker.port}"})
+            log.info("connected", extra={"broker": "{}:{}".format(*self._config.broker.address)})
             self.delivery.connected()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(client))
@@ -113,11 +118,11 @@ class Uplink:
     def _client(self) -> aiomqtt.Client:
         broker = self._config.broker
         return aiomqtt.Client(
-            broker.host,
-            broker.port,
+            *broker.address,
             identifier=self._config.gateway.id,
             username=broker.username or None,
             password=self._password,
+            tls_context=self._tls(),
             clean_session=False,
             keepalive=broker.keepalive_s,
             timeout=broker.timeout_s,

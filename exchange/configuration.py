@@ -41,6 +41,7 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
         return msgspec.convert(data, shape, dec_hook=_path)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
+        message = message.replace(" | null", "")  # TOML has none
         inner = place.rstrip("`")
         value, kind = _at(data, shape, inner)
         found: object = value

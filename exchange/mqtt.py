@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias, cast
 import mqtt5
 import msgspec
 
-from exchange.errors import UplinkError, UplinkLost, UplinkRefused
+from exchange.errors import ConfigError, UplinkError, UplinkLost, UplinkRefused
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ class Client:
         numbers the connection they came on and goes back to `acknowledge`.
         `on_connect(session_present)` comes when every filter is granted, before the first message;
         `on_disconnect(error)` when that connection is lost, not on `stop`. Callbacks do not block;
-        what they raise ends `run`.
+        what they raise ends `run`. `tls` is asked for a context before each connection, so that a
+        renewed certificate is taken up.
 
     Raises: UplinkRefused when MQTT cannot carry the settings.
     """
@@ -130,7 +131,7 @@ class Client:
         *,
         on_connect: Callable[[bool], None] | None = None,
         on_disconnect: Callable[[UplinkError], None] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         try:
             self._greeting = _greeting(settings, subscriptions, first=True)
@@ -309,7 +310,10 @@ class Client:
         try:
             async with asyncio.timeout(settings.connect_timeout_s) as self._handshake:
                 await asyncio.get_running_loop().create_connection(
-                    lambda: connection, settings.host, settings.port, ssl=self._tls
+                    lambda: connection,
+                    settings.host,
+                    settings.port,
+                    ssl=self._tls() if self._tls else None,
                 )
                 await connection.ready
             self._handshake = None
@@ -324,6 +328,8 @@ class Client:
         except ssl.SSLCertVerificationError as error:
             raise UplinkRefused(f"{where}: certificate: {error.verify_message}") from error
         except OSError as error:
+            raise UplinkLost(f"{where}: {error}") from error
+        except ConfigError as error:  # a certificate that is being renewed will be there again
             raise UplinkLost(f"{where}: {error}") from error
         finally:
             self._connection = self._handshake = None

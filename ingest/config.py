@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +13,7 @@ import msgspec
 from exchange.configuration import read_toml, secret
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
+from exchange.tls import Tls, check_plain
 from exchange.topics import COUNTY, END
 from ingest.stores import Store, open_store
 
@@ -28,7 +32,10 @@ class Broker(_Table, frozen=True, kw_only=True):
     """Where the broker is. A password is in a file or in an environment variable, never here."""
 
     host: str
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    """1883, or 8883 with TLS, unless given."""
+    tls: Tls | None = None
+    """Only a broker on loopback goes without."""
     username: str | None = None
     password_file: Path | None = None
     password_env: str | None = None
@@ -65,6 +72,8 @@ class Config(_Table, frozen=True, kw_only=True):
     counties: Annotated[list[County], msgspec.Meta(min_length=1)]
     store: str
     store_token_file: Path | None = None
+    store_ca_file: Path | None = None
+    """Whose word to take for an `influxdbs://` store, unless the system's authorities are meant."""
     batch: BatchLimits = BatchLimits()
     quarantine: QuarantineFile = QuarantineFile()
     watch: WatchSettings = WatchSettings()
@@ -78,6 +87,7 @@ def load_config(path: Path) -> Config:
         raise ConfigError(
             str(path), "broker.password_env", broker.password_env, "not beside password_file"
         )
+    check_plain(str(path), "broker", broker.host, broker.tls)
     return _anchored(config, path.resolve().parent)
 
 
@@ -89,7 +99,7 @@ def broker_settings(config: Config, *, file: Path, suffix: str = "") -> Settings
     broker = config.broker
     return Settings(
         host=broker.host,
-        port=broker.port,
+        port=broker.port or (8883 if broker.tls else 1883),
         client_id=broker.client_id + suffix,
         username=broker.username,
         password=secret(str(file), "broker", broker.password_file, broker.password_env),
@@ -99,12 +109,27 @@ def broker_settings(config: Config, *, file: Path, suffix: str = "") -> Settings
     )
 
 
+def broker_tls(config: Config, *, file: Path) -> Callable[[], ssl.SSLContext] | None:
+    """Return what makes a TLS context for each connection, None for plain text.
+
+    Raises: ConfigError when a file is missing now, or is a secret that others can read.
+    """
+    tls = config.broker.tls
+    if tls is None:
+        return None
+    tls.context(str(file), "broker.tls")
+    return partial(tls.context, str(file), "broker.tls")
+
+
 def store_of(config: Config, file: Path) -> Store:
     """Return the configured store. Raises: ConfigError naming the file."""
     try:
-        return open_store(config.store, token_file=config.store_token_file)
+        return open_store(
+            config.store, token_file=config.store_token_file, ca_file=config.store_ca_file
+        )
     except ConfigError as error:  # it knows its own key, not the file's
-        key = "store" if error.key == "url" else "store_token_file"
+        keys = {"url": "store", "ca_file": "store_ca_file"}
+        key = keys.get(error.key, "store_token_file")
         raise ConfigError(str(file), key, error.value, error.allowed) from error
 
 
@@ -113,13 +138,16 @@ def _anchored(config: Config, folder: Path) -> Config:
     broker, store = config.broker, config.store
     if broker.password_file is not None:
         broker = msgspec.structs.replace(broker, password_file=folder / broker.password_file)
+    if broker.tls is not None:
+        broker = msgspec.structs.replace(broker, tls=broker.tls.anchored(folder))
     if store.startswith("sqlite:///"):
         store = f"sqlite:///{folder / store.removeprefix('sqlite:///')}"
-    token = config.store_token_file
+    token, ca = config.store_token_file, config.store_ca_file
     return msgspec.structs.replace(
         config,
         broker=broker,
         store=store,
         store_token_file=None if token is None else folder / token,
+        store_ca_file=None if ca is None else folder / ca,
         quarantine=QuarantineFile(path=folder / config.quarantine.path),
     )

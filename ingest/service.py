@@ -11,7 +11,7 @@ from exchange import runtime
 from exchange.errors import UplinkError
 from exchange.mqtt import Client, Subscription
 from exchange.topics import PREFIX
-from ingest.config import Config, broker_settings, load_config, store_of
+from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
 from ingest.intake import Intake
 from ingest.quarantine import Quarantine
 from ingest.stores import StoreUnavailable
@@ -95,6 +95,7 @@ class Service:
             self.writer.on_messages,
             on_connect=lambda _session_present: self._say(),
             on_disconnect=self._say,
+            tls=broker_tls(config, file=file),
         )
         self.writer.attach(self.client)
         self._announced = False

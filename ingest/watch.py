@@ -22,7 +22,7 @@ from exchange.mqtt import Client, Message, Subscription
 from exchange.readings import Pack, decode_pack
 from exchange.states import decode_state
 from exchange.topics import PREFIX, Topic, parse_topic
-from ingest.config import Config, broker_settings, load_config, store_of
+from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
 from ingest.continuity import Continuity, Findings
 from ingest.intake import MAX_ROUTES
 from ingest.registry import Change, DeviceId, Registered, Registry
@@ -86,6 +86,7 @@ class Watch:
             ],
             self._on_messages,
             on_connect=self._on_connect,
+            tls=broker_tls(config, file=file),
         )
 
     async def run(self) -> None:

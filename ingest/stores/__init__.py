@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from exchange.errors import ConfigError, StoreError
+from exchange.tls import is_loopback
 
 FieldValue: TypeAlias = float | int | str
 
@@ -88,8 +89,10 @@ class Store(Protocol):
         """Let go of everything."""
 
 
-def open_store(url: str, *, token_file: Path | None = None) -> Store:
+def open_store(url: str, *, token_file: Path | None = None, ca_file: Path | None = None) -> Store:
     """Return the store at a URL, to be opened; an InfluxDB token is in the file or in INFLUX_TOKEN.
+
+    `ca_file` is whose word to take for an `influxdbs://` server; the system's authorities otherwise.
 
     Raises: ConfigError.
     """
@@ -111,8 +114,14 @@ def open_store(url: str, *, token_file: Path | None = None) -> Store:
                     from ingest.stores.influxdb import InfluxStore, Token
 
                     secure = "s" if scheme == "influxdbs" else ""
-                    address = f"http{secure}://{parts.hostname}:{port}"
-                    return InfluxStore(address, org, bucket, Token(token_file))
+                    if not secure and not is_loopback(parts.hostname):
+                        allowed = (
+                            "influxdbs://…: a server that is not on loopback is reached by TLS only"
+                        )
+                        raise ConfigError("store", "url", url, allowed)
+                    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+                    address = f"http{secure}://{host}:{port}"
+                    return InfluxStore(address, org, bucket, Token(token_file), ca_file=ca_file)
         case SplitResult(password=str()):
             raise ConfigError("store", "url", f"{parts.scheme}://…", "no secret stands in the URL")
     raise ConfigError("store", "url", url, _URLS)

@@ -9,6 +9,7 @@ Source: docs.influxdata.com, InfluxDB v2, "Line protocol" and "/query 1.x compat
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 from influxdb_client.client.write_api_async import WriteApiAsync
 from influxdb_client.rest import ApiException
 
+from exchange.configuration import check_private
 from exchange.errors import ConfigError
 from ingest.stores import FieldValue, Point, Series, StoreOverfull, StoreRejected, StoreUnavailable
 
@@ -48,6 +50,8 @@ class Token:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self.value = ""
+        if file is not None:
+            check_private("store", "token_file", file)
         try:
             self.refresh()
         except OSError as error:
@@ -71,18 +75,35 @@ class Token:
 class InfluxStore:
     """The store protocol on one bucket."""
 
-    def __init__(self, url: str, org: str, bucket: str, token: Token) -> None:
+    def __init__(
+        self, url: str, org: str, bucket: str, token: Token, *, ca_file: Path | None = None
+    ) -> None:
+        """`ca_file` is whose word to take for the server. Raises: ConfigError when it is none."""
         self._url, self._org, self._bucket, self._token = url, org, bucket, token
+        self._ca_file = ca_file
+        self._tls = None
+        if ca_file is not None:
+            try:
+                self._tls = ssl.create_default_context(cafile=str(ca_file))
+            except (OSError, ssl.SSLError) as error:
+                allowed = f"must be a readable file of certificates in PEM: {error}"
+                raise ConfigError("store", "ca_file", str(ca_file), allowed) from error
         self._lines = LineWriter()
         self._client: InfluxDBClientAsync | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         self._client = InfluxDBClientAsync(
-            self._url, token=self._token.value, org=self._org, timeout=REQUEST_TIMEOUT_S * 1000
+            self._url,
+            token=self._token.value,
+            org=self._org,
+            timeout=REQUEST_TIMEOUT_S * 1000,
+            ssl_ca_cert=None if self._ca_file is None else str(self._ca_file),
         )
         timeout = aiohttp.ClientTimeout(total=None, sock_read=REQUEST_TIMEOUT_S, sock_connect=10)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, connector=aiohttp.TCPConnector(ssl=self._tls or True)
+        )
 
     async def write(self, points: Sequence[Point]) -> None:
         if self._client is None:

@@ -63,7 +63,7 @@ WIRE = 'name = "a"\n[[bus]]\nkind = "radio"\n[[bus]]\nkind = "wire"\nport = "x"\
         ('name = "a"\nplace = {}', "place.lat", None, "this key is required"),
         ('name = "a"\nplace = { lat = 91 }', "place.lat", 91, "<= 90"),
         ('name = "a"\nplace = { lat = 1, lon = 2 }', "place.lon", 2, "allowed are lat"),
-        ('name = "a"\nplace = 5', "place", 5, "Expected `object | null`, got `int`"),
+        ('name = "a"\nplace = 5', "place", 5, "Expected `object`, got `int`"),
         (WIRE + 'speed = "N"', "bus[1].speed", "N", "allowed are kind, port, parity"),
         (WIRE + 'parrity = "N"', "bus[1].parrity", "N", "did you mean parity?"),
         (WIRE + 'parity = "X"', "bus[1].parity", "X", "one of E, N, O"),

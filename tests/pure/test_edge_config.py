@@ -11,6 +11,7 @@ import pytest
 
 from edge_agent.config import Config, SerialBus, read_config
 from exchange.errors import ConfigError
+from exchange.tls import Tls
 from onestreet.cli import main
 
 GOOD = """\
@@ -21,7 +22,7 @@ site = "street"
 state_dir = "/tmp/state"
 
 [broker]
-host = "broker.example"
+host = "localhost"
 
 [[bus]]
 id = "tty0"
@@ -130,9 +131,9 @@ BAY = 'settings = { address = "C0:FF:EE:00:00:01" }'
             "<= 604800",
         ),
         # the broker
-        ([('host = "broker.example"', "")], "", "broker.host", None, "required"),
+        ([('host = "localhost"', "")], "", "broker.host", None, "required"),
         (
-            [('host = "broker.example"', 'hosts = "b"')],
+            [('host = "localhost"', 'hosts = "b"')],
             "",
             "broker.hosts",
             "b",
@@ -145,21 +146,28 @@ BAY = 'settings = { address = "C0:FF:EE:00:00:01" }'
             70000,
             "<= 65535",
         ),
-        ([('"broker.example"', '"b"\nport = "1883"')], "", "broker.port", "1883", "Expected `int`"),
+        ([('"localhost"', '"b"\nport = "1883"')], "", "broker.port", "1883", "Expected `int`"),
         (
-            [('"broker.example"', '"b"\npassword_file = "p"')],
+            [('"localhost"', '"localhost"\npassword_file = "p"')],
             "",
             "broker.username",
             "",
             "needs a username",
         ),
         (
-            [('"broker.example"', '"b"\nusername = "u"\npassword_file = "p"\npassword_env = "E"')],
+            [
+                (
+                    '"localhost"',
+                    '"localhost"\nusername = "u"\npassword_file = "p"\npassword_env = "E"',
+                )
+            ],
             "",
             "broker.password_env",
             "E",
             "left out beside password_file",
         ),
+        ([('host = "localhost"', 'host = "mqtt.example"')], "", "broker.tls", None, "TLS only"),
+        ([('"localhost"', '"localhost"\ntls = {}')], "", "broker.tls.ca_file", None, "is required"),
         # delivery
         ([], "[delivery]\nwindow = 9\n", "delivery.window", 9, ">= 10"),
         ([], '[delivery]\nformat = "xml"\n', "delivery.format", "xml", "one of cbor, json"),
@@ -400,8 +408,16 @@ def test_what_is_wrong_is_named(
     assert allowed in error.allowed
 
 
+def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
+    lines = 'password_file = "word"\ntls = { ca_file = "ca.pem", key_file = "/k.pem" }'
+    config = read_config(broker_with(tmp_path, lines))
+    assert config.broker.tls == Tls(ca_file=tmp_path / "ca.pem", key_file=Path("/k.pem"))
+    assert config.broker.password_file == str(tmp_path / "word")
+    assert config.broker.address == ("localhost", 8883)
+
+
 def broker_with(tmp_path: Path, lines: str) -> Path:
-    return write(tmp_path, ('"broker.example"', f'"broker.example"\nusername = "u"\n{lines}'))
+    return write(tmp_path, ('"localhost"', f'"localhost"\nusername = "u"\n{lines}'))
 
 
 def test_passwords_come_from_a_file_or_the_environment(
@@ -409,6 +425,7 @@ def test_passwords_come_from_a_file_or_the_environment(
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3 cret \n", encoding="utf-8")
+    secret.chmod(0o600)
     config = read_config(broker_with(tmp_path, f'password_file = "{secret}"'))
     assert config.broker.password("x") == "s3 cret "
     monkeypatch.setenv("A_SECRET", "word")
@@ -426,6 +443,7 @@ def test_a_password_file_that_holds_none(
     secret = tmp_path / "secret"
     if content is not None:
         secret.write_bytes(content)
+        secret.chmod(0o600)
     config = read_config(broker_with(tmp_path, f'password_file = "{secret}"'))
     with pytest.raises(ConfigError, match=reason) as caught:
         config.broker.password("edge.toml")
@@ -498,7 +516,7 @@ def test_read_with_a_deadline_that_is_none(
 
 @pytest.mark.parametrize("command", [["-m", "edge_agent"], ["-m", "onestreet.cli", "edge", "run"]])
 def test_the_agent_does_not_start_on_a_wrong_file(tmp_path: Path, command: list[str]) -> None:
-    path = write(tmp_path, ('"broker.example"', "7"))
+    path = write(tmp_path, ('"localhost"', "7"))
     ended = subprocess.run(
         [sys.executable, *command, str(path)], capture_output=True, text=True, timeout=30
     )

@@ -25,13 +25,14 @@ def written(folder: Path, text: str) -> Path:
 
 def test_what_may_be_left_out(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, MINIMAL))
-    assert config.broker.port == 1883
+    assert broker_settings(config, file=tmp_path / "ingest.toml").port == 1883
     assert (config.batch.max_points, config.batch.max_age_s) == (5000, 0.0)
     assert config.counties == ["tw-tpe", "tw-nwt"]
 
 
 def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s3cret\n")
+    (tmp_path / "secret").chmod(0o600)
     text = f'store_token_file = "tok"\n{MINIMAL}username = "ingest"\npassword_file = "secret"\n'
     file = written(tmp_path, text)
     config = load_config(file)

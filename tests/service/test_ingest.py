@@ -551,6 +551,7 @@ async def test_a_wrong_token_is_retried_and_nothing_is_refused(
     bucket = influx.bucket()
     token = tmp_path / "token"
     token.write_text("a-wrong-token")
+    token.chmod(0o600)
     ingest = Ingest(tmp_path, broker, store=bucket.url, top=f'store_token_file = "{token}"')
     async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
         for seq in range(20):

@@ -210,6 +210,7 @@ async def test_a_token_that_was_changed_in_its_file_is_taken_up(
     bucket = influx.bucket()
     file = tmp_path / "token"
     file.write_text("wrong\n")
+    file.chmod(0o600)
     store = open_store(bucket.url, token_file=file)
     with pytest.raises(StoreUnavailable, match="401"):
         await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
