@@ -174,7 +174,9 @@ class Application(_Table, frozen=True, kw_only=True):
     id: Level
     commands: list[str] = []
     """Domains whose devices in this county it may command."""
-    reads: list[ReadChannel] = ["readings", "state", "results"]
+    reads: list[ReadChannel] = msgspec.field(
+        default_factory=lambda: ["readings", "state", "results"]
+    )
     """Channels that it may read in this county."""
     counties: list[County] = []
     """Further counties that granted it to read the same channels there."""
