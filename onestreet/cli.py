@@ -29,6 +29,12 @@ SUBCOMMANDS = {
     "edge": Subcommand("edge_agent.command:run", "edge", "the agent on a gateway"),
     "ingest": Subcommand("ingest.command:run", "ingest", "from the broker into the store"),
     "watch": Subcommand("ingest.command:run_watch", "ingest", "the registry and what is up"),
+    "conform": Subcommand(
+        "exchange.conformance.command:run", "conform", "whether a party keeps to the exchange"
+    ),
+    "town": Subcommand(
+        "provisioning.command:run", "town", "a town's keys, accounts, broker and store"
+    ),
     "decode": Subcommand(
         "onestreet.decode:run", "edge", "what a driver makes of bytes given in hex"
     ),

@@ -24,8 +24,16 @@ ROOMS = {
     "device_drivers": {"exchange"},
     "edge_agent": {"exchange", "device_drivers"},
     "ingest": {"exchange"},
+    "provisioning": {"exchange"},
     "simulators": {"exchange", "device_drivers"},
-    "onestreet": {"exchange", "device_drivers", "edge_agent", "ingest", "simulators"},
+    "onestreet": {
+        "exchange",
+        "device_drivers",
+        "edge_agent",
+        "ingest",
+        "provisioning",
+        "simulators",
+    },
 }
 # What may be installed where a room runs: the base, and these extras.
 EXTRAS = {
@@ -33,8 +41,9 @@ EXTRAS = {
     "device_drivers": ["edge"],
     "edge_agent": ["edge"],
     "ingest": ["ingest"],
+    "provisioning": ["town"],
     "simulators": ["sim"],
-    "onestreet": ["edge", "ingest", "sim", "demo"],
+    "onestreet": ["edge", "ingest", "sim", "demo", "conform", "town"],
 }
 # Libraries whose interfaces move; pyserial and its asyncio part count as one.
 MOVING = {
