@@ -59,7 +59,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What one kind of device of a domain must deliver.
 
     Shape: of each list in `metrics` at least one; `descriptor` names fields of the state's descriptor that must not
-    be empty; `commands` binds a device that announces them.
+    be empty; `commands` binds a device that announces them; `example` is a sample that satisfies it.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     zh_tw: str = msgspec.field(name="zh-TW")
     metrics: list[list[str]]
     descriptor: list[str]
+    example: dict[str, float | int | bool]
     commands: dict[str, ProfileCommand] = {}
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from device_drivers.kit.registry import driver_ids, load
 from exchange.dictionary import RESERVED, VENDOR_METRIC, Domain, Metric, Profile, dictionary
-from exchange.readings import MAX_NUMBER
+from exchange.readings import MAX_NUMBER, Pack, Sample, decode_pack, encode_pack
 from exchange.states import Descriptor
 from exchange.topics import LEVEL
 from exchange.units import is_registered
+from tests.packs import readings_topic
 
 METRICS = [
     pytest.param(name, metric, id=f"{domain}-{name}")
@@ -82,10 +83,19 @@ def test_a_profile_asks_for_what_there_is(domain: Domain, profile: Profile) -> N
     assert set(asked) <= set(domain.metrics)
     assert len(set(asked)) == len(asked)
     assert set(profile.descriptor) <= set(Descriptor.__struct_encode_fields__)
+    assert all(set(metrics) & set(profile.example) for metrics in profile.metrics)
     for name, command in profile.commands.items():
         assert re.fullmatch(r"[a-z][a-z0-9_]{0,47}", name)
         assert re.search(r"[\u4e00-\u9fff]", command.zh_tw)
         assert all(argument.min < argument.max for argument in command.args.values())
+
+
+@pytest.mark.parametrize("domain", dictionary())
+def test_the_example_of_a_profile_is_taken(domain: str) -> None:
+    topic = readings_topic(domain)
+    for profile in dictionary()[domain].profiles:
+        sample = Sample(1_790_000_000_000, 1_789_990_000_456, 0, profile.example)
+        assert decode_pack(encode_pack(topic, [sample]), topic) == Pack([sample], [])
 
 
 # What each driver is for; a sensor of the open format may be anything, so its profile is the demo's.
