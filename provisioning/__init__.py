@@ -1,0 +1,1 @@
+"""A town's keys, accounts, broker and store, made from the town's file."""
