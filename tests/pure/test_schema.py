@@ -27,7 +27,7 @@ def valid(name: str, message: Any) -> bool:
 
 
 def test_the_files_are_what_the_types_and_dictionaries_say() -> None:
-    files = {path.name.removesuffix(".schema.json"): path for path in FOLDER.iterdir()}
+    files = {path.name.removesuffix(".schema.json"): path for path in FOLDER.glob("*.schema.json")}
     assert set(files) == set(schemas()), "run `python -m exchange.schema`"
     for name, schema in schemas().items():
         assert files[name].read_text(encoding="utf-8") == written(schema), (
