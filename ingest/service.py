@@ -7,8 +7,8 @@ import gc
 import logging
 from pathlib import Path
 
-from exchange import runtime
-from exchange.errors import UplinkError
+from exchange import health, runtime
+from exchange.errors import StoreError, UplinkError
 from exchange.mqtt import Client, Subscription
 from exchange.topics import PREFIX
 from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
@@ -37,7 +37,8 @@ def main(config_path: Path, with_watch: bool = False) -> int:
 async def _main(config: Config, file: Path, with_watch: bool) -> int:
     service = Service(config, file)
     watch = Watch(config, service.store, file=file) if with_watch else None
-    return await serve(service, runtime.stop_on_signals(), watch)
+    async with health.answering(service.judge):
+        return await serve(service, runtime.stop_on_signals(), watch)
 
 
 async def serve(service: Service, stop: asyncio.Event, watch: Watch | None = None) -> int:
@@ -105,6 +106,14 @@ class Service:
         """Connected, and the store takes what comes."""
         return self.client.connected and self.writer.ready
 
+    async def judge(self) -> str:
+        """Return how things stand now, in the words of `exchange.health`."""
+        try:
+            await self.store.ping()
+        except StoreError as error:
+            return f"waiting for the store: {error}"
+        return health.WELL if self.ready else self._words()
+
     async def open(self) -> None:
         """Open the store; one that is away is waited for with the first points."""
         try:
@@ -139,9 +148,11 @@ class Service:
         if self.ready and not self._announced:
             self._announced = True
             runtime.notify("READY=1")
-        words = "taking in"
+        runtime.notify(f"STATUS={self._words(error)}")
+
+    def _words(self, error: UplinkError | None = None) -> str:
         if not self.writer.ready:
-            words = "waiting for the store"
-        elif not self.client.connected:
-            words = f"waiting for the broker: {error or self.client.last_error}"
-        runtime.notify(f"STATUS={words}")
+            return "waiting for the store"
+        if not self.client.connected:
+            return f"waiting for the broker: {error or self.client.last_error}"
+        return "taking in"

@@ -15,8 +15,8 @@ from typing import Literal
 
 import msgspec
 
-from exchange import runtime
-from exchange.errors import ContractError
+from exchange import health, runtime
+from exchange.errors import ContractError, StoreError
 from exchange.moments import rfc3339
 from exchange.mqtt import Client, Message, Subscription
 from exchange.readings import Pack, decode_pack
@@ -99,6 +99,16 @@ class Watch:
     async def stop(self, deadline_s: float) -> None:
         """End `run` in order."""
         await self.client.stop(deadline_s)
+
+    async def judge(self) -> str:
+        """Return how things stand now, in the words of `exchange.health`."""
+        if not self.client.connected:
+            return f"waiting for the broker: {self.client.last_error}"
+        try:
+            await self._store.ping()
+        except StoreError as error:
+            return f"waiting for the store: {error}"
+        return health.WELL
 
     # What comes in
 
@@ -264,7 +274,7 @@ async def _main(config: Config, file: Path) -> int:
     store = store_of(config, file)
     watch = Watch(config, store, file=file)
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with health.answering(watch.judge), asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch.run(), name="watch")
             announcing = tasks.create_task(_announce(watch), name="announce")
             await stop.wait()

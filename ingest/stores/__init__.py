@@ -85,6 +85,9 @@ class Store(Protocol):
     ) -> AsyncIterator[Point]:
         """Yield rows by ascending time, from `start_ns` to before `end_ns`. Raises: StoreUnavailable."""
 
+    async def ping(self) -> None:
+        """Return when it answers. Raises: StoreUnavailable."""
+
     async def close(self) -> None:
         """Let go of everything."""
 

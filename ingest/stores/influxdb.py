@@ -134,6 +134,17 @@ class InfluxStore:
             for row in values:
                 yield _point(measurement, dict(zip(columns, row, strict=True)), kinds)
 
+    async def ping(self) -> None:
+        if self._session is None:
+            await self.open()
+        assert self._session is not None
+        try:
+            async with self._session.get(f"{self._url}/ping") as answer:
+                if answer.status != 204:
+                    raise StoreUnavailable(f"{self._url}: HTTP {answer.status}")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
+
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()  # type: ignore[no-untyped-call]  # the library's

@@ -95,6 +95,10 @@ class SqliteStore:
                     for *series, time_ns, fields in page:
                         yield Point(Series(*series), time_ns, _decode(fields))
 
+    async def ping(self) -> None:
+        async for _ in self.rows("gateway", start_ns=_INT64 - 2):
+            break
+
     async def close(self) -> None:
         if self._connection is not None:
             await self._run(self._connection.close)
