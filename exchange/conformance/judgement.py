@@ -17,6 +17,7 @@ Outcome: TypeAlias = Literal["passed", "failed", "not applicable", "declared"]
 
 EVIDENCE_KEPT = 5  # of each requirement; the first breaches say it all
 SHOWN_BYTES = 2000
+_SPACES = {ord(space): " " for space in "\t\r\n"}
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,14 @@ class Judge:
         self._shown: dict[str, Evidence] = {}
         self._apart: dict[str, str] = {}
         self.notes: list[str] = []
+
+    def binds(self, requirement: str) -> bool:
+        """Whether a requirement binds the party that is judged."""
+        return requirement in self._required
+
+    def is_broken(self, requirement: str) -> bool:
+        """Whether a requirement was seen broken."""
+        return requirement in self._broken
 
     def kept(
         self, requirement: str, note: str, *, topic: str = "", payload: bytes | None = None
@@ -150,4 +159,5 @@ def _readable(payload: bytes) -> str:
         text = cut.decode("utf-8", "strict" if not more else "ignore")
     except UnicodeDecodeError:
         return cut.hex() + more
-    return (text if text.isprintable() else cut.hex()) + more
+    shown = text.translate(_SPACES).isprintable()
+    return (text if shown else cut.hex()) + more

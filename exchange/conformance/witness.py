@@ -56,14 +56,17 @@ class Witness:
     def __init__(self, client: aiomqtt.Client) -> None:
         self._client = client
 
-    async def subscribe(self, *filters: str) -> None:
-        """Subscribe with QoS 1. Raises: UplinkRefused when the broker grants less, UplinkLost."""
+    async def subscribe(self, *filters: str, qos: int = 1) -> None:
+        """Subscribe; with QoS 2 a message shows the QoS it was published with.
+
+        Raises: UplinkRefused when the broker does not grant it, UplinkLost.
+        """
         try:
             for one in filters:
-                granted = await self._client.subscribe(one, qos=1)
+                granted = await self._client.subscribe(one, qos=qos)
                 code = granted[0] if isinstance(granted, Sequence) else granted
                 value = code if isinstance(code, int) else code.value
-                if value not in (0, 1):
+                if value not in (0, 1, 2):
                     raise UplinkRefused(f"the broker refuses a subscription to {one}", value)
         except aiomqtt.MqttError as error:
             raise UplinkLost(str(error)) from error
