@@ -194,18 +194,23 @@ class Authority:
 
     def valid(self, common_name: str) -> list[Issued]:
         """Return a name's certificates that open doors, the newest last."""
-        now = datetime.now(UTC)
-        return [one for one in self.issued if one.name == common_name and one.is_valid(now)]
+        return [one for one in self.all_valid() if one.name == common_name]
+
+    def all_valid(self) -> list[Issued]:
+        """Return every certificate that opens doors."""
+        now, believed = datetime.now(UTC), {signer.id for signer in self._signers}
+        return [one for one in self.issued if one.is_valid(now) and one.authority in believed]
 
     def is_current(self, one: Issued) -> bool:
         """Whether the newest CA signed it."""
         return one.authority == self._signers[0].id
 
-    def supersede(self, common_name: str, days: int = OVERLAP_DAYS) -> None:
-        """Let a name's certificates be valid for some days more, until their successor is in place."""
-        until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+    def supersede(self, common_name: str, *, keep: str = "") -> None:
+        """Let a name's certificates, but the one of serial `keep`, be valid for some days more only."""
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=OVERLAP_DAYS)
         for one in self.valid(common_name):
-            one.superseded_until = min(one.superseded_until or until, until)
+            if one.serial != keep:
+                one.superseded_until = one.superseded_until or until
         self._save()
 
     def revoke(self, name_or_serial: str) -> list[Issued]:
@@ -343,6 +348,15 @@ def signing_request(key_pem: bytes, common_name: str) -> bytes:
     """Return a signing request for a key, in PEM."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(common_name))
     return builder.sign(_private_key(key_pem, None), hashes.SHA256()).public_bytes(_PEM)
+
+
+def is_key(pem: bytes) -> bool:
+    """Whether it is a key of ours, in PEM."""
+    try:
+        _private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def fits(key_pem: bytes, certificate_pem: bytes) -> bool:
