@@ -126,7 +126,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         "From pack to pack time MUST increase with seq within an epoch.", _DEVICE
     ),
     "EX-R-021": Requirement(
-        "seq MUST leave out no number within its epoch: a gap is a loss.", _DEVICE
+        "Within its epoch seq MUST leave out no number: a gap is a loss.", _DEVICE
     ),
     "EX-R-022": Requirement(
         "An epoch MUST be drawn from a known clock or a persisted counter, MUST begin anew after"
@@ -339,10 +339,10 @@ REQUIREMENTS: dict[str, Requirement] = {
     "EX-A-005": Requirement("Only ingest MUST be able to write receipts.", _BROKER),
     "EX-A-006": Requirement("Only named applications MUST be able to write commands.", _BROKER),
     "EX-A-007": Requirement(
-        "Nobody MUST be able to read or write another county without a grant.", _BROKER
+        "Without a grant a client MUST NOT be able to read or write another county.", _BROKER
     ),
     "EX-A-008": Requirement(
-        "No gateway MUST be able to take over another's session by its client id.", _BROKER
+        "A gateway MUST NOT be able to take over another's session by its client id.", _BROKER
     ),
     "EX-A-009": Requirement(
         "A broker MUST refuse a certificate that has expired, was revoked or is from another CA.",
