@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -61,12 +62,17 @@ class Bucket:
 
 
 class Influx:
-    """One influxd at 127.0.0.1:`port`; it can be killed and started again with what it holds."""
+    """One influxd at 127.0.0.1:`port`; it can be killed and started again with what it holds.
 
-    def __init__(self, binary: str, folder: Path) -> None:
+    With an office's folder it speaks TLS by the office's certificate and is left for the office to set up.
+    """
+
+    def __init__(self, binary: str, folder: Path, *, office: Path | None = None) -> None:
         self.port = free_port()
         self.org_id = ""
+        self.url = f"https://localhost:{self.port}" if office else f"http://127.0.0.1:{self.port}"
         self._binary = binary
+        self.office = office
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -86,6 +92,9 @@ class Influx:
             "engine-path": folder / "engine",
             "http-bind-address": f"127.0.0.1:{self.port}",
         }
+        if self.office is not None:
+            arguments["tls-cert"] = self.office / "store" / "server.pem"
+            arguments["tls-key"] = self.office / "store" / "server.key"
         options = [f"--{name}={value}" for name, value in arguments.items()]
         with (folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -100,7 +109,7 @@ class Influx:
                 self.kill()
                 pytest.fail(f"influxd does not start:\n{(folder / 'log').read_text()[-2000:]}")
             self._pause(0.05)
-        if not self.org_id:
+        if not self.org_id and self.office is None:
             self._set_up()
 
     def kill(self) -> None:
@@ -113,18 +122,23 @@ class Influx:
     def bucket(self) -> Bucket:
         return Bucket(self, f"city-{next(_numbers)}")
 
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        """Ask its HTTP interface as the administrator."""
+    def call(self, method: str, path: str, body: object = None, *, token: str = _ADMIN) -> Any:
+        """Ask its HTTP interface, as the administrator unless another token is given. Raises: HTTPError."""
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            f"{self.url}{path}",
             data if body is not None else None,
-            {"Authorization": f"Token {_ADMIN}"},
+            {"Authorization": f"Token {token}"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=20, context=self._tls()) as answer:  # noqa: S310
             said = answer.read()
         return json.loads(said) if said else None
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.office is None:
+            return None
+        return ssl.create_default_context(cafile=self.office / "store" / "ca.pem")
 
     def _set_up(self) -> None:
         asked = {
@@ -150,13 +164,18 @@ class Influx:
             return
 
 
-@pytest.fixture(scope="session")
-def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influx]:
-    """The session's InfluxDB. A missing one fails: `make test` finds or builds it."""
+def influxd() -> str:
+    """Return the program. A missing one fails: `make test` finds or builds it."""
     binary = os.environ.get("ONESTREET_INFLUXD", "")
     if not binary or not os.access(binary, os.X_OK):
         pytest.fail(f"ONESTREET_INFLUXD={binary!r} must name the program influxd of InfluxDB 2")
-    server = Influx(binary, tmp_path_factory.mktemp("influxd"))
+    return binary
+
+
+@pytest.fixture(scope="session")
+def influx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Influx]:
+    """The session's InfluxDB."""
+    server = Influx(influxd(), tmp_path_factory.mktemp("influxd"))
     server.start()
     try:
         yield server

@@ -124,7 +124,7 @@ def open_store(url: str, *, token_file: Path | None = None, ca_file: Path | None
                         raise ConfigError("store", "url", url, allowed)
                     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
                     address = f"http{secure}://{host}:{port}"
-                    return InfluxStore(address, org, bucket, Token(token_file), ca_file=ca_file)
+                    return InfluxStore(address, bucket, Token(token_file), ca_file=ca_file)
         case SplitResult(password=str()):
             raise ConfigError("store", "url", f"{parts.scheme}://…", "no secret stands in the URL")
     raise ConfigError("store", "url", url, _URLS)

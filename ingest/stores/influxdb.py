@@ -1,15 +1,17 @@
 """Rows in InfluxDB 2 and whatever else takes its line protocol and InfluxQL.
 
-Written through influxdb-client, read by InfluxQL over HTTP, which the client library does not have.
-Needs a token that may read and write the one bucket; asks for nothing else.
+Through the API of version 1, which version 2 and its kin still have: only there can a credential write without
+being able to delete the bucket (influxdata/influxdb#23170). Writing needs the right to write to the one bucket,
+reading the right to read it; the bucket's name is the database's.
 
-Source: docs.influxdata.com, InfluxDB v2, "Line protocol" and "/query 1.x compatibility API"
+Source: docs.influxdata.com, InfluxDB v2, "Line protocol" and "InfluxDB v1 compatibility API": /write, /query
 """
 
 from __future__ import annotations
 
 import os
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +19,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import aiohttp
 import msgspec
-from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
-from influxdb_client.client.write_api_async import WriteApiAsync
-from influxdb_client.rest import ApiException
 
 from exchange.configuration import check_private
 from exchange.errors import ConfigError
@@ -28,6 +27,7 @@ from ingest.stores import FieldValue, Point, Series, StoreOverfull, StoreRejecte
 TOKEN_VARIABLE = "INFLUX_TOKEN"  # noqa: S105 - the name of the variable
 REQUEST_TIMEOUT_S = 30.0
 CHUNK_ROWS = 5000
+_WRITE_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
 
 _REJECTED = (400, 422)
 _TOO_LARGE = 413
@@ -67,6 +67,13 @@ class Token:
         else:
             self.value = os.environ.get(TOKEN_VARIABLE, "")
 
+    @property
+    def header(self) -> str:
+        """How a request shows it: NAME:PASSWORD is a version 1 authorization, anything else a token."""
+        if ":" in self.value:
+            return f"Basic {b64encode(self.value.encode()).decode()}"
+        return f"Token {self.value}"
+
     def __repr__(self) -> str:
         """Without the secret."""
         return f"Token({self._file or TOKEN_VARIABLE})"
@@ -75,12 +82,9 @@ class Token:
 class InfluxStore:
     """The store protocol on one bucket."""
 
-    def __init__(
-        self, url: str, org: str, bucket: str, token: Token, *, ca_file: Path | None = None
-    ) -> None:
+    def __init__(self, url: str, bucket: str, token: Token, *, ca_file: Path | None = None) -> None:
         """`ca_file` is whose word to take for the server. Raises: ConfigError when it is none."""
-        self._url, self._org, self._bucket, self._token = url, org, bucket, token
-        self._ca_file = ca_file
+        self._url, self._bucket, self._token = url, bucket, token
         self._tls = None
         if ca_file is not None:
             try:
@@ -89,31 +93,27 @@ class InfluxStore:
                 allowed = f"must be a readable file of certificates in PEM: {error}"
                 raise ConfigError("store", "ca_file", str(ca_file), allowed) from error
         self._lines = LineWriter()
-        self._client: InfluxDBClientAsync | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        self._client = InfluxDBClientAsync(
-            self._url,
-            token=self._token.value,
-            org=self._org,
-            timeout=REQUEST_TIMEOUT_S * 1000,
-            ssl_ca_cert=None if self._ca_file is None else str(self._ca_file),
-        )
         timeout = aiohttp.ClientTimeout(total=None, sock_read=REQUEST_TIMEOUT_S, sock_connect=10)
         self._session = aiohttp.ClientSession(
             timeout=timeout, connector=aiohttp.TCPConnector(ssl=self._tls or True)
         )
 
     async def write(self, points: Sequence[Point]) -> None:
-        if self._client is None:
+        if self._session is None:
             await self.open()
-        assert self._client is not None
+        assert self._session is not None
         lines = self._lines.lines(points)
+        to = {"db": self._bucket, "precision": "ns"}
+        headers = {"Authorization": self._token.header}
         try:
-            await WriteApiAsync(self._client).write(self._bucket, record=lines)
-        except ApiException as error:
-            raise self._translated(error.status, str(error.message), error.retry_after) from error
+            async with self._session.post(
+                f"{self._url}/write", params=to, data=lines, headers=headers, timeout=_WRITE_TIMEOUT
+            ) as answer:
+                if answer.status != 204:
+                    raise await self._refusal(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
 
@@ -146,11 +146,9 @@ class InfluxStore:
             raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()  # type: ignore[no-untyped-call]  # the library's
         if self._session is not None:
             await self._session.close()
-        self._client = self._session = None
+        self._session = None
 
     async def _field_kinds(self, measurement: str) -> dict[str, str]:
         """Return the types of the fields: the answer's JSON writes 2.0 and 2 alike."""
@@ -166,15 +164,13 @@ class InfluxStore:
         assert self._session is not None
         asked = {"db": self._bucket, "q": text, "epoch": "ns", "chunked": "true"}
         asked["chunk_size"] = str(CHUNK_ROWS)
-        headers = {"Authorization": f"Token {self._token.value}"}
+        headers = {"Authorization": self._token.header}
         try:
             async with self._session.get(
                 f"{self._url}/query", params=asked, headers=headers
             ) as answer:
                 if answer.status != 200:
-                    said = (await answer.content.read(2000)).decode(errors="replace")
-                    after = answer.headers.get("Retry-After")
-                    raise _unavailable(self._translated(answer.status, said, after))
+                    raise _unavailable(await self._refusal(answer))
                 async for line in _json_lines(answer.content):
                     for result in line["results"]:
                         if "error" in result:
@@ -184,23 +180,18 @@ class InfluxStore:
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
             raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
 
-    def _translated(
-        self, status: int | None, said: str, retry_after: str | None
-    ) -> StoreUnavailable | StoreRejected:
-        text = f"{self._url}: HTTP {status}: {said}"
-        if status in _REJECTED:
+    async def _refusal(self, answer: aiohttp.ClientResponse) -> StoreUnavailable | StoreRejected:
+        said = (await answer.content.read(2000)).decode(errors="replace")
+        text = f"{self._url}: HTTP {answer.status}: {said}"
+        if answer.status in _REJECTED:
             return StoreRejected(text)
-        if status in (401, 403):
+        if answer.status in (401, 403):
             with suppress(OSError):
                 self._token.refresh()
-            if self._client is not None:
-                authorization = f"Token {self._token.value}"
-                headers = self._client.api_client.default_headers
-                headers["Authorization"] = authorization
-        if status == _TOO_LARGE:
+        if answer.status == _TOO_LARGE:
             return StoreOverfull(text)
-        after_s = float(retry_after) if retry_after and retry_after.isdigit() else None
-        return StoreUnavailable(text, retry_after_s=after_s)
+        after = answer.headers.get("Retry-After", "")
+        return StoreUnavailable(text, retry_after_s=float(after) if after.isdigit() else None)
 
 
 class LineWriter:

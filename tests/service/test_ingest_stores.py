@@ -179,7 +179,7 @@ async def test_a_conflict_of_types_is_rejected(
 
 @pytest.mark.parametrize(
     ("change", "status"),
-    [("token", 401), ("bucket", 404), ("foreign", 403), ("port", None)],
+    [("token", 401), ("bucket", 404), ("foreign", 404), ("port", None)],
 )
 async def test_what_is_not_the_points_fault_is_unavailable(
     influx: Influx, monkeypatch: pytest.MonkeyPatch, change: str, status: int | None
