@@ -1,4 +1,4 @@
-"""`onestreet edge run|check|read`. Every error that an installer reads is in English and in Chinese."""
+"""`onestreet edge run|check|read|enrol`. Every error that an installer reads is in English and in Chinese."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 from edge_agent.agent import main
 from edge_agent.buses import read_once
 from edge_agent.config import Config, read_config
+from edge_agent.enrolling import add_parser, carry_out
 from edge_agent.intake import fitted
 from exchange.errors import ConfigError, DeviceError
 
@@ -22,7 +23,7 @@ CONFIG = Path("/etc/onestreet/edge.toml")
 def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(prog="onestreet edge", description="The agent on a gateway.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="run|check|read")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="run|check|read|enrol")
     for name, words in (
         ("run", "read the devices and deliver what they say, until SIGTERM"),
         ("check", "check the configuration and say what is wrong with it"),
@@ -39,12 +40,15 @@ def parser() -> argparse.ArgumentParser:
             action.add_argument(
                 "config", type=Path, nargs="?", default=CONFIG, help="default: %(default)s"
             )
+    add_parser(actions)
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
-    """Carry out one of the three and return the exit status. Raises: ConfigError."""
+    """Carry out one of the four and return the exit status. Raises: ConfigError, EnrolmentError."""
     arguments = parser().parse_args(argv)
+    if arguments.action == "enrol":
+        return carry_out(arguments)
     if arguments.action == "run":
         return main(arguments.config)
     config = read_config(arguments.config)
