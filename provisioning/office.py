@@ -4,7 +4,8 @@
     ca/                                 the authority; its key never leaves this folder
     broker/                             Mosquitto runs in here
     services/{ingest,watch,APPLICATION}/
-    store/  enrolment/                  their certificates
+    store/                              the certificate of InfluxDB
+    enrolment/                          the service that takes installers' codes
     gateways/{county}/{gateway}/        what a gateway needs; may be deleted once it is there
 
 Every file is written whole, and every command makes again what is missing, so that one that was killed is
@@ -13,7 +14,6 @@ repaired by the next. One command at a time.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -23,7 +23,6 @@ import signal
 import stat
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,11 +46,9 @@ from provisioning.authority import (
     new_key,
     serial_of,
 )
-from provisioning.files import make_folder, write_private, write_public
+from provisioning.files import locked, make_folder, write_private, write_public
 from provisioning.store import Place, places
 
-LOCK_DEADLINE_S = 10.0
-_LOCK_LOOK_S = 0.05
 _MADE = "# Made by `onestreet town` from towns/*.toml: what is changed here is lost with the next command."
 _TLS = 'tls = { ca_file = "ca.pem", certificate_file = "certificate.pem", key_file = "key.pem" }'
 SERVERS = ("broker", "store", "enrolment")
@@ -378,7 +375,7 @@ class Office:
 
         Raises: ConfigError, OfficeError when it may have none, AuthorityError when the request is no good.
         """
-        self._check_open(county, gateway, "certificate")
+        self.check_open(county, gateway, "certificate")
         user = gateway_user(county, gateway)
         certificate = self.authority.sign_request(request_pem, user, days=self.gateway_days)
         self.authority.supersede(user, keep=serial_of(certificate))
@@ -386,7 +383,7 @@ class Office:
 
     def new_password(self, county: str, gateway: str) -> str:
         """Return a new password of a gateway; the broker takes it, and no other, once it is told to reload."""
-        self._check_open(county, gateway, "password")
+        self.check_open(county, gateway, "password")
         word = secrets.token_urlsafe(24)
         folder = self.gateway_folder(county, gateway)
         (folder / "password").unlink(missing_ok=True)
@@ -394,16 +391,21 @@ class Office:
         write_private(self.folder / "broker" / "passwords", broker.written_passwords(hashes))
         return word
 
-    def _check_open(self, county: str, gateway: str, credential: str) -> None:
+    def has_password(self, county: str, gateway: str) -> bool:
+        """Whether the broker knows a password of a gateway."""
+        return gateway_user(county, gateway) in self._passwords()
+
+    def check_open(self, county: str, gateway: str, credential: str = "") -> None:
+        """Check that a gateway may have credentials, of a kind. Raises: ConfigError, OfficeError."""
         one = self.gateway(county, gateway)
-        if one.credential != credential:
+        if credential and one.credential != credential:
             raise OfficeError(f"{county}/{gateway} goes by {one.credential}, not {credential}")
         if self.is_revoked(county, gateway):
             raise OfficeError(f"{county}/{gateway} was revoked: add it again first")
 
     def rotate_gateway(self, county: str, gateway: str) -> None:
         """Lay a new key and certificate, or a new password, out for a gateway."""
-        self._check_open(county, gateway, self.gateway(county, gateway).credential)
+        self.check_open(county, gateway)
         folder = make_folder(self.gateway_folder(county, gateway))
         if self.gateway(county, gateway).credential == "password":
             write_private(folder / "password", secrets.token_urlsafe(24))
@@ -499,12 +501,12 @@ class Office:
 
 @contextmanager
 def opened(folder: Path, passphrase_file: Path | None = None) -> Iterator[Office]:
-    """Open an office, for us alone. Raises: ConfigError, OfficeError when another command is at work."""
+    """Open an office, for us alone. Raises: ConfigError, Busy when another command is at work."""
     if not (folder / "ca" / "ca.pem").exists():
         allowed = "must be an office's folder: onestreet town init TOWN.toml --into DIR makes one"
         raise ConfigError("command line", "into", str(folder), allowed)
     _check_folder(folder)
-    with _locked(folder):
+    with locked(folder):
         yield Office(folder, _passphrase(passphrase_file))
 
 
@@ -522,7 +524,7 @@ def init(
         read_town(file)
     make_folder(into)
     _check_folder(into)
-    with _locked(into):
+    with locked(into):
         kept = {file.name: file for file in (into / "towns").glob("*.toml")}
         towns = read_towns((kept | given).values())
         if not towns:
@@ -547,23 +549,6 @@ def _check_keeps_gateways(kept: Path, given: Path) -> None:
         if one.id not in has:
             allowed = f"{kept} has this gateway; to take it away, delete it there"
             raise ConfigError(str(given), "gateway.id", one.id, allowed)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the office's lock; the kernel lets go of it with a process that is killed."""
-    with (folder / ".lock").open("a") as file:
-        deadline_s = time.monotonic() + LOCK_DEADLINE_S
-        waiting = threading.Event()
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    raise OfficeError(f"another command is at work in {folder}") from None
-                waiting.wait(_LOCK_LOOK_S)
-        yield
 
 
 def _check_folder(folder: Path) -> None:
