@@ -61,19 +61,17 @@ Reason = Literal[
     "answer",
 ]
 
-WORDS: dict[Reason, str] = {
-    "mistyped": "the code has a typing error 代碼輸入有誤",
-    "unknown": "the town does not know this code 市府沒有這組代碼",
-    "expired": "the code has expired; ask for a new one 代碼已過期,請索取新代碼",
-    "used": "the code was used already; ask for a new one 代碼已使用過,請索取新代碼",
-    "withdrawn": "the town has withdrawn this gateway 市府已撤銷此閘道器",
-    "busy": "the service is busy 登錄服務忙碌中",
-    "unreachable": "the enrolment service cannot be reached 無法連上登錄服務",
-    "clock": "this gateway's clock is wrong; set it first 閘道器時鐘不正確,請先校時",
-    "authority": "this is not the town that the code is from; nothing was sent"
-    " 對方不是代碼所屬的市府,未送出任何資料",
-    "answer": "the answer makes no sense; is this the enrolment service?"
-    " 回應無法解讀,請確認是否為登錄服務",
+WORDS: dict[Reason, tuple[str, str]] = {
+    "mistyped": ("the code has a typing error", "代碼輸入有誤"),
+    "unknown": ("the town does not know this code", "市府沒有這組代碼"),
+    "expired": ("the code has expired", "代碼已過期"),
+    "used": ("the code was used already", "代碼已使用過"),
+    "withdrawn": ("the town has withdrawn this gateway", "市府已撤銷此閘道器"),
+    "busy": ("the service is busy", "登錄服務忙碌中"),
+    "unreachable": ("the enrolment service cannot be reached", "無法連上登錄服務"),
+    "clock": ("a certificate is not valid at this gateway's time", "憑證在閘道器目前的時間無效"),
+    "authority": ("this is not the town that the code is from", "對方不是核發代碼的市府"),
+    "answer": ("the answer makes no sense", "回應無法解讀"),
 }
 """What an installer reads, and what docs/installers explains."""
 
@@ -83,7 +81,7 @@ class EnrolmentError(OnestreetError):
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         """Say why, in both languages."""
-        super().__init__(f"{WORDS[reason]}{': ' + detail if detail else ''}")
+        super().__init__(f"{' '.join(WORDS[reason])}{': ' + detail if detail else ''}")
         self.reason, self.detail = reason, detail
 
 
