@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -123,12 +124,16 @@ class Influx:
         return Bucket(self, f"city-{next(_numbers)}")
 
     def call(self, method: str, path: str, body: object = None, *, token: str = _ADMIN) -> Any:
-        """Ask its HTTP interface, as the administrator unless another token is given. Raises: HTTPError."""
+        """Ask its HTTP interface, as the administrator unless another token (or NAME:PASSWORD) is given.
+
+        Raises: HTTPError.
+        """
+        shown = f"Basic {b64encode(token.encode()).decode()}" if ":" in token else f"Token {token}"
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310 - our own server
             f"{self.url}{path}",
             data if body is not None else None,
-            {"Authorization": f"Token {token}"},
+            {"Authorization": shown},
             method=method,
         )
         with urllib.request.urlopen(request, timeout=20, context=self._tls()) as answer:  # noqa: S310
