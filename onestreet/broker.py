@@ -1,4 +1,4 @@
-"""A Mosquitto of our own: a subprocess on a free port, with passwords and the exchange's access rules."""
+"""The demo's Mosquitto: a subprocess on a free port of loopback, with passwords and the exchange's access rules."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from exchange.topics import PREFIX
 from onestreet.processes import ProcessFailed
+from provisioning.access import gateway_rules, ingest_rules, watch_rules
+from provisioning.broker import password_hash, written_passwords
+from provisioning.files import write_private
 
 
 class GatewayAccount(msgspec.Struct, frozen=True):
@@ -28,7 +29,7 @@ class BrokerFiles:
     """Configuration, passwords and access rules in one folder."""
 
     def __init__(self, folder: Path, county: str, gateways: Iterable[GatewayAccount]) -> None:
-        """Write every file. Raises: ProcessFailed when Mosquitto is not installed."""
+        """Write every file."""
         self.folder = folder
         self.host = "127.0.0.1"
         self.port = _free_port()
@@ -43,8 +44,8 @@ class BrokerFiles:
 
     @property
     def argv(self) -> list[str]:
-        """The command that runs it."""
-        return [_mosquitto("mosquitto"), "-c", str(self._config)]
+        """The command that runs it. Raises: ProcessFailed when Mosquitto is not installed."""
+        return [_mosquitto(), "-c", str(self._config)]
 
     def password_file(self, user: str) -> Path:
         """Where a user's password is."""
@@ -65,16 +66,9 @@ class BrokerFiles:
     def _write_passwords(self) -> None:
         passwords = {user: secrets.token_urlsafe(24) for user in self._users}
         for user, password in passwords.items():
-            path = self.password_file(user)
-            path.touch(mode=0o600)
-            path.write_text(password)
-        hashed = self.folder / "passwords"
-        hashed.touch(mode=0o600)
-        hashed.write_text("".join(f"{user}:{word}\n" for user, word in passwords.items()))
-        # -U hashes the file in place: a password never stands in a process list
-        subprocess.run(
-            [_mosquitto("mosquitto_passwd"), "-U", hashed], check=True, capture_output=True
-        )
+            write_private(self.password_file(user), password)
+        hashes = {user: password_hash(password) for user, password in passwords.items()}
+        write_private(self.folder / "passwords", written_passwords(hashes))
 
     def _configuration(self) -> str:
         lines = [
@@ -99,33 +93,18 @@ class BrokerFiles:
 
 
 def access_rules(county: str, gateways: Iterable[GatewayAccount]) -> str:
-    """Return Mosquitto's ACL for one county: each gateway its own branch, receipts from ingest only."""
-    everywhere = f"{PREFIX}/{county}/+/+"
-    rules = []
-    for gateway in gateways:
-        own = f"{PREFIX}/{gateway.county}/{gateway.site}/{gateway.gateway}"
-        rules += [
-            f"user {gateway.gateway}",
-            *(f"topic write {own}/+/+/{channel}" for channel in ("readings", "state", "results")),
-            f"topic read {own}/+/+/commands",
-            f"topic read {own}/receipts",
-            "",
-        ]
-    channels = ("readings", "state", "results")
-    for user in ("ingest", "watch"):
-        rules += [
-            f"user {user}",
-            *(f"topic read {everywhere}/+/+/{channel}" for channel in channels),
-        ]
-        rules += [f"topic write {everywhere}/receipts"] if user == "ingest" else []
-        rules.append("")
-    return "\n".join(rules)
+    """Return Mosquitto's ACL: the watch of the demo runs inside ingest, as the same user."""
+    rules = [gateway_rules(one.gateway, one.county, one.site, one.gateway) for one in gateways]
+    rules += [ingest_rules("ingest", [county]), watch_rules("ingest", [county])]
+    return "\n".join([*rules, watch_rules("watch", [county])])
 
 
-def _mosquitto(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+def _mosquitto() -> str:
+    found = shutil.which(
+        "mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+    )
     if found is None:
-        raise ProcessFailed(f"{name} is not installed: on Debian, apt-get install mosquitto")
+        raise ProcessFailed("mosquitto is not installed: on Debian, apt-get install mosquitto")
     return found
 
 

@@ -307,17 +307,17 @@ def _rotate(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     now, due = datetime.now(UTC), False
     with opened(arguments.into, arguments.ca_passphrase_file) as office:
-        office.regenerate()
+        if office.regenerate():
+            _tell_broker(office)
         lines = [("ca", office.authority.not_after, "")]
         for one in office.authority.all_valid():
             words = "superseded 已汰換" if one.superseded_until else ""
             lines.append((one.name, one.superseded_until or one.not_after, words))
         for name, ends, words in sorted(lines, key=lambda line: line[1]):
             if not words and ends - now < WARNING:
-                due, words = (
-                    True,
-                    f"expires soon: onestreet town rotate {name.replace('.', '/')} 即將到期",
-                )
+                due = True
+                what = name.removeprefix("app.").replace(".", "/")
+                words = f"expires soon: onestreet town rotate {what}  即將到期"
             _write(f"{ends:%Y-%m-%d}\t{name}\t{words}")
         if office.authority.is_rotating:
             left = ", ".join(office.left_behind()) or "-"

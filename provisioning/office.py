@@ -338,7 +338,9 @@ class Office:
             ]
             text = self._town_file(county).read_text(encoding="utf-8")
             self._replace_town(county, text.rstrip("\n") + "\n" + "\n".join(lines))
-        self.regenerate(hand_out=hand_out)
+        if hand_out:
+            make_folder(self.gateway_folder(county, gateway))  # one that is there is filled
+        self.regenerate()
 
     def _reopen(self, county: str, gateway: str, site: str) -> None:
         one, file = self.gateway(county, gateway), str(self._town_file(county))
