@@ -113,6 +113,12 @@ class Judge:
         self._kept[requirement] += 0
         self._apart[requirement] = reason
 
+    def withdraw(self, requirement: str, reason: str) -> None:
+        """Take back what was judged of a requirement: something else spoiled the run."""
+        self._kept[requirement] = 0
+        self._broken.pop(requirement, None)
+        self.apart(requirement, reason)
+
     def report(self) -> Report:
         """Return a verdict on every requirement that binds the party."""
         seconds = (datetime.now(UTC) - self._begun).total_seconds()

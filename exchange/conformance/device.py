@@ -1,0 +1,91 @@
+"""`onestreet conform device`: listens to one device, gives it commands when it may, and judges."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import AsyncExitStack
+
+from exchange.conformance import command
+from exchange.conformance.conduct import Conduct, DeviceConduct
+from exchange.conformance.judgement import Judge, Report
+from exchange.conformance.listening import listening, retained, until
+from exchange.conformance.orders import REQUIREMENTS, Orders
+from exchange.conformance.pace import Pace
+from exchange.conformance.witness import Address, Witness, witness
+
+LONGEST_S = 50.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what this role asks for."""
+    parser.add_argument("--gateway", required=True, type=command.level)
+    parser.add_argument("--device", required=True, type=command.level)
+    parser.add_argument(
+        "--profile", default="", help="default: the one of its domain that fits best"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=command.seconds,
+        default=LONGEST_S,
+        help="how long to watch at most, default: %(default)g; ends when enough was seen",
+    )
+    parser.add_argument(
+        "--commands", action="store_true", help="give it commands: a real lamp will act"
+    )
+
+
+async def judge(asked: argparse.Namespace, address: Address, *, pace: Pace | None = None) -> Report:
+    """Judge one device. Raises: UplinkError."""
+    pace = pace or Pace()
+    judged = Judge("device", f"{asked.county}/{asked.gateway}/{asked.device}")
+    conduct = Conduct(
+        judged, asked.county, asked.gateway, asked.device, pace=pace, profile=asked.profile
+    )
+    async with AsyncExitStack() as stack:
+        seen = await stack.enter_async_context(witness(address))
+        beside = await stack.enter_async_context(witness(address))
+        await stack.enter_async_context(listening(seen, conduct.take, conduct.filter))
+        await stack.enter_async_context(
+            listening(beside, conduct.take_neighbour, conduct.neighbours)
+        )
+        command.progress(asked, f"watching {judged.subject} for at most {asked.seconds:g} s")
+        acting = asyncio.create_task(_act(asked, judged, conduct, seen, pace))
+        try:
+            await until(lambda: _is_enough(conduct, asked.device), asked.seconds)
+            await acting
+        finally:
+            acting.cancel()
+        conduct.conclude(await retained(address, conduct.filter))
+    return judged.report()
+
+
+def _is_enough(conduct: Conduct, device: str) -> bool:
+    found = conduct.devices.get(device)
+    return found is not None and found.is_seen_enough
+
+
+async def _act(
+    asked: argparse.Namespace, judged: Judge, conduct: Conduct, seen: Witness, pace: Pace
+) -> None:
+    """Give commands to a device that announces some, if we may."""
+    if not asked.commands:
+        refrain(judged, "a command acts on a real device: only with --commands")
+        return
+
+    def announcing() -> list[DeviceConduct]:
+        return [one for one in conduct.devices.values() if one.commands]
+
+    await until(announcing, asked.seconds / 2)
+    if not announcing():
+        refrain(judged, "its state announces no command")
+        return
+    device = announcing()[0]
+    command.progress(asked, f"giving {device.name} commands")
+    await Orders(judged, conduct, device, device.topic("commands"), seen.publish, pace).give()
+
+
+def refrain(judged: Judge, reason: str) -> None:
+    """Say why no command was given."""
+    for requirement in REQUIREMENTS:
+        judged.apart(requirement, reason)
