@@ -35,6 +35,9 @@ SUBCOMMANDS = {
     "town": Subcommand(
         "provisioning.command:run", "town", "a town's keys, accounts, broker and store"
     ),
+    "street": Subcommand(
+        "onestreet.street:run", "all", "every gateway of an office's towns, simulated"
+    ),
     "decode": Subcommand(
         "onestreet.decode:run", "edge", "what a driver makes of bytes given in hex"
     ),

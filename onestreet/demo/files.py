@@ -27,7 +27,7 @@ def agent_file(
 ) -> str:
     """Return the agent's configuration in TOML."""
     tables = [
-        _table(
+        table(
             "[gateway]",
             id=GATEWAY,
             county=plan.county,
@@ -37,7 +37,7 @@ def agent_file(
             label={"en": "Demo gateway", "zh-TW": "示範閘道器"},
             location=_location(plan, 0),
         ),
-        _table(
+        table(
             "[broker]",
             host=broker.host,
             port=broker.port,
@@ -45,12 +45,15 @@ def agent_file(
             password_file=str(broker.password_file(GATEWAY)),
             keepalive_s=10,
         ),
-        _table("[delivery]", drain_s=DRAIN_S),
+        table("[delivery]", drain_s=DRAIN_S),
     ]
     for bus in plan.buses:
         endpoint = endpoints[bus.id]
-        tables.append(_table("[[bus]]", id=_bus_id(bus.id), **_reached(endpoint)))
-    tables += [_device(device, plan, number) for number, device in enumerate(plan.devices, 1)]
+        tables.append(table("[[bus]]", id=bus_id(bus.id), **reached(endpoint)))
+    tables += [
+        device_table(device, plan, number, INTERVAL_S[device.domain])
+        for number, device in enumerate(plan.devices, 1)
+    ]
     return "\n".join(tables)
 
 
@@ -60,7 +63,7 @@ def ingest_file(plan: TownPlan, broker: BrokerFiles, store: str, folder: Path) -
         [
             f"counties = {_toml([plan.county])}",
             f"store = {_toml(store)}\n",
-            _table(
+            table(
                 "[broker]",
                 host=broker.host,
                 port=broker.port,
@@ -68,21 +71,22 @@ def ingest_file(plan: TownPlan, broker: BrokerFiles, store: str, folder: Path) -
                 password_file=str(broker.password_file("ingest")),
                 client_id="ingest",
             ),
-            _table("[quarantine]", path=str(folder / "quarantine.sqlite")),
+            table("[quarantine]", path=str(folder / "quarantine.sqlite")),
         ]
     )
 
 
-def _device(device: DevicePlan, plan: TownPlan, number: int) -> str:
+def device_table(device: DevicePlan, plan: TownPlan, number: int, interval_s: float) -> str:
+    """Return the table of a device, the `number`th along its street."""
     en, zh_tw = LABELS[device.domain]
     place = device.id.rpartition("-")[2]
-    return _table(
+    return table(
         "[[device]]",
         id=device.id,
         domain=device.domain,
         driver=device.driver,
-        bus=_bus_id(device.bus),
-        interval_s=INTERVAL_S[device.domain],
+        bus=bus_id(device.bus),
+        interval_s=interval_s,
         settings=device.settings,
         label={"en": f"{en} {place}", "zh-TW": f"{zh_tw} {place}"},
         asset_id=device.id.upper(),
@@ -90,7 +94,8 @@ def _device(device: DevicePlan, plan: TownPlan, number: int) -> str:
     )
 
 
-def _reached(endpoint: Mapping[str, Any]) -> dict[str, Any]:
+def reached(endpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the agent reaches a simulated line."""
     match endpoint:
         case {"kind": "modbus-rtu", "port": port}:
             return {"kind": "modbus-rtu", "port": port, "timeout_s": 2.0}
@@ -108,11 +113,13 @@ def _location(plan: TownPlan, number: int) -> dict[str, float]:
     }
 
 
-def _bus_id(name: str) -> str:
+def bus_id(name: str) -> str:
+    """Return a line's name as the agent's configuration takes it."""
     return name.lower()
 
 
-def _table(head: str, **values: object) -> str:
+def table(head: str, **values: object) -> str:
+    """Return a table of TOML."""
     return "\n".join([head, *(f"{key} = {_toml(value)}" for key, value in values.items()), ""])
 
 

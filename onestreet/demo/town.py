@@ -63,6 +63,11 @@ class TownProcess:
         """Return when no reading is on its way any more, or what was wrong with that."""
         return await self._tell("mute")
 
+    async def ended(self) -> int:
+        """Return its exit status once it has ended."""
+        assert self._process is not None
+        return await self._process.wait()
+
     async def stop(self) -> None:
         """End it."""
         process = self._process
