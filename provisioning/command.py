@@ -12,7 +12,7 @@ from exchange.errors import ConfigError
 from exchange.towns import read_towns
 from provisioning import compose, enrolment, enrolment_service, store
 from provisioning.access import gateway_user
-from provisioning.files import write_private
+from provisioning.files import locked, make_folder, write_private
 from provisioning.office import Office, init, opened
 
 WARNING = timedelta(days=60)
@@ -332,12 +332,13 @@ def _reload(arguments: argparse.Namespace) -> int:
 
 
 def _store(arguments: argparse.Namespace) -> int:
-    with opened(arguments.into, arguments.ca_passphrase_file) as office:
-        act = store.rotate if arguments.rotate else store.set_up
-        written = act(office.folder, office.towns, url=arguments.url)
-        for file in written:
+    # without the authority: in a container there is none
+    towns = read_towns((arguments.into / "towns").glob("*.toml"))
+    act = store.rotate if arguments.rotate else store.set_up
+    with locked(make_folder(arguments.into / "store")):
+        for file in act(arguments.into, towns, url=arguments.url):
             _say(f"{file}: written", "已寫入")
-        _say("the store is as the towns' files say", "資料庫設定完成")
+    _say("the store is as the towns' files say", "資料庫設定完成")
     return 0
 
 
