@@ -10,7 +10,6 @@ from exchange.commands import decode_command
 from exchange.conformance import command
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.listening import listening, until
-from exchange.conformance.pace import Pace
 from exchange.conformance.witness import Address, Seen, witness
 from exchange.errors import CommandError, StateError, TopicError
 from exchange.states import decode_state
@@ -21,21 +20,19 @@ LONGEST_S = 50.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this role asks for."""
-    parser.add_argument(
-        "--gateway", default="+", type=command.level, help="default: every one of the county"
-    )
+    parser.add_argument("--gateway", type=command.level, help="default: every one of the county")
     parser.add_argument(
         "--seconds", type=command.seconds, default=LONGEST_S, help="default: %(default)g"
     )
 
 
-async def judge(asked: argparse.Namespace, address: Address, *, pace: Pace | None = None) -> Report:
+async def judge(asked: argparse.Namespace, address: Address) -> Report:
     """Judge whoever gives commands. Raises: UplinkError."""
-    where = asked.county if asked.gateway == "+" else f"{asked.county}/{asked.gateway}"
+    where = f"{asked.county}/{asked.gateway or ''}".rstrip("/")
     judged = Judge("application", f"commands in {where}")
     listener = _Listener(judged)
     async with witness(address) as seen:
-        topics = f"+/+/{asked.county}/+/{asked.gateway}/#"
+        topics = f"+/+/{asked.county}/+/{asked.gateway or '+'}/#"
         async with listening(seen, listener.take, topics):
             command.progress(asked, f"watching {judged.subject} for {asked.seconds:g} s")
             await until(lambda: False, asked.seconds)
