@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from device_drivers.kit.driver import Reading
-from device_drivers.kit.profile import Profile
 from edge_agent.buses import BusTask, Line
 from edge_agent.config import Config, Device, read_config
-from edge_agent.gateway_device import GatewayDevice
+from edge_agent.gateway_device import METRICS, GatewayDevice
 from edge_agent.health import Health
-from edge_agent.intake import Intake
+from edge_agent.intake import Intake, named
 from edge_agent.outbox import Outbox, OutboxBlocked, Waiting
 from edge_agent.uplink import Message, Uplink
 from exchange.errors import ConfigError
@@ -46,6 +45,7 @@ class Agent:
         self.outbox = Outbox(Path(config.gateway.state_dir) / "outbox.sqlite")
         self._since = datetime.now(UTC)
         self._epochs: dict[str, int] = {}
+        self._metrics = {device.id: _metrics(device) for device in config.device}
         self._stop_buses = asyncio.Event()
         self._intake = Intake(self.outbox, self._taken)
         self.uplink = Uplink(
@@ -154,6 +154,10 @@ class Agent:
                     )
                     self.uplink.republish_states()
                 self._epochs[one.device] = one.sample.epoch
+            known = self._metrics.get(one.device)
+            if known is not None and not one.sample.metrics.keys() <= known:
+                known |= one.sample.metrics.keys()  # an advertiser says only on the air what it has
+                self.uplink.republish_states()
         self.uplink.wake()
 
     # ------------------------------------------------------------------------------------------------- states
@@ -161,7 +165,9 @@ class Agent:
     async def _states(self) -> list[Message]:
         """Return every retained state as it is now."""
         gateway = self.config.gateway
-        states = [self._gateway_state(await self._epoch(gateway.id), self._since)]
+        epoch = await self._epoch(gateway.id)
+        self.uplink.will = self._gateway_state(epoch, None)
+        states = [self._gateway_state(epoch, self._since)]
         for device in self.config.device:
             epoch = await self._epoch(device.id)
             states.append(
@@ -187,7 +193,10 @@ class Agent:
             interval_s=gateway.interval_s,
             epoch=epoch,
             descriptor=Descriptor(
-                label=gateway.label, location=gateway.location, township=gateway.township
+                label=gateway.label,
+                location=gateway.location,
+                township=gateway.township,
+                metrics=dict.fromkeys(METRICS, gateway.interval_s),
             ),
         )
         return self._topic("gateway", gateway.id), encode_state(state)
@@ -195,8 +204,6 @@ class Agent:
     def _device_state(self, device: Device, epoch: int) -> bytes:
         package = device.package
         profile = package.profile
-        settings = package.settings(device.settings)
-        model = getattr(settings, "model", profile.identity.models[0])
         state = State(
             v=1,
             online=True,
@@ -205,7 +212,7 @@ class Agent:
             epoch=epoch,
             descriptor=Descriptor(
                 maker=profile.identity.maker,
-                model=model,
+                model=_model(device),
                 brand_origin=profile.identity.brand_origin,
                 serial=device.serial,
                 driver=package.id,
@@ -217,19 +224,26 @@ class Agent:
                 location=device.location,
                 township=device.township,
                 installed=device.installed,
-                metrics=dict.fromkeys(_metrics(profile, model), device.interval_s),
+                metrics=dict.fromkeys(sorted(self._metrics[device.id]), device.interval_s),
             ),
         )
         return encode_state(state)
 
 
-def _metrics(profile: Profile, model: str) -> list[str]:
+def _model(device: Device) -> str:
+    settings = device.package.settings(device.settings)
+    return str(getattr(settings, "model", device.package.profile.identity.models[0]))
+
+
+def _metrics(device: Device) -> set[str]:
     """Return what a device of this model reports; an advertiser says so only on the air."""
+    profile = device.package.profile
     if profile.completes == "advert":
-        return []
-    named = [name for name, variant in profile.variants.items() if model in variant.models]
-    points = profile.points_of(named[0]) if named else profile.points
-    return [point.metric for point in points if point.metric]
+        return set()
+    model = _model(device)
+    variants = [name for name, variant in profile.variants.items() if model in variant.models]
+    points = profile.points_of(variants[0]) if variants else profile.points
+    return {named(point.metric, device) for point in points if point.metric}
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:

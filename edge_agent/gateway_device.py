@@ -15,6 +15,9 @@ from edge_agent.outbox import Outbox
 from exchange.delivery import Delivery
 from exchange.readings import Value
 
+METRICS = ("cpu", "memory", "disk_free", "outbox_depth", "unreceipted", "uplink_rtt", "bus_errors")
+"""What a gateway says of itself."""
+
 
 class GatewayDevice:
     """Measures the gateway every `interval_s`."""

@@ -92,6 +92,11 @@ class Intake:
         await self._queue.join()
 
 
+def named(metric: str, device: Device) -> str:
+    """Return a driver's metric as the exchange calls it: what the domain lacks is the vendor's own."""
+    return metric if is_metric_name(device.domain, metric) else f"x-{device.vendor}-{metric}"
+
+
 def fitted(reading: Reading, device: Device) -> Reading:
     """Return the reading as its domain may carry it.
 
@@ -103,7 +108,7 @@ def fitted(reading: Reading, device: Device) -> Reading:
     marks = [reading.quality] if reading.quality else []
     for name, value in reading.metrics.items():
         known = is_metric_name(device.domain, name)
-        name = name if known else f"x-{device.vendor}-{name}"
+        name = named(name, device)
         if not (isinstance(value, bool) or (math.isfinite(value) and abs(value) < MAX_NUMBER)):
             marks.append(f"bad:fault({name})")
         else:
