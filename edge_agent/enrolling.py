@@ -27,7 +27,7 @@ MAX_CHARACTERS = 4096
 
 def add_parser(actions: _SubParsersAction[Any]) -> None:
     """Add the subcommand's arguments."""
-    words = "enrol this gateway in its town with the one-time code that the town gave 以一次性代碼登錄閘道器"
+    words = "enrol this gateway in its town with the one-time code that the town gave 以一次性註冊碼註冊閘道器"
     action = actions.add_parser("enrol", help=words, description=words, allow_abbrev=False)
     action.add_argument(
         "--code-file",
@@ -57,7 +57,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     if arguments.given is not None or arguments.also_given:
         sys.stderr.write(
             "onestreet edge enrol: a code is no argument, others can read those; type it when asked, or use --code-file"
-            " 請勿將代碼放在指令參數中(其他使用者看得到),請於提示時輸入,或使用 --code-file\n"
+            " 請勿將註冊碼放在指令參數中(其他使用者看得到),請於提示時輸入,或使用 --code-file\n"
         )
         return 2
     code = _code(arguments.code_file)
@@ -93,7 +93,7 @@ def _code(file: Path | None) -> Code:
 
 def _typed() -> str:
     try:
-        return input("Code 代碼: ")
+        return input("Code 註冊碼: ")
     except EOFError:
         raise EnrolmentRefused("mistyped", "nothing was typed 未輸入") from None
 
@@ -104,7 +104,7 @@ def _waiting(error: EnrolmentDelayed) -> None:
 
 def _say(done: Enrolled, into: Path) -> None:
     lines = [
-        f"{done.name}: enrolled 已完成登錄"
+        f"{done.name}: enrolled 已完成註冊"
         + (" (already before 先前已完成)" if done.before else "")
     ]
     lines.append(f"credentials 憑證: {into}")

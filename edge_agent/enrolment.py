@@ -46,6 +46,7 @@ from exchange.enrolment import (
     Refusal,
     Request,
     fingerprint,
+    read_message,
 )
 from exchange.errors import ConfigError
 
@@ -138,9 +139,9 @@ def _asked(code: Code, ca: str, body: bytes) -> tuple[Grant, float]:
     answer = _call(code, context, "POST", ENROL_PATH, body)
     try:
         if answer.status == 200:
-            return msgspec.json.decode(answer.body, type=Grant), answer.clock_off_s
-        refusal = msgspec.json.decode(answer.body, type=Refusal)
-    except msgspec.MsgspecError as error:
+            return read_message(answer.body, Grant), answer.clock_off_s
+        refusal = read_message(answer.body, Refusal)
+    except EnrolmentRefused as error:
         raise _unlike(code, answer) from error
     if refusal.reason == "busy":
         raise EnrolmentDelayed("busy", retry_after_s=refusal.retry_after_s)
@@ -292,8 +293,8 @@ def _check_folder(into: Path) -> None:
 
 def _recorded(into: Path) -> _Record | None:
     try:
-        return msgspec.json.decode((into / RECORD).read_bytes(), type=_Record)
-    except (OSError, msgspec.MsgspecError):
+        return read_message((into / RECORD).read_bytes(), _Record)
+    except (OSError, EnrolmentRefused):
         return None
 
 

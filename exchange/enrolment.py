@@ -24,13 +24,15 @@ import unicodedata
 from binascii import crc_hqx
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from exchange.errors import OnestreetError
 from exchange.states import Label, Location
 from exchange.topics import END
+
+T = TypeVar("T")
 
 PORT = 8443
 """Where the service listens when a code's address says nothing else."""
@@ -62,15 +64,15 @@ Reason = Literal[
 ]
 
 WORDS: dict[Reason, tuple[str, str]] = {
-    "mistyped": ("the code has a typing error", "代碼輸入有誤"),
-    "unknown": ("the town does not know this code", "市府沒有這組代碼"),
-    "expired": ("the code has expired", "代碼已過期"),
-    "used": ("the code was used already", "代碼已使用過"),
+    "mistyped": ("the code has a typing error", "註冊碼輸入有誤"),
+    "unknown": ("the town does not know this code", "市府沒有這組註冊碼"),
+    "expired": ("the code has expired", "註冊碼已過期"),
+    "used": ("the code was used already", "註冊碼已使用過"),
     "withdrawn": ("the town has withdrawn this gateway", "市府已撤銷此閘道器"),
-    "busy": ("the service is busy", "登錄服務忙碌中"),
-    "unreachable": ("the enrolment service cannot be reached", "無法連上登錄服務"),
+    "busy": ("the service is busy", "註冊服務忙碌中"),
+    "unreachable": ("the enrolment service cannot be reached", "無法連上註冊服務"),
     "clock": ("a certificate is not valid at this gateway's time", "憑證在閘道器目前的時間無效"),
-    "authority": ("this is not the town that the code is from", "對方不是核發代碼的市府"),
+    "authority": ("this is not the town that the code is from", "對方不是核發註冊碼的市府"),
     "answer": ("the answer makes no sense", "回應無法解讀"),
 }
 """What an installer reads, and what docs/installers explains."""
@@ -186,7 +188,7 @@ def _split(address: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(address.lower())
     port = int(match["port"] or PORT) if match else 0
     if match is None or not 0 < port < 65536:
-        detail = "it begins with an address, such as ENROL.EXAMPLE.ORG 代碼開頭應為位址"
+        detail = "it begins with an address, such as ENROL.EXAMPLE.ORG 註冊碼開頭應為位址"
         raise EnrolmentRefused("mistyped", detail)
     return match["host"].strip("[]"), port
 
@@ -216,7 +218,7 @@ def _suspect(values: list[int], address: str) -> str:
         if any(_decoded(each, address) for each in tries):
             wrong.add(place // _GROUP + 1)
     if len(wrong) != 1:
-        return "compare it with what you were given 請與收到的代碼逐一核對"
+        return "compare it with what you were given 請與收到的註冊碼逐一核對"
     (group,) = wrong
     return f"look at group {group} first 請先核對第 {group} 組"
 
@@ -227,6 +229,14 @@ def _groups(chars: list[str]) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------------- messages
+
+
+def read_message(data: bytes, shape: type[T]) -> T:
+    """Return what one side said to the other. Raises: EnrolmentRefused with nothing of it."""
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise EnrolmentRefused("answer", type(error).__name__) from None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

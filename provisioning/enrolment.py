@@ -137,13 +137,14 @@ def grant(office: Office, request: Request, *, now: datetime | None = None) -> G
         entry.salt
     ):
         raise EnrolmentRefused("withdrawn", entry.name)
+    password = _password(entry, secret) if entry.salt else ""
     if entry.used is None:
-        if not entry.salt:
+        if not password:
             signed = office.sign_gateway(entry.county, entry.gateway, request.request.encode())
             entry.certificate = signed.decode()
         entry.used, entry.key = now, key
         _write_codes(office.folder, codes)
-    return _granted(office, entry, _password(entry, secret) if entry.salt else "")
+    return _granted(office, entry, password)
 
 
 def _granted(office: Office, entry: Entry, password: str) -> Grant:

@@ -27,6 +27,7 @@ from exchange.enrolment import (
     Grant,
     Reason,
     Request,
+    read_message,
 )
 from exchange.errors import ConfigError, OnestreetError
 from exchange.runtime import log_to_stderr, notify, run, stop_on_signals
@@ -42,7 +43,7 @@ ALL_ATTEMPTS, ALL_S = 300, 0.5
 ADDRESSES = 4096
 CONNECTIONS = 200
 CONNECTION_S, HANDSHAKE_S, BODY_S = 20.0, 5.0, 5.0
-DRAIN_S = 5.0
+DRAIN_S, LINGER_S = 5.0, 1.0
 REFRESH_S = 60.0
 _SILENT = logging.getLogger(f"{__name__}.http")
 _SILENT.setLevel(logging.CRITICAL + 1)  # aiohttp would quote what it cannot read
@@ -128,6 +129,8 @@ class Service:
         self._passphrase_file = passphrase_file
         self._attempts = Attempts()
         self._one_at_a_time = asyncio.Lock()
+        self._under_way = 0
+        self._ended = asyncio.Condition()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
         self._ca = b""
@@ -156,6 +159,7 @@ class Service:
             access_log=None,
             logger=_SILENT,
             keepalive_timeout=BODY_S,
+            lingering_time=LINGER_S,
             shutdown_timeout=DRAIN_S,
         )
         await runner.setup()
@@ -189,6 +193,8 @@ class Service:
             notify("STOPPING=1")
             server.close()
             refreshing.cancel()
+            # aiohttp would read no further from here on, not even what has begun
+            await asyncio.wait({asyncio.create_task(self._settled())}, timeout=DRAIN_S)
             await runner.cleanup()
         log.info("stopped", extra={"failed_attempts": self._attempts.failed})
 
@@ -203,7 +209,20 @@ class Service:
     async def _give_ca(self, _: web.Request) -> web.Response:
         return web.Response(body=self._ca, content_type="application/x-pem-file")
 
+    async def _settled(self) -> None:
+        async with self._ended:
+            await self._ended.wait_for(lambda: not self._under_way)
+
     async def _enrol(self, asked: web.Request) -> web.Response:
+        self._under_way += 1
+        try:
+            return await self._answered(asked)
+        finally:
+            self._under_way -= 1
+            async with self._ended:
+                self._ended.notify_all()
+
+    async def _answered(self, asked: web.Request) -> web.Response:
         address = asked.remote or ""
         if wait_s := self._attempts.wait_s(address):
             log.warning("busy", extra={"address": address, "wait_s": round(wait_s, 1)})
@@ -211,12 +230,12 @@ class Service:
         try:
             async with asyncio.timeout(BODY_S):
                 body = await asked.read()
-            request = msgspec.json.decode(body, type=Request)
+            request = read_message(body, Request)
             async with self._one_at_a_time:
                 given = await asyncio.to_thread(self._grant, request)
         except EnrolmentRefused as error:
             return self._failed(address, error.reason, error.detail)
-        except (msgspec.MsgspecError, AuthorityError, web.HTTPException, TimeoutError) as error:
+        except (AuthorityError, web.HTTPException, TimeoutError) as error:
             return self._failed(address, "answer", type(error).__name__)
         except (OnestreetError, OSError) as error:
             log.error("the office is not in order", extra={"reason": str(error)})

@@ -336,7 +336,7 @@ def test_a_code_as_an_argument_is_refused_and_not_repeated(
     assert run(["enrol", *(word.format(code=code.text) for word in words)]) == 2
     said = capsys.readouterr()
     assert "a code is no argument" in said.err
-    assert "請勿將代碼放在指令參數中" in said.err
+    assert "請勿將註冊碼放在指令參數中" in said.err
     assert code.text.split(" ")[1] not in said.out + said.err
 
 
