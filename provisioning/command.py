@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exchange.errors import ConfigError
 from exchange.towns import read_towns
-from provisioning import compose, enrolment, enrolment_service, store
+from provisioning import backup, compose, enrolment, enrolment_service, store
 from provisioning.access import gateway_user
 from provisioning.files import locked, make_folder, write_private
 from provisioning.office import Office, init, opened
@@ -76,6 +76,27 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--rotate", action="store_true", help="new tokens; the old ones are void 更換權杖"
     )
+    _office(one)
+    one = action(
+        "backup", "office, quarantine and rows into a new folder, while all runs 備份", _backup
+    )
+    one.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="BACKUPS",
+        help="where backups are kept; each is as secret as the office 備份存放處，與辦公室同等機密",
+    )
+    _office(one)
+    one = action("restore", "make the office anew from a backup 還原辦公室", _restore)
+    one.add_argument("backup", type=Path, metavar="BACKUP")
+    _office(one)
+    one = action(
+        "restore-store",
+        "the rows of a backup into an InfluxDB that is new 還原資料庫",
+        _restore_store,
+    )
+    one.add_argument("backup", type=Path, metavar="BACKUP")
     _office(one)
     one = action("enrolment", "the service that takes installers' codes 註冊服務", _enrolment)
     one.add_argument("--listen", type=_address, default=("0.0.0.0", 8443), metavar="HOST:PORT")  # noqa: S104 - gateways come from outside
@@ -339,6 +360,26 @@ def _store(arguments: argparse.Namespace) -> int:
         for file in act(arguments.into, towns, url=arguments.url):
             _say(f"{file}: written", "已寫入")
     _say("the store is as the towns' files say", "資料庫設定完成")
+    return 0
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    done = backup.back_up(arguments.into, arguments.to)
+    _say(f"{done}: whole, and as secret as the office", "備份完成，與辦公室同等機密")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    backup.restore_office(arguments.backup, arguments.into)
+    _say(f"{arguments.into}: as it was", "已還原")
+    _say(f"next: onestreet town init --into {arguments.into}", "接著執行")
+    return 0
+
+
+def _restore_store(arguments: argparse.Namespace) -> int:
+    backup.restore_store(arguments.backup, arguments.into)
+    _say("the store holds what the backup holds", "資料庫已還原")
+    _say(f"next: onestreet town store --into {arguments.into}", "接著執行")
     return 0
 
 

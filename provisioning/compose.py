@@ -26,6 +26,7 @@ def prepare(office: Path, towns: Sequence[Town]) -> Path:
     variables = _variables(office, towns)
     for name in WRITTEN:
         make_folder(office / name)
+    make_folder(Path(variables["ONESTREET_BACKUPS"]))
     grafana = office / "services" / "grafana"
     write_public(grafana / "ca.pem", (office / "ca" / "ca.pem").read_bytes())
     if not (grafana / "admin.password").exists():
@@ -53,6 +54,7 @@ def _variables(office: Path, towns: Sequence[Town]) -> dict[str, str]:
         raise ConfigError(folder, "folder", folder, "must be a path without quotes, $ and colons")
     return {
         "ONESTREET_OFFICE": folder,
+        "ONESTREET_BACKUPS": f"{folder}-backups",
         "ONESTREET_UID": str(about.st_uid),
         "ONESTREET_GID": str(about.st_gid),
         "ONESTREET_BROKER_HOST": broker.host,

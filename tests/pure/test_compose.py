@@ -18,7 +18,7 @@ from tests.deployment import COMPOSE, DOCKERFILE, ROOT, Model, compose, parsed, 
 
 ONCE = {"store-setup", "backup", "restore-store"}
 """Services that do their work and end."""
-WRITING = {("store-setup", "store"), ("store-setup", "services"), ("backup", "backups")}
+WRITING = {("store-setup", "store"), ("store-setup", "services"), ("backup", "office-backups")}
 """Whose work it is to write outside of volumes, and where."""
 BUILT = {"onestreet/services:0.1.0": "services", "onestreet/street:0.1.0": "street"}
 
