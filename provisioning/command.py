@@ -262,6 +262,7 @@ def _door(office: Office, county: str, gateway: str) -> str:
 def _revoke(arguments: argparse.Namespace) -> int:
     county, gateway = arguments.gateway
     with opened(arguments.into, arguments.ca_passphrase_file) as office:
+        enrolment.forget_codes(office, county, gateway)
         revoked = office.revoke_gateway(county, gateway)
         _say(f"{county}/{gateway}: revoked, {len(revoked)} certificates", "已撤銷")
         _tell_broker(office)

@@ -112,6 +112,13 @@ def add_code(
     return code
 
 
+def forget_codes(office: Office, county: str, gateway: str) -> None:
+    """Make a gateway's codes worthless, whatever becomes of it; before it is revoked."""
+    codes, name = read_codes(office.folder), f"{county}/{gateway}"
+    codes.codes = {digest: one for digest, one in codes.codes.items() if one.name != name}
+    _write_codes(office.folder, codes)
+
+
 def grant(office: Office, request: Request, *, now: datetime | None = None) -> Grant:
     """Return what a gateway gets for its code, which is used from then on.
 

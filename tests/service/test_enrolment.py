@@ -335,6 +335,17 @@ async def test_each_refusal_says_why(bureau: Bureau, tmp_path: Path) -> None:
         assert f'"reason":"{reason}"' in bureau.log()
 
 
+async def test_a_code_from_before_a_gateway_was_revoked_stays_worthless(
+    bureau: Bureau, tmp_path: Path
+) -> None:
+    code, name, into = bureau.code(), f"{COUNTY}/{BY_KEY}", str(bureau.folder)
+    assert (await command("town", "gateway", "revoke", name, "--into", into)).status == 0
+    added = await command("town", "gateway", "add", name, "--enrol", "--into", into)
+    assert added.status == 0, added.err
+    async with bureau.serving():
+        assert (await refused(code, tmp_path / "thief")).reason == "unknown"
+
+
 def test_a_revoked_gateway_gets_no_code(bureau: Bureau) -> None:
     with opened(bureau.folder) as office:
         office.revoke_gateway(COUNTY, BY_KEY)
