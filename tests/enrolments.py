@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -14,9 +13,10 @@ from exchange.enrolment import Code
 from onestreet.processes import Child
 from provisioning.enrolment import add_code
 from provisioning.office import init, opened
+from tests.offices import OfficeBroker, broker_table, town_text
 from tests.ports import free_port
 
-COUNTY, SITE = "tw-tpe", "daan"
+COUNTY = "tw-tpe"
 BY_KEY, BY_PASSWORD = "gw-1", "gw-2"
 DEADLINE_S = 30.0
 ONESTREET = [sys.executable, "-m", "onestreet.cli"]
@@ -37,18 +37,20 @@ class Bureau:
         self.folder = folder / "office"
         self.logs = folder / "logs"
         self.logs.mkdir(exist_ok=True)
-        self.ports = dict(
-            zip(
-                ("port", "password_port", "service_port"),
-                (free_port() for _ in range(3)),
-                strict=True,
-            )
-        )
+        self.ports = [free_port() for _ in range(3)]
         self.port = free_port()
         """Of the enrolment service."""
         self.store = self.folder / "services" / "ingest" / "data" / "town.sqlite"
         town = folder / f"{COUNTY}.toml"
-        town.write_text(self._town(gateways), encoding="utf-8")
+        names = [BY_KEY, *(f"gw-{number}" for number in range(3, 2 + gateways))]
+        text = town_text(
+            COUNTY,
+            broker_table(self.ports),
+            gateways=names,
+            by_password=[BY_PASSWORD],
+            more="[intervals]\ngateway = 1.0\nair = 60.0\n",
+        )
+        town.write_text(text, encoding="utf-8")
         with init([town], self.folder, hand_out=False):
             pass
 
@@ -76,53 +78,17 @@ class Bureau:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the broker and ingest."""
-        folder = self.folder / "broker"
-        argv = ["sh", "-c", f"cd '{folder}' && exec mosquitto -c mosquitto.conf"]
-        broker = Child("broker", argv, self.logs, is_up=lambda: _accepts(self.ports["port"]))
         config = self.folder / "services" / "ingest" / "ingest.toml"
         ingest = Child("ingest", [sys.executable, "-m", "ingest", str(config)], self.logs)
-        await broker.start()
-        try:
+        with OfficeBroker(self.folder, self.ports):
             await ingest.start()
-            yield
-        finally:
-            await ingest.stop(DEADLINE_S)
-            await broker.stop(DEADLINE_S)
+            try:
+                yield
+            finally:
+                await ingest.stop(DEADLINE_S)
 
     def log(self, name: str = "enrolment") -> str:
         return (self.logs / f"{name}.log").read_text(errors="replace")
-
-    def _town(self, gateways: int) -> str:
-        ports = "\n".join(f"{key} = {port}" for key, port in self.ports.items())
-        first = [f'[[gateway]]\nid = "{BY_KEY}"\nsite = "{SITE}"\n']
-        more = [f'[[gateway]]\nid = "gw-{n}"\nsite = "{SITE}"\n' for n in range(3, 2 + gateways)]
-        return f"""
-county = "{COUNTY}"
-name = {{ en = "Taipei City", zh-TW = "臺北市" }}
-timezone = "Asia/Taipei"
-circle = {{ id = "north", en = "North", zh-TW = "北部" }}
-extent = {{ south = 24.9, west = 121.4, north = 25.3, east = 121.7 }}
-townships = [{{ id = "daan", en = "Da'an District", zh-TW = "大安區" }}]
-[broker]
-host = "localhost"
-{ports}
-[store]
-url = "sqlite:///data/town.sqlite"
-[intervals]
-gateway = 1.0
-air = 60.0
-[[site]]
-id = "{SITE}"
-label = {{ en = "Da'an", zh-TW = "大安" }}
-township = "daan"
-location = {{ lat = 25.03, lon = 121.54 }}
-{"".join([*first, *more])}
-[[gateway]]
-id = "{BY_PASSWORD}"
-site = "{SITE}"
-label = {{ en = "Old box", zh-TW = "舊箱" }}
-credential = "password"
-"""
 
 
 async def command(*words: str, typed: str = "") -> Said:
@@ -142,11 +108,3 @@ async def command(*words: str, typed: str = "") -> Said:
             process.kill()
     assert process.returncode is not None
     return Said(process.returncode, out.decode(), err.decode())
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
