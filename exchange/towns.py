@@ -5,7 +5,7 @@ docs/towns.md shows every key; a test holds it to the types here.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from exchange.configuration import read_toml
+from exchange.configuration import converted, read_toml
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.tls import is_loopback
@@ -205,7 +205,14 @@ class Town(_Table, frozen=True, kw_only=True):
 
 def read_town(path: Path) -> Town:
     """Return the checked file. Raises: ConfigError naming file, key, value and what is allowed."""
-    town, file = read_toml(path, Town), str(path)
+    file = str(path)
+    try:
+        town = read_toml(path, Town)
+    except ConfigError as error:
+        if error.key == "intervals[...]" and isinstance(error.value, Mapping):
+            for domain, interval_s in error.value.items():  # one of them is what is wrong
+                converted(interval_s, Interval, file, f"intervals.{domain}")
+        raise
     if town.county != path.stem:
         allowed = f"must be the file's name, {path.stem!r}: one county, one file"
         raise ConfigError(file, "county", town.county, allowed)
