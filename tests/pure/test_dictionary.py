@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from device_drivers.kit.registry import driver_ids, load
+from edge_agent.config import read_config
 from exchange.dictionary import RESERVED, VENDOR_METRIC, Domain, Metric, Profile, dictionary
 from exchange.readings import MAX_NUMBER, Pack, Sample, decode_pack, encode_pack
 from exchange.states import Descriptor
@@ -15,6 +17,7 @@ from exchange.topics import LEVEL
 from exchange.units import is_registered
 from tests.packs import readings_topic
 
+ROOT = Path(__file__).parents[2]
 METRICS = [
     pytest.param(name, metric, id=f"{domain}-{name}")
     for domain, entry in dictionary().items()
@@ -117,6 +120,17 @@ def test_a_driver_can_satisfy_its_profile(driver: str) -> None:
         assert {key: (one.min, one.max, one.unit) for key, one in command.args.items()} == {
             key: (one.min, one.max, one.unit) for key, one in asked.items()
         }
+
+
+def test_the_agents_example_says_what_the_profiles_ask_of_its_file() -> None:
+    # The rest of a descriptor comes from the driver.
+    for device in read_config(ROOT / "docs" / "examples" / "edge.toml").device:
+        domain, kind = KINDS[device.driver]
+        assert device.domain == domain
+        profile = next(one for one in dictionary()[domain].profiles if one.name == kind)
+        own = set(profile.descriptor) & set(device.__struct_fields__)
+        assert own >= {"location"}
+        assert all(getattr(device, field) for field in own)
 
 
 def test_every_driver_has_a_profile_to_satisfy() -> None:

@@ -418,7 +418,7 @@ def a_metric_that_nobody_knows(draft: Draft) -> None:
         "路燈",
         "x-acme-raw\n",
     ]
-    made_up += ["x-acme-" + "y" * 64, "a\x00b", "n" * 10_000]
+    made_up += ["x-acme-" + "y" * 64, "x-" + "v" * 33 + "-raw", "a\x00b", "n" * 10_000]
     draft.add(n=draft.random.each([*made_up, draft.random.choice(foreign)]), v=1)
 
 
