@@ -1,0 +1,226 @@
+"""A town's office for a test, and a real Mosquitto that runs from its files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import aiomqtt
+
+from exchange.tls import Tls
+from exchange.towns import Broker
+from provisioning.access import application_user, gateway_user
+from provisioning.authority import Authority
+from provisioning.files import write_private, write_public
+from tests.ports import free_port
+
+_START_DEADLINE_S = 10.0
+_STOP_DEADLINE_S = 5.0
+HOST = "localhost"
+
+
+def broker_table(ports: Sequence[int] | None = None) -> str:
+    """Return a town's table `broker` with three ports, free ones unless given."""
+    port, password, service = ports or [free_port() for _ in range(3)]
+    numbers = f"port = {port}, password_port = {password}, service_port = {service}"
+    return f'broker = {{ host = "{HOST}", {numbers} }}'
+
+
+def town_text(
+    county: str,
+    broker: str,
+    *,
+    gateways: Iterable[str] = (),
+    by_password: Iterable[str] = (),
+    store: str = "sqlite:///data/town.sqlite",
+    more: str = "",
+) -> str:
+    """Return a town's file; every gateway stands at its one site, `street`."""
+    lines = [
+        f"# {county}, a comment that stays",
+        f'county = "{county}"',
+        f'name = {{ en = "{county}", zh-TW = "測試" }}',
+        'timezone = "Asia/Taipei"',
+        'circle = { id = "north", en = "North", zh-TW = "北" }',
+        "extent = { south = 24.9, west = 121.4, north = 25.3, east = 121.7 }",
+        'townships = [{ id = "daan", en = "Daan", zh-TW = "大安區" }]',
+        broker,
+        f'store = {{ url = "{store}" }}',
+        "[[site]]",
+        'id = "street"',
+        'label = { en = "Street", zh-TW = "街道" }',
+        'township = "daan"',
+        "location = { lat = 25.0, lon = 121.5 }",
+    ]
+    for name in gateways:
+        lines += ["[[gateway]]", f'id = "{name}"', 'site = "street"']
+    for name in by_password:
+        lines += ["[[gateway]]", f'id = "{name}"', 'site = "street"', 'credential = "password"']
+    return "\n".join([*lines, more, ""])
+
+
+class Party(NamedTuple):
+    """Somebody with credentials: user name, port, and the files that open it."""
+
+    user: str
+    port: int
+    tls: Tls
+    password: str | None = None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self.tls.context("test", "tls")
+
+    def client(self, identifier: str | None = None, **more: object) -> aiomqtt.Client:
+        """Return a client as it is; the broker makes the user name its client id."""
+        return aiomqtt.Client(
+            HOST,
+            self.port,
+            identifier=identifier,
+            username=self.user if self.password else None,
+            password=self.password,
+            tls_context=self.context,
+            timeout=10,
+            **more,  # type: ignore[arg-type]  # passed on
+        )
+
+
+def own_files(folder: Path) -> Tls:
+    """Return what a folder of an office holds for a client."""
+    return Tls(
+        ca_file=folder / "ca.pem",
+        certificate_file=folder / "certificate.pem",
+        key_file=folder / "key.pem",
+    )
+
+
+def gateway_party(office: Path, broker: Broker, county: str, gateway: str) -> Party:
+    """Return a gateway as its folder makes it."""
+    folder, user = office / "gateways" / county / gateway, gateway_user(county, gateway)
+    if (folder / "password").exists():
+        word = (folder / "password").read_text()
+        return Party(user, broker.password_port, Tls(ca_file=folder / "ca.pem"), word)
+    return Party(user, broker.port, own_files(folder))
+
+
+def service_party(office: Path, broker: Broker, name: str) -> Party:
+    """Return ingest, the watch or an application as its folder makes it."""
+    user = name if name.startswith(("ingest", "watch")) else application_user(name)
+    return Party(user, broker.service_port, own_files(office / "services" / name))
+
+
+def made_party(
+    authority: Authority, folder: Path, user: str, port: int, *, ca_file: Path, **more: object
+) -> Party:
+    """Return somebody with a certificate of an authority, made for the test."""
+    key, certificate = authority.issue(user, "client", **more)  # type: ignore[arg-type]  # passed on
+    write_private(folder / "key.pem", key)
+    write_public(folder / "certificate.pem", certificate)
+    files = Tls(
+        ca_file=ca_file, certificate_file=folder / "certificate.pem", key_file=folder / "key.pem"
+    )
+    return Party(user, port, files)
+
+
+class OfficeBroker:
+    """Mosquitto in an office's folder, as docs say: `cd DIR/broker && mosquitto -c mosquitto.conf`."""
+
+    def __init__(self, office: Path, ports: Iterable[int]) -> None:
+        self._folder = office / "broker"
+        self._ports = list(ports)
+        self._log = office / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def start(self) -> None:
+        """Return when it accepts on every port."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["mosquitto", "-c", "mosquitto.conf"], cwd=self._folder, stdout=log, stderr=log
+            )
+        deadline_s = time.monotonic() + _START_DEADLINE_S
+        for port in self._ports:
+            while not _accepts(port):
+                try:
+                    code = self._process.wait(0.01)
+                except subprocess.TimeoutExpired:
+                    assert time.monotonic() < deadline_s, self.log
+                else:
+                    raise AssertionError(f"mosquitto ended with {code}:\n{self.log}")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_DEADLINE_S)
+            finally:
+                self._process.kill()
+                self._process = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def hang_up(self) -> None:
+        os.kill(self.pid, signal.SIGHUP)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+async def lets_in(
+    port: int,
+    context: ssl.SSLContext | None,
+    user: str | None = None,
+    password: str | None = None,
+) -> bool:
+    """Whether a listener takes a CONNECT; every way of saying no is no.
+
+    With TLS 1.3 a refused client learns of it only after its own handshake, so that a CONNACK is asked for.
+    """
+    flags = 2 | (0x80 if user is not None else 0) | (0x40 if password is not None else 0)
+    fields = [b"asker", *(text.encode() for text in (user, password) if text is not None)]
+    payload = b"".join(len(field).to_bytes(2, "big") + field for field in fields)
+    body = b"\0\4MQTT\4" + bytes([flags]) + b"\0\x3c" + payload
+    assert len(body) < 128, "one byte of length"
+    async with asyncio.timeout(10):
+        try:
+            reader, writer = await asyncio.open_connection(HOST, port, ssl=context)
+        except (OSError, ssl.SSLError):
+            return False
+        try:
+            writer.write(b"\x10" + bytes([len(body)]) + body)
+            answer = await reader.readexactly(4)
+        except (OSError, ssl.SSLError, asyncio.IncompleteReadError):
+            return False
+        finally:
+            writer.transport.abort()
+    return answer == b"\x20\2\0\0"
