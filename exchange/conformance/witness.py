@@ -6,6 +6,8 @@ The one file of this room that knows aiomqtt.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -50,6 +52,14 @@ class Seen(msgspec.Struct, frozen=True):
     time_s: float
 
 
+class Will(msgspec.Struct, frozen=True, kw_only=True):
+    """What the broker is to publish when the connection breaks off."""
+
+    topic: str
+    payload: bytes
+    retain: bool = True
+
+
 class Witness:
     """One connection: what it subscribed to comes in order; it can also publish."""
 
@@ -80,6 +90,13 @@ class Witness:
         except aiomqtt.MqttError as error:
             raise UplinkLost(f"{topic}: {error}") from error
 
+    def vanish(self) -> None:
+        """Break the connection off without a word, so that the broker publishes the will."""
+        connection = self._client._client.socket()  # noqa: SLF001 - aiomqtt has no way to die
+        if connection is not None:
+            with socket.socket(fileno=os.dup(connection.fileno())) as beneath_tls:
+                beneath_tls.shutdown(socket.SHUT_RDWR)
+
     async def messages(self) -> AsyncIterator[Seen]:
         """Yield every message as it comes. Raises: UplinkLost."""
         try:
@@ -105,8 +122,14 @@ class Witness:
 
 
 @asynccontextmanager
-async def witness(address: Address, *, client_id: str | None = None) -> AsyncIterator[Witness]:
-    """Connect, with a clean session. Raises: UplinkRefused for a no of the broker, UplinkLost."""
+async def witness(
+    address: Address,
+    *,
+    client_id: str | None = None,
+    clean_session: bool = True,
+    will: Will | None = None,
+) -> AsyncIterator[Witness]:
+    """Connect. Raises: UplinkRefused for a no of the broker, UplinkLost."""
     client = aiomqtt.Client(
         address.host,
         address.port,
@@ -114,7 +137,10 @@ async def witness(address: Address, *, client_id: str | None = None) -> AsyncIte
         username=address.username,
         password=address.password,
         tls_context=address.tls,
-        clean_session=True,
+        clean_session=clean_session,
+        will=None
+        if will is None
+        else aiomqtt.Will(will.topic, will.payload, qos=1, retain=will.retain),
         timeout=CONNECT_S,
         max_queued_incoming_messages=SEEN_AT_MOST,
     )
@@ -130,6 +156,7 @@ async def witness(address: Address, *, client_id: str | None = None) -> AsyncIte
     finally:
         with suppress(aiomqtt.MqttError):
             await client.__aexit__(None, None, None)
+        _mourned(client)
 
 
 def address(url: str, *, password: str | None, tls: ssl.SSLContext | None) -> Address:
@@ -164,3 +191,10 @@ def _translated(address: Address, error: aiomqtt.MqttError) -> UplinkRefused | U
     if value is not None and value in _REFUSED:
         return UplinkRefused(f"{address}: {error}", value)
     return UplinkLost(f"{address}: {error}")
+
+
+def _mourned(client: aiomqtt.Client) -> None:
+    """See how a connection ended, which asyncio would complain that nobody did."""
+    end = client._disconnected  # noqa: SLF001 - aiomqtt tells it to who waits for messages only
+    if end.done() and not end.cancelled():
+        end.exception()

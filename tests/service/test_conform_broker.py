@@ -1,0 +1,225 @@
+"""The role broker of the conformance kit: green on a town's own broker, and no door that is left open gets by."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exchange.conformance import broker as role
+from exchange.conformance.credentials import read_ways
+from exchange.conformance.judgement import Report
+from exchange.conformance.witness import address
+from exchange.errors import ConfigError, UplinkRefused
+from exchange.requirements import binding
+from exchange.tls import Tls
+from tests.locked_brokers import Office
+
+SHOWN = {name for name, one in binding("broker").items() if one.shown != "declared"}
+HERE = "city/v1/tw-tpe"
+BESIDE = "city/v1/tw-nwt"
+GATEWAY, INGEST, CONSOLE = "tw-tpe.gw-1", "ingest-tw-tpe", "app.console-tw-tpe"
+
+Mutation = Callable[[Office], None]
+
+
+async def judged(office: Office, quiet_s: float = 1.0) -> Report:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broker")
+    parser.add_argument("--county")
+    role.add_arguments(parser)
+    common = ["--broker", office.url, "--county", "tw-tpe", "--plain-port", str(office.ports[3])]
+    common += ["--quiet-for", str(quiet_s)]
+    asked = parser.parse_args([*common, "--credentials", str(office.credentials)])
+    tls = Tls(ca_file=office.folder / "ca/ca.pem").context("test", "tls")
+    return await role.judge(asked, address(office.url, password=None, tls=tls))
+
+
+def faults(report: Report) -> str:
+    return "\n".join(
+        f"{one.requirement}: {each.topic} {each.note}"
+        for one in report.failed
+        for each in one.evidence
+    )
+
+
+async def test_a_towns_broker_is_green(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    with office.running():
+        report = await judged(office)
+    found = {one.requirement: one.outcome for one in report.verdicts}
+    assert not report.failed, faults(report)
+    assert {name for name, outcome in found.items() if outcome == "passed"} == SHOWN
+    assert found.keys() - SHOWN == {"EX-A-010"}
+    assert report.notes == []
+    assert report.seconds < 30
+
+
+def allowing(user: str, *rules: str) -> Mutation:
+    return lambda office: office.allow(user, *rules)
+
+
+def without(line: str, instead: str = "") -> Mutation:
+    return lambda office: office.edit("mosquitto.conf", lambda text: text.replace(line, instead))
+
+
+def plain_text_beside(office: Office) -> None:
+    more = f"\nlistener {office.ports[3]}\nallow_anonymous false\npassword_file passwords\n"
+    office.edit("mosquitto.conf", lambda text: text + more)
+
+
+def passwords_unchecked(office: Office) -> None:
+    anybody = "allow_anonymous true\nacl_file acl\n"
+    office.edit(
+        "mosquitto.conf",
+        lambda text: text.replace(
+            "allow_anonymous false\nacl_file acl\npassword_file passwords\n", anybody
+        ),
+    )
+
+
+def anybody_by_password(office: Office) -> None:
+    before, _, block = (
+        (office.folder / "broker/mosquitto.conf")
+        .read_text()
+        .partition("# Gateways that cannot hold a key.")
+    )
+    block = block.replace("allow_anonymous false", "allow_anonymous true", 1)
+    block = block.replace("use_username_as_clientid true\n", "", 1)  # it refuses the nameless
+    office.edit("mosquitto.conf", lambda _: before + block)
+
+
+def certificates_optional(office: Office) -> None:
+    strict = "require_certificate true\nuse_identity_as_username true\n"
+    loose = "require_certificate false\nallow_anonymous true\n"
+    nobody = "use_username_as_clientid true\n"  # refuses whoever has no name
+    office.edit("mosquitto.conf", lambda text: text.replace(strict + nobody, loose, 1))
+
+
+def name_from_the_client(office: Office) -> None:
+    first = "allow_anonymous false\nacl_file acl\ncafile ca.pem\n"
+    office.edit(
+        "mosquitto.conf",
+        lambda text: text.replace(first, first.replace("false", "true"), 1).replace(
+            "use_identity_as_username true\n", "", 1
+        ),
+    )
+
+
+def another_authority_too(office: Office) -> None:
+    for name in ("ca.pem", "crl.pem"):
+        more = (office.folder / "forged-ca" / name).read_text()
+        office.edit(name, lambda text, more=more: text + more)  # type: ignore[misc]  # bound at once
+
+
+MUTANTS: dict[str, tuple[str, Mutation]] = {
+    "plain text on another port": ("EX-A-001", plain_text_beside),
+    "anybody on the password's port": ("EX-A-002", anybody_by_password),
+    "any password": ("EX-A-002", passwords_unchecked),
+    "certificates are optional": ("EX-A-002", certificates_optional),
+    "a gateway writes its county": (
+        "EX-A-003",
+        allowing(GATEWAY, f"write {HERE}/+/+/+/+/readings"),
+    ),
+    "a gateway writes at every site": (
+        "EX-A-003",
+        allowing(GATEWAY, f"write {HERE}/+/gw-1/+/+/results"),
+    ),
+    "a gateway writes its neighbour's states": (
+        "EX-A-003",
+        allowing(GATEWAY, f"write {HERE}/street/gw-2/+/+/state"),
+    ),
+    "the name counts, not the certificate": ("EX-A-003", name_from_the_client),
+    "a gateway reads everything": ("EX-A-004", allowing(GATEWAY, "read #")),
+    "a gateway reads its own readings": (
+        "EX-A-004",
+        allowing(GATEWAY, f"read {HERE}/street/gw-1/+/+/readings"),
+    ),
+    "a gateway reads all states": ("EX-A-004", allowing(GATEWAY, f"read {HERE}/+/+/+/+/state")),
+    "a gateway reads all commands": (
+        "EX-A-004",
+        allowing(GATEWAY, f"read {HERE}/+/+/+/+/commands"),
+    ),
+    "a gateway reads all receipts": ("EX-A-004", allowing(GATEWAY, f"read {HERE}/+/+/receipts")),
+    "a gateway receipts itself": (
+        "EX-A-005",
+        allowing(GATEWAY, f"write {HERE}/street/gw-1/receipts"),
+    ),
+    "an application receipts": ("EX-A-005", allowing(CONSOLE, f"write {HERE}/+/+/receipts")),
+    "a gateway commands": ("EX-A-006", allowing(GATEWAY, f"write {HERE}/+/+/+/+/commands")),
+    "ingest commands": ("EX-A-006", allowing(INGEST, f"write {HERE}/+/+/+/+/commands")),
+    "an application reads the next county": (
+        "EX-A-007",
+        allowing(CONSOLE, f"read {BESIDE}/+/+/+/+/readings"),
+    ),
+    "an application commands in the next county": (
+        "EX-A-007",
+        allowing(CONSOLE, f"write {BESIDE}/+/+/+/+/commands"),
+    ),
+    "ingest receipts the next county": (
+        "EX-A-007",
+        allowing(INGEST, f"write {BESIDE}/+/+/receipts"),
+    ),
+    "a gateway writes every county": (
+        "EX-A-007",
+        allowing(GATEWAY, "write city/v1/+/street/+/+/+/readings"),
+    ),
+    "client ids are free": ("EX-A-008", without("use_username_as_clientid true\n")),
+    "no revocation list": ("EX-A-009", without("crlfile crl.pem\n")),
+    "another authority is believed": ("EX-A-009", another_authority_too),
+}
+
+
+def test_every_requirement_has_a_mutant() -> None:
+    assert {requirement for requirement, _ in MUTANTS.values()} == SHOWN
+
+
+async def test_no_open_door_gets_by(tmp_path: Path) -> None:
+    limit = asyncio.Semaphore(12)
+
+    async def caught(name: str) -> str:
+        requirement, mutate = MUTANTS[name]
+        async with limit:
+            (tmp_path / name).mkdir()
+            office = Office(tmp_path / name)
+            mutate(office)
+            with office.running():
+                report = await judged(office)
+        failed = {one.requirement for one in report.failed}
+        return "" if requirement in failed else f"{name} breaks {requirement}, found {failed}"
+
+    async with asyncio.TaskGroup() as tasks:
+        tried = [tasks.create_task(caught(name)) for name in MUTANTS]
+    assert [one.result() for one in tried if one.result()] == []
+
+
+async def test_a_broker_that_refuses_what_is_granted_is_not_judged(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    office.edit("acl", lambda text: text.replace(f"topic read {HERE}/street/gw-2/receipts\n", ""))
+    with office.running(), pytest.raises(UplinkRefused, match=r"gw-2/receipts.*nothing came"):
+        await judged(office)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead", "key"),
+    [
+        ("[[ingest]]", "[[ingests]]", "ingests"),
+        ('county = "tw-nwt"\nsite', 'county = "tw-tpe"\nsite', "gateway"),
+        ('commands = ["streetlight"]', 'commands = ["jazz"]', "commands"),
+        ('reason = "expired"', 'reason = "boring"', "reason"),
+        ("gateways/tw-tpe/gw-1/key.pem", "gateways/tw-tpe/gw-1/none.pem", "gateway"),
+    ],
+)
+def test_a_wrong_credentials_file_is_named(
+    tmp_path: Path, found: str, instead: str, key: str
+) -> None:
+    office = Office(tmp_path)
+    text = office.credentials.read_text()
+    assert found in text
+    office.credentials.write_text(text.replace(found, instead))
+    with pytest.raises(ConfigError, match=key) as caught:
+        read_ways(office.credentials, office.url, "tw-tpe")
+    assert str(office.credentials) in str(caught.value)
