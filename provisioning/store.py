@@ -18,13 +18,14 @@ from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from exchange.configuration import check_private
 from exchange.errors import ConfigError, StoreError
-from exchange.tls import Tls
+from exchange.tls import Tls, is_loopback
 from exchange.towns import Bucket, Town
 from provisioning.files import write_private
 
@@ -51,12 +52,12 @@ class Place(NamedTuple):
 
 def places(towns: Sequence[Town]) -> list[Place]:
     """Return the office's stores. A single one needs no suffix; else each has its first county's name."""
-    by_url: dict[str, list[Town]] = {}
+    stores: dict[Bucket | str, list[Town]] = {}
     for town in sorted(towns, key=lambda town: town.county):
-        by_url.setdefault(town.store.url, []).append(town)
-    if len(by_url) == 1:
-        return [Place("", held) for held in by_url.values()]
-    return [Place(f"-{held[0].county}", held) for held in by_url.values()]
+        stores.setdefault(town.store.bucket or town.store.url, []).append(town)
+    if len(stores) == 1:
+        return [Place("", held) for held in stores.values()]
+    return [Place(f"-{held[0].county}", held) for held in stores.values()]
 
 
 def set_up(office: Path, towns: Sequence[Town], *, url: str = "") -> list[Path]:
@@ -83,6 +84,10 @@ async def _set_up(office: Path, towns: Sequence[Town], url: str, *, rotate: bool
         allowed = "must be one server: an office has one InfluxDB, with as many buckets as it likes"
         raise ConfigError(str(office / "towns"), "store.url", ", ".join(servers), allowed)
     first, address = kept[0][1], url.rstrip("/") or servers[0]
+    parts = urlsplit(address)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        allowed = "must be https://HOST:PORT (http:// on loopback): tokens go there"
+        raise ConfigError("command line", "url", url, allowed)
     folder, written = office / "store", []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     connector = aiohttp.TCPConnector(ssl=_tls(folder, address))

@@ -21,7 +21,7 @@ from exchange.towns import Town, read_town
 from ingest.stores import Point, Series, StoreUnavailable, open_store
 from provisioning.authority import Authority
 from provisioning.files import write_private, write_public
-from provisioning.store import rotate, set_up
+from provisioning.store import places, rotate, set_up
 from tests.influx import Influx, influxd
 from tests.ports import free_port
 
@@ -412,6 +412,15 @@ def test_an_unreachable_server_is_named(server: Influx, office: Path, bucket: st
         set_up(office, [in_bucket(server, bucket)], url=url)
 
 
+@pytest.mark.parametrize("url", ["http://db.example:8086", "localhost:8086", "ftp://db.example"])
+def test_tokens_do_not_go_in_plain_text(
+    server: Influx, office: Path, bucket: str, url: str
+) -> None:
+    with pytest.raises(ConfigError, match="must be https://HOST:PORT") as told:
+        set_up(office, [in_bucket(server, bucket)], url=url)
+    assert told.value.value == url
+
+
 def test_a_server_of_another_authority_is_not_believed(
     server: Influx, office: Path, bucket: str, tmp_path: Path
 ) -> None:
@@ -470,6 +479,17 @@ def test_two_servers_in_one_office_are_refused(server: Influx, office: Path, buc
     there = msgspec.structs.replace(read_town(TOWNS / "tw-nwt.toml"))
     with pytest.raises(ConfigError, match="must be one server: an office has one InfluxDB"):
         set_up(office, [here, there])
+
+
+def test_one_bucket_under_two_names_is_one_store() -> None:
+    towns = [read_town(TOWNS / f"{county}.toml") for county in ("tw-tpe", "tw-nwt")]
+    for url, suffixes in (
+        ("influxdbs://localhost/onestreet/onestreet", [""]),
+        ("influxdbs://localhost/onestreet/own", ["-tw-nwt", "-tw-tpe"]),
+    ):
+        store = msgspec.structs.replace(towns[0].store, url=url)
+        here = [msgspec.structs.replace(towns[0], store=store), towns[1]]
+        assert [place.suffix for place in places(here)] == suffixes
 
 
 def test_sqlite_needs_nothing(tmp_path: Path) -> None:
