@@ -32,9 +32,12 @@ from exchange.delivery import (
 from exchange.dictionary import (
     RESERVED,
     VENDOR_METRIC,
+    ArgumentRange,
     Domain,
     Metric,
     MetricType,
+    Profile,
+    ProfileCommand,
 )
 from exchange.errors import (
     CommandError,
@@ -150,6 +153,7 @@ __all__ = [
     "SILENCE_S",
     "VENDOR_METRIC",
     "Argument",
+    "ArgumentRange",
     "Channel",
     "Command",
     "CommandError",
@@ -173,6 +177,8 @@ __all__ = [
     "PackFormat",
     "PackReader",
     "Party",
+    "Profile",
+    "ProfileCommand",
     "Range",
     "ReadingError",
     "Receipt",

@@ -79,7 +79,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         "message",
     ),
     "EX-R-004": Requirement(
-        "Only the labels bn bt bver n u v vs vb t MUST be used.", _DEVICE, "message"
+        "A record MUST NOT have a label other than bn bt bver n u v vs vb t.", _DEVICE, "message"
     ),
     "EX-R-005": Requirement(
         "Times MUST be absolute: bt + t in seconds since 1970.", _DEVICE, "message"
@@ -329,15 +329,17 @@ REQUIREMENTS: dict[str, Requirement] = {
         "A broker MUST refuse a client without credentials, or with wrong ones.", _BROKER
     ),
     "EX-A-003": Requirement(
-        "A gateway MUST be able to write only readings, state and results below its own"
+        "A gateway MUST NOT be able to write anything but readings, state and results below its own"
         " city/v1/{county}/{site}/{gateway}/.",
         _BROKER,
     ),
     "EX-A-004": Requirement(
-        "A gateway MUST be able to read only its own commands and receipts.", _BROKER
+        "A gateway MUST NOT be able to read anything but its own commands and receipts.", _BROKER
     ),
-    "EX-A-005": Requirement("Only ingest MUST be able to write receipts.", _BROKER),
-    "EX-A-006": Requirement("Only named applications MUST be able to write commands.", _BROKER),
+    "EX-A-005": Requirement("Who is not ingest MUST NOT be able to write receipts.", _BROKER),
+    "EX-A-006": Requirement(
+        "Who is not a named application MUST NOT be able to write commands.", _BROKER
+    ),
     "EX-A-007": Requirement(
         "Without a grant a client MUST NOT be able to read or write another county.", _BROKER
     ),
