@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 
-from benchmarks import first_sample, fresh_clone, ingest, machine
+from benchmarks import enrolment, first_sample, fresh_clone, handshakes, ingest, machine
 from benchmarks.backlog import Load
 from benchmarks.processes import BenchmarkFailed
 
 BENCHMARKS = {
     "ingest": "CPU per message and samples/s from a broker's backlog into InfluxDB, beside Telegraf",
+    "handshakes": "TLS against plain: connections/s and CPU of each, and CPU per message once connected",
+    "enrolment": "a new gateway: seconds from `gateway add` to its first stored sample",
     "first-sample": "`onestreet demo`: seconds from the command to the first stored sample",
     "fresh-clone": "`git clone` and `make demo`: seconds to the first stored sample and to the end",
 }
@@ -44,8 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     of_ingest.add_argument(
         "--profile", action="store_true", help="instead, show where our ingest spends its time"
     )
-    of_demo = parser.add_argument_group("first-sample and fresh-clone")
-    of_demo.add_argument("--runs", type=_whole, default=5, help="of the demo (default: 5)")
+    of_tls = parser.add_argument_group("handshakes (and --messages, --rounds)")
+    of_tls.add_argument("--connections", type=_whole, default=2000, help="default: 2000")
+    of_demo = parser.add_argument_group("first-sample, fresh-clone and enrolment")
+    of_demo.add_argument("--runs", type=_whole, default=5, help="of each (default: 5)")
     of_demo.add_argument("--cold", action="store_true", help="clone with empty package caches")
     return parser
 
@@ -66,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         for name in asked.names or BENCHMARKS:
             print(f"\n{name}: {BENCHMARKS[name]}", flush=True)
-            results[name] = asyncio.run(_measured(name, asked))
+            loop = uvloop.new_event_loop if name == "handshakes" else None  # as services have it
+            with asyncio.Runner(loop_factory=loop) as runner:
+                results[name] = runner.run(_measured(name, asked))
     except BenchmarkFailed as error:
         print(f"no figure: {error}", file=sys.stderr)
         return 1
@@ -87,12 +94,20 @@ async def _measured(name: str, asked: argparse.Namespace) -> object:
         clone = await fresh_clone.measure(cold=asked.cold)
         print(fresh_clone.table(clone))
         return clone
+    if name == "enrolment":
+        enrolled = await enrolment.measure(asked.runs)
+        print(enrolment.table(enrolled))
+        return enrolled
     load = Load(
         messages=asked.messages,
         devices=min(asked.devices, asked.messages),
         gateways=asked.gateways,
         samples=asked.samples,
     )
+    if name == "handshakes":
+        shaken = await handshakes.measure(asked.connections, load, rounds=asked.rounds)
+        print(handshakes.table(shaken))
+        return shaken
     if asked.profile:
         await ingest.profile(load)
         return None

@@ -60,6 +60,18 @@ def domains(store: Path) -> frozenset[str]:
         return frozenset()
 
 
+def has_row(store: Path, device: str) -> bool:
+    """Whether a store has a sample of a device."""
+    if not store.exists():
+        return False
+    query = "SELECT 1 FROM points WHERE device = ? LIMIT 1"
+    try:
+        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as reader:
+            return reader.execute(query, (device,)).fetchone() is not None
+    except sqlite3.OperationalError:  # its tables are being made
+        return False
+
+
 async def ended_well(demo: Process) -> None:
     """Wait for the audit. Raises: BenchmarkFailed unless nothing was lost and nothing came twice."""
     await demo.until(lambda: demo.ended is not None, "the audit", deadline_s=_END_DEADLINE_S)
