@@ -43,7 +43,7 @@ def add_parser(actions: _SubParsersAction[Any]) -> None:
     )
     action.add_argument(
         "--patience",
-        type=float,
+        type=_patience,
         default=60.0,
         metavar="SECONDS",
         help="how long to try a service that does not answer (default: 60)",
@@ -120,3 +120,13 @@ def _say(done: Enrolled, into: Path) -> None:
         lines += [f"{into / CONFIG} {words}", "", done.paste]
     lines.append(f"next 下一步: onestreet edge check {into / CONFIG}")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _patience(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 to 3600")
+    return value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 import tomllib
+from binascii import crc_hqx
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent import enrolling
 from edge_agent import enrolment as gateway_side
 from edge_agent.command import run
 from edge_agent.config import read_config
@@ -145,16 +148,12 @@ def test_whatever_is_typed_is_a_code_or_a_typing_error(text: str) -> None:
 
 
 def test_a_code_of_a_later_version_says_so() -> None:
-    code = new_code("enrol.example.org", b"the town's")
-    later = Code(host=code.host, port=code.port, fingerprint=code.fingerprint, secret=code.secret)
-    number = 2
-    inner = bytes([number]) + later.fingerprint + later.secret
-    from exchange.enrolment import _check  # the one place where a wrong version can be made
-
-    value = int.from_bytes(inner + _check(later.address, inner), "big")
-    chars = "".join(ALPHABET[value >> 5 * place & 31] for place in reversed(range(56)))
+    address, inner = "enrol.example.org", bytes([2]) + bytes(32)
+    check = crc_hqx(address.encode() + inner, 0xFFFF).to_bytes(2, "big")
+    number = int.from_bytes(inner + check, "big")
+    chars = "".join(ALPHABET[number >> 5 * place & 31] for place in reversed(range(56)))
     with pytest.raises(EnrolmentRefused, match="version 2; this software is too old"):
-        read_code(f"{later.address} {chars}")
+        read_code(f"{address} {chars}")
 
 
 def test_no_secret_is_shown() -> None:
@@ -323,7 +322,37 @@ def test_a_folder_that_others_write_to_is_refused(tmp_path: Path) -> None:
         gateway_side.enrol(code, tmp_path, state_dir=tmp_path, patience_s=0)
 
 
+def test_what_root_writes_belongs_to_the_folders_owner(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 12345, 54321)
+    gateway_side._write(tmp_path / "key.pem", b"key", 0o600)
+    owner, found = tmp_path.stat(), (tmp_path / "key.pem").stat()
+    assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid)
+    assert found.st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["key.pem"]
+
+
 # ------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("off_s", "words"), [(3600.0, "behind 慢"), (-3600.0, "ahead 快"), (20.0, "")]
+)
+def test_a_clock_that_is_off_is_told(
+    off_s: float, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = gateway_side.Enrolled(name="tw-tpe/gw-1", before=False, paste="", clock_off_s=off_s)
+    enrolling._say(done, Path("/etc/onestreet"))
+    said = capsys.readouterr().out
+    assert ("clock" in said) == bool(words)
+    assert words in said
+
+
+@pytest.mark.parametrize("words", ["-1", "nan", "soon", "3601"])
+def test_patience_has_an_end(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["enrol", "--patience", words])
+    assert "0 to 3600" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

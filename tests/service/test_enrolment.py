@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import socket
 import sqlite3
 import ssl
@@ -160,6 +162,39 @@ async def test_a_code_is_taken_from_a_private_file(
     async with bureau.serving():
         said = await command("edge", "enrol", "--code-file", str(file), "--into", str(box))
     assert said.status == 0, said.err
+
+
+async def test_who_types_it_wrong_at_the_prompt_is_asked_again(bureau: Bureau, box: Path) -> None:
+    code = bureau.code().text
+    ours, theirs = pty.openpty()
+    async with bureau.serving():
+        process = await asyncio.create_subprocess_exec(
+            *[*ONESTREET, "edge", "enrol", "--into", str(box)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        screen = bytearray()
+
+        def look() -> None:
+            with suppress(OSError):  # the other side has ended
+                screen.extend(os.read(ours, 4096))
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, look)
+        try:
+            await until(lambda: "Code 註冊碼: ".encode() in screen, DEADLINE_S)
+            os.write(ours, code[:-1].encode() + b"\n")
+            await until(lambda: b"55 / 56" in screen, DEADLINE_S)
+            os.write(ours, code.lower().encode() + b"\n")
+            await until(lambda: "已完成註冊".encode() in screen, DEADLINE_S)
+            async with asyncio.timeout(DEADLINE_S):
+                assert await process.wait() == 0
+        finally:
+            loop.remove_reader(ours)
+            os.close(ours)
+    assert (box / CERTIFICATE).exists()
 
 
 async def test_an_operators_file_is_left_alone_and_what_it_lacks_is_shown(
