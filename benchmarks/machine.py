@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("mqtt5", "msgspec", "cbor2", "uvloop", "influxdb-client", "aiohttp")
+LIBRARIES = ("mqtt5", "msgspec", "cbor2", "uvloop", "aiohttp")
 
 
 def facts() -> dict[str, str]:

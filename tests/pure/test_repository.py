@@ -54,7 +54,6 @@ MOVING = {
     "aiomqtt": "aiomqtt",
     "paho": "paho-mqtt",
     "mqtt5": "mqtt5",
-    "influxdb_client": "influxdb-client",
     "dbus_fast": "dbus-fast",
 }
 

@@ -598,6 +598,7 @@ async def test_a_wrong_password_is_named_and_nothing_else_happens(
     with Mosquitto(tmp_path, accounts={"ingest": "right"}) as broker:
         secret = tmp_path / "password"
         secret.write_text("a-wrong-password\n")
+        secret.chmod(0o600)
         ingest = Ingest(
             tmp_path, broker, account=f'username = "ingest"\npassword_file = "{secret}"'
         )
