@@ -73,7 +73,7 @@ def test_an_authority_signs_no_authority(authority: Authority) -> None:
     folder = authority.folder
     for name, data in (("k", key), ("c", certificate), ("r", signing_request(new_key(), "b"))):
         (folder / name).write_bytes(data)
-    argv = [
+    argv: list[str | Path] = [
         "openssl",
         "x509",
         "-req",
