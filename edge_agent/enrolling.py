@@ -57,7 +57,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
     if arguments.given is not None or arguments.also_given:
         sys.stderr.write(
             "onestreet edge enrol: a code is no argument, others can read those; type it when asked, or use --code-file"
-            " 請勿將註冊碼放在指令參數中(其他使用者看得到),請於提示時輸入,或使用 --code-file\n"
+            " 請勿將註冊碼放在指令參數中（其他使用者看得到），請於提示時輸入，或使用 --code-file\n"
         )
         return 2
     code = _code(arguments.code_file)
@@ -110,12 +110,12 @@ def _say(done: Enrolled, into: Path) -> None:
     lines.append(f"credentials 憑證: {into}")
     if abs(done.clock_off_s) > CLOCK_S:
         lines.append(
-            f"this clock is off by {abs(done.clock_off_s):.0f} s; set it 時鐘誤差,請校時: "
+            f"this clock is off by {abs(done.clock_off_s):.0f} s; set it 時鐘誤差，請校時: "
             + ("behind 慢" if done.clock_off_s > 0 else "ahead 快")
         )
     if done.paste:
         words = (
-            "was there and is left as it is; put this into it 檔案已存在且未更動,請將以下內容寫入:"
+            "was there and is left as it is; put this into it 檔案已存在且未更動，請將以下內容寫入:"
         )
         lines += [f"{into / CONFIG} {words}", "", done.paste]
     lines.append(f"next 下一步: onestreet edge check {into / CONFIG}")

@@ -369,7 +369,7 @@ def _config(grant: Grant, state_dir: Path) -> str:
     head = """\
 # The agent on this gateway, written by `onestreet edge enrol`. Check it with: onestreet edge check
 # Replace the next two lines by tables [[bus]] and [[device]] at the end, as docs/examples/edge.toml shows.
-# 請以 [[bus]] 與 [[device]] 表格取代以下兩行(置於檔案最後),範例見 docs/examples/edge.toml。
+# 請以 [[bus]] 與 [[device]] 表格取代以下兩行（置於檔案最後），範例見 docs/examples/edge.toml。
 bus = []
 device = []
 """
