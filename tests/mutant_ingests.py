@@ -122,6 +122,12 @@ class TellsWithQos0(PlainIngest):
 
 
 @mutant("EX-T-009")
+class TellsWithQos2(PlainIngest):
+    async def tell(self, topic: str, receipt: Receipt) -> None:
+        await self.client.publish(topic, json.dumps(receipt).encode(), qos=2)
+
+
+@mutant("EX-T-009")
 class RetainsReceipts(PlainIngest):
     async def tell(self, topic: str, receipt: Receipt) -> None:
         await self.client.publish(topic, json.dumps(receipt).encode(), qos=1, retain=True)

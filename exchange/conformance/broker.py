@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this role asks beside the common options."""
     say = parser.add_argument
     say("--credentials", type=Path, required=True, metavar="FILE", help="the ways in, TOML")
+    say("--deadline", type=float, default=ARRIVE_S, metavar="SECONDS", help="for what is granted")
     say(
         "--quiet-for",
         type=float,
@@ -64,7 +65,7 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
             guests[party.name] = guest = Guest(party, doors)
             stack.push_async_callback(guest.leave)
             await guest.enter()
-        run = _Run(judge, ways, doors, guests, asked.quiet_for)
+        run = _Run(asked, judge, ways, doors, guests)
         await run.cross()
         await run.disguise()
         await run.wills()
@@ -162,10 +163,16 @@ class _Run:
     """One run, with everybody in."""
 
     def __init__(
-        self, judge: Judge, ways: Ways, doors: Doors, guests: dict[str, Guest], quiet_s: float
+        self,
+        asked: argparse.Namespace,
+        judge: Judge,
+        ways: Ways,
+        doors: Doors,
+        guests: dict[str, Guest],
     ) -> None:
         self._judge, self._ways, self._doors, self._guests = judge, ways, doors, guests
-        self._quiet_s = quiet_s
+        self._deadline_s: float = asked.deadline
+        self._quiet_s: float = asked.quiet_for
         self._device = f"conform-{secrets.token_hex(4)}"
         commanding = [one for one in ways.applications if one.commands]
         self._domain = min(commanding[0].commands)
@@ -316,7 +323,7 @@ class _Run:
         for sent, reader in self._doors.missing():
             words = (
                 f"what is granted does not work: on {sent.topic}, {sent.how} by the"
-                f" {sent.writer.name}, nothing came to the {reader.name} within {ARRIVE_S:g} s"
+                f" {sent.writer.name}, nothing came to the {reader.name} within {self._deadline_s:g} s"
             )
             raise UplinkRefused(words)
         await asyncio.sleep(self._quiet_s)
@@ -325,7 +332,7 @@ class _Run:
     async def _until(self, condition: Callable[[], bool]) -> None:
         news = self._doors.news
         with suppress(TimeoutError):
-            async with asyncio.timeout(ARRIVE_S):
+            async with asyncio.timeout(self._deadline_s):
                 while not condition():
                     news.clear()
                     await news.wait()

@@ -139,7 +139,7 @@ class _Run:
             everywhere = f"city/v1/{self._county}/+/+/receipts"
             wide = gateway == self._neighbour and await _may(connection, everywhere)
             if not wide:
-                await connection.subscribe(book.receipts)
+                await connection.subscribe(book.receipts, qos=2)
             for astray in ("+/receipts", "+/+/receipts", "receipts/+"):
                 await _may(connection, book.branch + astray)
 
@@ -171,7 +171,7 @@ class _Run:
     async def _quiet(self) -> None:
         """Wait until nothing comes any more; then ask the broker for what it retains."""
         for book in self._answers.books.values():
-            await self._connections[book.branch.split("/")[4]].subscribe(book.receipts)
+            await self._connections[book.branch.split("/")[4]].subscribe(book.receipts, qos=2)
         await asyncio.sleep(QUIET_S)
 
     async def _states(self, *, alive: bool) -> None:
@@ -193,7 +193,7 @@ class _Run:
 async def _may(connection: Witness, topic_filter: str) -> bool:
     """Subscribe where a broker need not let us; whether it does."""
     try:
-        await connection.subscribe(topic_filter)
+        await connection.subscribe(topic_filter, qos=2)
     except UplinkRefused:
         return False
     return True

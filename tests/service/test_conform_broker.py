@@ -26,14 +26,13 @@ GATEWAY, INGEST, CONSOLE = "tw-tpe.gw-1", "ingest-tw-tpe", "app.console-tw-tpe"
 Mutation = Callable[[Office], None]
 
 
-async def judged(office: Office, quiet_s: float = 1.0) -> Report:
+async def judged(office: Office, *more: str) -> Report:
     parser = argparse.ArgumentParser()
     parser.add_argument("--broker")
     parser.add_argument("--county")
     role.add_arguments(parser)
     common = ["--broker", office.url, "--county", "tw-tpe", "--plain-port", str(office.ports[3])]
-    common += ["--quiet-for", str(quiet_s)]
-    asked = parser.parse_args([*common, "--credentials", str(office.credentials)])
+    asked = parser.parse_args([*common, "--credentials", str(office.credentials), *more])
     tls = Tls(ca_file=office.folder / "ca/ca.pem").context("test", "tls")
     return await role.judge(asked, address(office.url, password=None, tls=tls))
 
@@ -116,10 +115,11 @@ def another_authority_too(office: Office) -> None:
 
 
 MUTANTS: dict[str, tuple[str, Mutation]] = {
+    "client ids are free": ("EX-A-008", without("use_username_as_clientid true\n")),
+    "certificates are optional": ("EX-A-002", certificates_optional),
     "plain text on another port": ("EX-A-001", plain_text_beside),
     "anybody on the password's port": ("EX-A-002", anybody_by_password),
     "any password": ("EX-A-002", passwords_unchecked),
-    "certificates are optional": ("EX-A-002", certificates_optional),
     "a gateway writes its county": (
         "EX-A-003",
         allowing(GATEWAY, f"write {HERE}/+/+/+/+/readings"),
@@ -167,7 +167,6 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
         "EX-A-007",
         allowing(GATEWAY, "write city/v1/+/street/+/+/+/readings"),
     ),
-    "client ids are free": ("EX-A-008", without("use_username_as_clientid true\n")),
     "no revocation list": ("EX-A-009", without("crlfile crl.pem\n")),
     "another authority is believed": ("EX-A-009", another_authority_too),
 }
