@@ -298,7 +298,7 @@ def test_services_have_no_more_packages_than_everything_and_no_tools() -> None:
     assert services_lock.keys() < runtime.keys()
     tools = {"pytest", "ruff", "mypy", "hypothesis", "hatchling", "cyclonedx-bom", "pip", "uv"}
     assert runtime.keys().isdisjoint(tools)
-    assert {"mqtt5", "influxdb-client", "aiohttp", "cryptography", "uvloop"} <= services_lock.keys()
+    assert {"mqtt5", "aiohttp", "cryptography", "uvloop"} <= services_lock.keys()
 
 
 # -------------------------------------------------------------------------------------------------------- Grafana
