@@ -1,8 +1,8 @@
 """Mosquitto's files: three listeners, each with TLS, and passwords as Mosquitto keeps them.
 
 Paths are relative to the folder in which it runs: `cd DIR/broker && mosquitto -c mosquitto.conf`.
-SIGHUP makes Mosquitto read access rules, passwords, revocation list, certificate and key again; the
-listeners themselves and `ca.pem` only a restart.
+SIGHUP makes Mosquitto read access rules, passwords, revocation list, authorities and its own certificate
+again; a listener's port and limits, and an authority to be forgotten, take a restart.
 
 Source: mosquitto.conf(5) of 2.0.11, the oldest version that this is tested with
 """

@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="of `ca --finish`: although gateways are locked out 即使有閘道器會被拒於門外",
     )
+    one.add_argument(
+        "--at-once",
+        action="store_true",
+        help="the old one was stolen: revoke it now 立即撤銷舊憑證",
+    )
     _handed(one)
     _office(one)
     one = action("store", "set InfluxDB up, and a token for each service 設定資料庫與權杖", _store)
@@ -317,10 +322,10 @@ def _rotate(arguments: argparse.Namespace) -> int:
             )
         elif "/" in what:
             county, gateway = _gateway(what)
-            office.rotate_gateway(county, gateway)
+            office.rotate_gateway(county, gateway, at_once=arguments.at_once)
             _hand_over(office, county, gateway, arguments.bundle)
         else:
-            office.rotate_service(what)
+            office.rotate_service(what, at_once=arguments.at_once)
             _say(f"{what}: new key and certificate", "已更換金鑰與憑證")
         _tell_broker(office)
     return 0

@@ -405,8 +405,11 @@ class Office:
         if self.is_revoked(county, gateway):
             raise OfficeError(f"{county}/{gateway} was revoked: add it again first")
 
-    def rotate_gateway(self, county: str, gateway: str) -> None:
-        """Lay a new key and certificate, or a new password, out for a gateway."""
+    def rotate_gateway(self, county: str, gateway: str, *, at_once: bool = False) -> None:
+        """Lay a new key and certificate, or a new password, out for a gateway.
+
+        Shape: without `at_once` the old certificate is valid for some days more.
+        """
         self.check_open(county, gateway)
         folder = make_folder(self.gateway_folder(county, gateway))
         if self.gateway(county, gateway).credential == "password":
@@ -414,9 +417,15 @@ class Office:
         else:
             user = gateway_user(county, gateway)
             self._keep_pair(folder, user, "client", days=self.gateway_days, renew=True)
+        self._end_overlap(gateway_user(county, gateway), at_once)
         self.regenerate()
 
-    def rotate_service(self, name: str) -> None:
+    def _end_overlap(self, user: str, at_once: bool) -> None:
+        for one in self.authority.valid(user):
+            if at_once and one.superseded_until is not None:
+                self.authority.revoke(one.serial)
+
+    def rotate_service(self, name: str, *, at_once: bool = False) -> None:
         """Give a service, an application or a server a new key and certificate. Raises: OfficeError."""
         users = {application_user(one.id): one.id for t in self.towns for one in t.applications}
         users |= {
@@ -433,6 +442,7 @@ class Office:
         else:
             known = ", ".join(["COUNTY/GATEWAY", "ca", *SERVERS, *sorted(by_folder)])
             raise OfficeError(f"{name!r} cannot be rotated; one of {known}")
+        self._end_overlap(by_folder.get(name, name), at_once)
         self.regenerate()
 
     def rotate_authority(self) -> None:

@@ -324,6 +324,21 @@ def test_a_superseded_certificate_has_thirty_days(folder: Path) -> None:
         assert office.regenerate() == []
 
 
+@pytest.mark.parametrize("what", ["gw-1", "console", "ingest"])
+def test_a_stolen_key_is_replaced_at_once(folder: Path, what: str) -> None:
+    user = {"gw-1": "tw-tpe.gw-1", "console": "app.console"}.get(what, what)
+    with opened(folder) as office:
+        [old] = office.authority.valid(user)
+        if what == "gw-1":
+            office.rotate_gateway("tw-tpe", what, at_once=True)
+        else:
+            office.rotate_service(what, at_once=True)
+        [new] = office.authority.valid(user)
+        assert old.revoked_at is not None
+        assert new.serial != old.serial
+    check_sound(folder)
+
+
 # ------------------------------------------------------------------------------------------------------ what is made
 
 
