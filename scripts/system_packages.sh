@@ -8,6 +8,7 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 is_missing() {
     case $1 in
         python3-venv) ! python3 -c 'import ensurepip, venv' 2>/dev/null ;;
+        mosquitto-clients) ! command -v mosquitto_pub >/dev/null ;;
         libc6-dev) ! [ -e /usr/include/stdlib.h ] ;;
         *) ! command -v "$1" >/dev/null ;;
     esac
@@ -42,7 +43,7 @@ if ! apt install --no-install-recommends $missing; then
     apt update
     apt install --no-install-recommends $missing || { say "$ask"; exit 1; }
 fi
-case $missing in *mosquitto*)
+case "$missing " in *' mosquitto '*)
     say 'note: Debian starts a mosquitto service on port 1883 with the package; onestreet runs its own broker on a'
     say '      free port and does not need it. To turn it off: systemctl disable --now mosquitto' ;;
 esac

@@ -193,6 +193,7 @@ class Parts:
             self.up(*service.get("depends_on", {}))
             part = self._parts[name] = Part(self._model, name, self._folder)
             if "healthcheck" in service:
+                assert not part.is_healthy(), f"{name} is healthy before it runs"
                 part.start()
                 part.wait_healthy()
             else:
