@@ -206,21 +206,26 @@ async def lets_in(
 
     With TLS 1.3 a refused client learns of it only after its own handshake, so that a CONNACK is asked for.
     """
-    flags = 2 | (0x80 if user is not None else 0) | (0x40 if password is not None else 0)
-    fields = [b"asker", *(text.encode() for text in (user, password) if text is not None)]
-    payload = b"".join(len(field).to_bytes(2, "big") + field for field in fields)
-    body = b"\0\4MQTT\4" + bytes([flags]) + b"\0\x3c" + payload
-    assert len(body) < 128, "one byte of length"
     async with asyncio.timeout(10):
         try:
             reader, writer = await asyncio.open_connection(HOST, port, ssl=context)
         except (OSError, ssl.SSLError):
             return False
         try:
-            writer.write(b"\x10" + bytes([len(body)]) + body)
+            writer.write(connect_packet(user, password))
             answer = await reader.readexactly(4)
         except (OSError, ssl.SSLError, asyncio.IncompleteReadError):
             return False
         finally:
             writer.transport.abort()
     return answer == b"\x20\2\0\0"
+
+
+def connect_packet(user: str | None = None, password: str | None = None) -> bytes:
+    """Return a CONNECT of MQTT 3.1.1."""
+    flags = 2 | (0x80 if user is not None else 0) | (0x40 if password is not None else 0)
+    fields = [b"asker", *(text.encode() for text in (user, password) if text is not None)]
+    payload = b"".join(len(field).to_bytes(2, "big") + field for field in fields)
+    body = b"\0\4MQTT\4" + bytes([flags]) + b"\0\x3c" + payload
+    assert len(body) < 128, "one byte of length"
+    return b"\x10" + bytes([len(body)]) + body

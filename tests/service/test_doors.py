@@ -28,6 +28,7 @@ from tests.offices import (
     OfficeBroker,
     Party,
     broker_table,
+    connect_packet,
     gateway_party,
     lets_in,
     made_party,
@@ -242,6 +243,25 @@ async def test_a_will_reaches_nobody_elsewhere(watched: Doors, name: str) -> Non
         for topic in (f"{THEIRS}/air/dev-1/state", f"{OURS}/receipts", f"{own}/air/dev-1/state"):
             await die(party, aiomqtt.Will(topic, b"gone", qos=1))
         assert await heard_until(seeing, f"{own}/air/dev-1/state") == []
+
+
+async def test_what_is_larger_than_the_limit_ends_the_connection(watched: Doors) -> None:
+    """Before it was sent. What is larger than a pack may be still comes, to be refused with a receipt."""
+    party, topic = watched.party("tw-tpe/gw-1"), f"{OURS}/air/dev-1/readings"
+    reader, writer = await asyncio.open_connection(HOST, party.port, ssl=party.context)
+    async with asyncio.timeout(DEADLINE_S):
+        writer.write(connect_packet())
+        assert await reader.readexactly(4) == b"\x20\2\0\0"
+        writer.write(b"\x32\x80\x80\x80\2")  # a publish of 4 MiB begins
+        assert await reader.read() == b""
+    writer.transport.abort()
+    async with watched.observer.client() as seeing, party.client() as gateway:
+        await seeing.subscribe(topic, qos=1)
+        await gateway.publish(topic, bytes(2 << 20), qos=1)
+        async with asyncio.timeout(DEADLINE_S):
+            message = await anext(aiter(seeing.messages))
+        assert isinstance(message.payload, bytes)
+        assert len(message.payload) == 2 << 20
 
 
 async def die(party: Party, will: aiomqtt.Will) -> None:
