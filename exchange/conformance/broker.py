@@ -14,15 +14,13 @@ from contextlib import AsyncExitStack, suppress
 from itertools import product
 from pathlib import Path
 
-import msgspec
-
 from exchange.conformance.credentials import Party, Ways, read_ways
 from exchange.conformance.doors import Doors, Sent
+from exchange.conformance.guests import Guest
 from exchange.conformance.judgement import Judge, Report
-from exchange.conformance.knocking import knock, speaks_mqtt
-from exchange.conformance.witness import Address, Will, Witness, witness
-from exchange.errors import UplinkError, UplinkLost, UplinkRefused
-from exchange.tls import is_loopback
+from exchange.conformance.knocking import judge_plain, judge_strangers
+from exchange.conformance.witness import Address, Will
+from exchange.errors import UplinkError, UplinkRefused
 from exchange.topics import PREFIX, Topic
 
 ARRIVE_S = 5.0
@@ -57,7 +55,7 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
     """Judge a broker. Raises: ConfigError; UplinkError when what is granted does not work."""
     ways = read_ways(asked.credentials, asked.broker, asked.county)
     judge = Judge("broker", f"{address} {asked.county}")
-    await _judge_plain(judge, address, [address.port, _PLAIN_PORT, *asked.plain_port])
+    await judge_plain(judge, ways.nobody, [_PLAIN_PORT, *asked.plain_port])
     async with AsyncExitStack() as stack:
         guests = {}
         doors = Doors(judge, ways.parties)
@@ -66,97 +64,15 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
             stack.push_async_callback(guest.leave)
             await guest.enter()
         run = _Run(asked, judge, ways, doors, guests)
-        await run.cross()
-        await run.disguise()
-        await run.wills()
-        await run.sessions()
-        await run.clear()
-    await _judge_strangers(judge, ways)
+        try:
+            await run.cross()
+            await run.disguise()
+            await run.wills()
+            await run.sessions()
+        finally:
+            await run.clear()
+    await judge_strangers(judge, ways)
     return judge.report()
-
-
-class Guest:
-    """A party that is in: what comes to it is noted. It comes in again when the broker throws it out."""
-
-    def __init__(self, party: Party, doors: Doors) -> None:
-        self.party = party
-        self.thrown_out = False
-        self._doors = doors
-        self._stack = AsyncExitStack()
-        self._connection: Witness | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._filters: list[str] = []
-
-    async def enter(
-        self,
-        *,
-        client_id: str = "",
-        username: str = "",
-        clean_session: bool = True,
-        will: Will | None = None,
-    ) -> None:
-        """Come in, and subscribe as before. Raises: UplinkError."""
-        await self.leave()
-        address = self.party.address
-        self._connection = await self._stack.enter_async_context(
-            witness(
-                msgspec.structs.replace(address, username=username or address.username),
-                client_id=client_id or self.party.client_id,
-                clean_session=clean_session,
-                will=will,
-            )
-        )
-        self.thrown_out = False
-        self._listening = asyncio.create_task(self._listen(self._connection))
-        if clean_session:
-            filters, self._filters = self._filters, []
-            for one in filters:
-                await self.ask(one)
-
-    async def leave(self) -> None:
-        """Go."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-        self._connection = self._listening = None
-        with suppress(UplinkLost):
-            await self._stack.aclose()
-
-    def vanish(self) -> None:
-        """Go without a word."""
-        assert self._connection is not None
-        self._connection.vanish()
-
-    async def ask(self, topic_filter: str) -> None:
-        """Subscribe; a no is as good as a silence."""
-        assert self._connection is not None
-        self._filters.append(topic_filter)
-        try:
-            await self._connection.subscribe(topic_filter)
-        except UplinkRefused:
-            return
-        except UplinkLost:
-            self._filters.remove(topic_filter)  # a broker may end the connection instead
-            await self.enter()
-
-    async def say(self, sent: Sent, *, retain: bool = False) -> None:
-        """Publish; whether it arrives is for the doors to see."""
-        await self.publish(str(sent.topic), sent.payload, retain=retain)
-
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish; a broker may end the connection of who publishes what is denied."""
-        assert self._connection is not None
-        with suppress(UplinkLost):
-            await self._connection.publish(topic, payload, retain=retain)
-        if self.thrown_out:
-            await self.enter()
-
-    async def _listen(self, connection: Witness) -> None:
-        try:
-            async for seen in connection.messages():
-                self._doors.take(self.party, seen)
-        except UplinkLost:
-            self.thrown_out = True
 
 
 class _Run:
@@ -254,46 +170,62 @@ class _Run:
         await guest.enter()
 
     async def sessions(self) -> None:
-        """Let a gateway come in by its neighbour's client id, while it is there and while it is away."""
-        intruder, neighbour, *_ = self._ways.gateways
-        thief, victim = self._guests[intruder.name], self._guests[neighbour.name]
+        """Let gateways come in by a neighbour's client id, while it is there and while it is away."""
+        neighbour = self._ways.gateways[1]
+        victim = self._guests[neighbour.name]
         await victim.enter(clean_session=False)
         await victim.ask(f"{_branch(neighbour)}/receipts")
         await victim.leave()
         await self._say(self._ingest, self._topic(neighbour, "receipts"))
         await victim.enter(clean_session=False)
         await self._judge_arrivals()  # a broker that keeps no session shows nothing here
-        for is_there, clean in product((True, False), (True, False)):
-            if not is_there:
-                await victim.leave()
-            with suppress(UplinkError):
-                await thief.enter(client_id=victim.party.client_id, clean_session=clean)
-            sent = await self._say(self._ingest, self._topic(neighbour, "receipts"))
-            if not is_there:
-                await asyncio.sleep(self._quiet_s)
-                await thief.leave()
-                await victim.enter(clean_session=False)
-            await self._until(lambda: not self._doors.missing())
-            words = f"a gateway came by its neighbour's client id, with{'' if clean else 'out'} a clean session, "
-            words += "while it was there" if is_there else "while it was away"
-            if victim.thrown_out or self._doors.missing():
-                lost = "it was thrown out" if victim.thrown_out else "its message was lost"
-                self._judge.broken(
-                    "EX-A-008", f"{words}: {lost}", topic=str(sent.topic), payload=sent.payload
-                )
-                await victim.enter(clean_session=False)
-                await victim.ask(f"{_branch(neighbour)}/receipts")
-            else:
-                self._judge.kept("EX-A-008", f"{words}: all was well", topic=str(sent.topic))
-            self._doors.judge()
-        await thief.enter()
+        thieves = {  # one by each door that gateways have
+            (one.address.host, one.address.port): one
+            for one in self._ways.gateways
+            if one is not neighbour
+        }
+        for one, is_there in product(thieves.values(), (True, False)):
+            thief = self._guests[one.name]
+            for clean in (False, True):
+                if not await self._keeps(victim, thief, is_there=is_there, clean=clean):
+                    break
+            await thief.enter()
         await victim.enter()  # a clean session: the kept one is gone
+
+    async def _keeps(self, victim: Guest, thief: Guest, *, is_there: bool, clean: bool) -> bool:
+        """Whether a gateway keeps its session while another comes in by its client id."""
+        if not is_there:
+            await victim.leave()
+        with suppress(UplinkError):
+            await thief.enter(client_id=victim.party.client_id, clean_session=clean)
+        sent = await self._say(self._ingest, self._topic(victim.party, "receipts"))
+        if not is_there:
+            await asyncio.sleep(self._quiet_s)
+            await thief.leave()
+            await victim.enter(clean_session=False)
+        await self._until(lambda: victim.thrown_out or not self._doors.missing())
+        words = (
+            f"the {thief.party.name} came by the client id of the {victim.party.name}, which was"
+            f" {'there' if is_there else 'away'}, with{'' if clean else 'out'} a clean session"
+        )
+        kept = not (victim.thrown_out or self._doors.missing())
+        topic = str(sent.topic)
+        if kept:
+            self._judge.kept("EX-A-008", f"{words}: all was well", topic=topic)
+        else:
+            lost = "it was thrown out" if victim.thrown_out else "its message was lost"
+            self._judge.broken("EX-A-008", f"{words}: {lost}", topic=topic, payload=sent.payload)
+            await victim.enter(clean_session=False)
+            await victim.ask(f"{_branch(victim.party)}/receipts")
+        self._doors.judge()
+        return kept
 
     async def clear(self) -> None:
         """Let every owner clear what may have been retained in its name."""
         for gateway in (*self._ways.gateways, *self._ways.foreign):
             topic = str(self._topic(gateway, "state"))
-            await self._guests[gateway.name].publish(topic, b"", retain=True)
+            with suppress(UplinkError):
+                await self._guests[gateway.name].publish(topic, b"", retain=True)
 
     async def _say(self, party: Party, topic: Topic) -> Sent:
         sent = self._doors.marker(party, topic)
@@ -336,58 +268,6 @@ class _Run:
                 while not condition():
                     news.clear()
                     await news.wait()
-
-
-# -------------------------------------------------------------------------------------------------- strangers
-
-
-async def _judge_plain(judge: Judge, address: Address, ports: list[int]) -> None:
-    if is_loopback(address.host):
-        judge.apart("EX-A-001", f"{address.host} is loopback, where plain text is allowed")
-        return
-    if address.tls is None:
-        judge.broken("EX-A-001", f"{address} takes plain text")
-        return
-    for port in dict.fromkeys(ports):
-        if await speaks_mqtt(address.host, port):
-            judge.broken("EX-A-001", f"{address.host}:{port} answers a CONNECT in plain text")
-        else:
-            judge.kept("EX-A-001", f"{address.host}:{port} answers no CONNECT in plain text")
-
-
-async def _judge_strangers(judge: Judge, ways: Ways) -> None:
-    """Knock as nobody, with wrong passwords, and with certificates that must not be believed."""
-    for address in ways.nobody:
-        await _knock(judge, "EX-A-002", f"at {address} without credentials", address)
-        for party in ways.parties:
-            if (party.address.host, party.address.port) != (address.host, address.port):
-                continue
-            name = party.address.username or party.client_id
-            wrong = [secrets.token_urlsafe(12), ""]
-            wrong += [
-                one.address.password
-                for one in ways.parties
-                if one.address.password and one is not party
-            ]
-            for password in wrong:
-                as_it = msgspec.structs.replace(address, username=name, password=password)
-                await _knock(judge, "EX-A-002", f"as the {party.name}, a wrong password", as_it)
-            break
-    if not ways.refused:
-        judge.apart("EX-A-009", "the credentials hold no certificate that must be refused")
-    for reason, address in ways.refused:
-        await _knock(judge, "EX-A-009", f"at {address} by a certificate that is {reason}", address)
-    missing = {"expired", "revoked", "from another CA"} - {reason for reason, _ in ways.refused}
-    if ways.refused and missing:
-        judge.notes.append(f"EX-A-009: not tried: a certificate that is {', '.join(missing)}")
-
-
-async def _knock(judge: Judge, requirement: str, words: str, address: Address) -> None:
-    is_in, answer = await knock(address)
-    if is_in:
-        judge.broken(requirement, f"{words}: let in")
-    else:
-        judge.kept(requirement, f"{words}: {answer}")
 
 
 def _branch(gateway: Party) -> str:

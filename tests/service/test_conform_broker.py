@@ -80,15 +80,23 @@ def passwords_unchecked(office: Office) -> None:
     )
 
 
-def anybody_by_password(office: Office) -> None:
-    before, _, block = (
-        (office.folder / "broker/mosquitto.conf")
-        .read_text()
-        .partition("# Gateways that cannot hold a key.")
-    )
-    block = block.replace("allow_anonymous false", "allow_anonymous true", 1)
-    block = block.replace("use_username_as_clientid true\n", "", 1)  # it refuses the nameless
+def by_password(office: Office, *changes: tuple[str, str]) -> None:
+    """Change the listener for passwords alone."""
+    file = office.folder / "broker/mosquitto.conf"
+    before, _, block = file.read_text().partition("# Gateways that cannot hold a key.")
+    for found, instead in changes:
+        assert found in block
+        block = block.replace(found, instead, 1)
     office.edit("mosquitto.conf", lambda _: before + block)
+
+
+def anybody_by_password(office: Office) -> None:
+    nameless = ("use_username_as_clientid true\n", "")  # it refuses them
+    by_password(office, ("allow_anonymous false", "allow_anonymous true"), nameless)
+
+
+def free_ids_by_password(office: Office) -> None:
+    by_password(office, ("use_username_as_clientid true\n", ""))
 
 
 def certificates_optional(office: Office) -> None:
@@ -116,6 +124,7 @@ def another_authority_too(office: Office) -> None:
 
 MUTANTS: dict[str, tuple[str, Mutation]] = {
     "client ids are free": ("EX-A-008", without("use_username_as_clientid true\n")),
+    "client ids are free beside a password": ("EX-A-008", free_ids_by_password),
     "certificates are optional": ("EX-A-002", certificates_optional),
     "plain text on another port": ("EX-A-001", plain_text_beside),
     "anybody on the password's port": ("EX-A-002", anybody_by_password),
@@ -177,7 +186,7 @@ def test_every_requirement_has_a_mutant() -> None:
 
 
 async def test_no_open_door_gets_by(tmp_path: Path) -> None:
-    limit = asyncio.Semaphore(12)
+    limit = asyncio.Semaphore(16)
 
     async def caught(name: str) -> str:
         requirement, mutate = MUTANTS[name]
