@@ -231,7 +231,7 @@ class Service:
             async with asyncio.timeout(BODY_S):
                 body = await asked.read()
             request = read_message(body, Request)
-            async with self._one_at_a_time:
+            async with self._one_at_a_time:  # in order of coming: the office's lock has no queue
                 given = await asyncio.to_thread(self._grant, request)
         except EnrolmentRefused as error:
             return self._failed(address, error.reason, error.detail)

@@ -736,6 +736,7 @@ def test_whatever_comes_is_a_request_or_nothing(
 
 async def test_who_drips_is_cut_off(bureau: Bureau, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment_service, "CONNECTION_S", 0.3)
+    monkeypatch.setattr(enrolment_service, "BODY_S", 600.0)  # it is not this that ends it
     code = bureau.code()
     async with served_here(bureau):
         connection = await tls(bureau, code)
