@@ -32,7 +32,7 @@ SEES = {
     "restore-store": {"."},
 }
 """What of the office, beside its volumes."""
-NETWORKS = dict.fromkeys(SEES, {"inside"}) | {
+NETWORKS = {name: {"inside"} for name in SEES} | {
     "broker": {"field", "inside"},
     "grafana": {"desk", "inside"},
     "street": {"field"},
