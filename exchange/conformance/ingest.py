@@ -20,7 +20,7 @@ from exchange.conformance.letters import Letters
 from exchange.conformance.parcels import Parcel
 from exchange.conformance.witness import Address, Witness, witness
 from exchange.conformance.witness import address as address_of
-from exchange.errors import UplinkRefused
+from exchange.errors import ConfigError, UplinkRefused
 from exchange.moments import rfc3339
 from exchange.tls import Tls
 
@@ -67,15 +67,15 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
 
 def _neighbour(asked: argparse.Namespace, address: Address) -> Address:
     """Return as whom the second gateway goes to the broker. Raises: ConfigError."""
-    if not (asked.neighbour_broker or asked.neighbour_cert):
+    if not (asked.neighbour_broker or asked.neighbour_cert or asked.neighbour_password_file):
         return address
     where, tls = "command line", address.tls
     password = secret(where, "--neighbour-broker", asked.neighbour_password_file, None)
-    if asked.neighbour_cert and asked.ca:
+    if asked.neighbour_cert:
+        if asked.ca is None:
+            raise ConfigError(where, "--ca", None, "--neighbour-cert needs --ca beside it")
         files = Tls(
-            ca_file=asked.ca,
-            certificate_file=asked.neighbour_cert,
-            key_file=asked.neighbour_key,
+            ca_file=asked.ca, certificate_file=asked.neighbour_cert, key_file=asked.neighbour_key
         )
         tls = files.context(where, "--neighbour-cert")
     return address_of(asked.neighbour_broker or asked.broker, password=password, tls=tls)

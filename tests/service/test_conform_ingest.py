@@ -17,25 +17,30 @@ from exchange.conformance import ingest as role
 from exchange.conformance import poison
 from exchange.conformance.judgement import Report
 from exchange.conformance.parcels import Parcel, Played
-from exchange.conformance.witness import Address, witness
+from exchange.conformance.witness import Address, address, witness
 from exchange.errors import ContractError
 from exchange.readings import decode_pack
 from exchange.requirements import REQUIREMENTS, binding
+from exchange.tls import Tls
 from exchange.topics import parse_topic
 from tests.brokers import Mosquitto
 from tests.gateways import DEADLINE_S, Ingest, until
+from tests.locked_brokers import Office
 from tests.mutant_ingests import MUTANTS, PlainIngest, counties, running
 
 SHOWN = {name for name, one in binding("ingest").items() if one.shown != "declared"}
 
 
 async def judged(broker: Mosquitto, county: str, *options: str) -> Report:
+    return await judged_at(Address(host=broker.host, port=broker.port), county, *options)
+
+
+async def judged_at(address: Address, county: str, *options: str) -> Report:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--county")
-    parser.add_argument("--ca")
+    for common in ("--broker", "--county", "--ca"):
+        parser.add_argument(common)
     role.add_arguments(parser)
-    asked = parser.parse_args(["--county", county, *options])
-    return await role.judge(asked, Address(host=broker.host, port=broker.port))
+    return await role.judge(parser.parse_args(["--county", county, *options]), address)
 
 
 def outcomes(report: Report) -> dict[str, str]:
@@ -49,9 +54,9 @@ def faults(report: Report) -> str:
 
 
 @asynccontextmanager
-async def our_ingest(ingest: Ingest) -> AsyncIterator[None]:
+async def our_ingest(file: Path) -> AsyncIterator[None]:
     """`onestreet ingest run` in a process of its own."""
-    command = [sys.executable, "-m", "onestreet.cli", "ingest", "run", str(ingest.file)]
+    command = [sys.executable, "-m", "onestreet.cli", "ingest", "run", str(file)]
     child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     assert child.stderr is not None
     said = []
@@ -87,13 +92,34 @@ async def test_our_own_ingest_is_green(
         monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
         url = bucket.url
     ingest = Ingest(tmp_path, broker, store=url)
-    async with our_ingest(ingest):
+    async with our_ingest(ingest.file):
         report = await judged(broker, "tw-tpe")
     found = outcomes(report)
     assert not report.failed, faults(report)
     assert {name for name, outcome in found.items() if outcome == "passed"} == SHOWN
     assert {found[name] for name in found.keys() - SHOWN} == {"declared"}
     assert report.seconds < 30
+
+
+async def test_our_own_ingest_is_green_behind_locked_doors(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    folder = office.folder / "gateways/tw-tpe"
+    pair = Tls(
+        ca_file=folder / "gw-1/ca.pem",
+        certificate_file=folder / "gw-1/certificate.pem",
+        key_file=folder / "gw-1/key.pem",
+    )
+    beside = ["--ca", str(pair.ca_file), "--broker", office.url]
+    for option, name in (("cert", "certificate.pem"), ("key", "key.pem")):
+        beside += [f"--neighbour-{option}", str(folder / "gw-2" / name)]
+    where = address(office.url, password=None, tls=pair.context("test", "tls"))
+    names = ["--site", "street", "--gateway", "gw-1", "--neighbour", "gw-2"]
+    file = office.folder / "services/ingest-tw-tpe/ingest.toml"
+    with office.running():
+        async with our_ingest(file):
+            report = await judged_at(where, "tw-tpe", *names, *beside)
+    assert not report.failed, faults(report)
+    assert {name for name, outcome in outcomes(report).items() if outcome == "passed"} == SHOWN
 
 
 async def test_another_ingest_is_green_and_nothing_is_left_behind(broker: Mosquitto) -> None:
