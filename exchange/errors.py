@@ -10,9 +10,12 @@ OnestreetError
 │   └── CommandError       EX-C
 ├── DeviceError            a device or its bus (device_drivers.errors grows this branch)
 ├── StoreError             a store (ingest.stores grows this branch)
-└── UplinkError            the broker
-    ├── UplinkRefused      the broker said no (credentials, protocol); waiting alone will not help
-    └── UplinkLost         unreachable or broken off; retried
+├── UplinkError            the broker
+│   ├── UplinkRefused      the broker said no (credentials, protocol); waiting alone will not help
+│   └── UplinkLost         unreachable or broken off; retried
+└── of one room alone      EnrolmentError (exchange.enrolment); OutboxBlocked, OutboxDamaged (edge_agent.outbox);
+                           AuthorityError, OfficeError, BackupError, Busy (provisioning); SimulatorError
+                           (simulators); ProcessFailed (onestreet.processes)
 
 Final and retryable errors are different classes, so that a caller never has to read a message to decide.
 """

@@ -122,6 +122,18 @@ def test_a_moving_library_is_imported_in_one_file_of_a_room(room: str) -> None:
     assert {name: files for name, files in importers.items() if len(files) > 1} == {}
 
 
+def test_every_branch_of_the_error_tree_is_drawn() -> None:
+    tree = ast.get_docstring(ast.parse((ROOT / "exchange/errors.py").read_text("utf-8"))) or ""
+    branches = {
+        node.name
+        for room in ROOMS
+        for path in tracked(f"{room}/*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+        if isinstance(node, ast.ClassDef) and "OnestreetError" in map(ast.unparse, node.bases)
+    }
+    assert {name for name in branches if not re.search(rf"\b{name}\b", tree)} == set()
+
+
 def test_nothing_waits_by_time_sleep() -> None:
     sleeps = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
