@@ -9,6 +9,7 @@ commands on a disk, TLS (`client.tls_set`), a lamp.
 import json
 import random
 import sys
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -59,7 +60,7 @@ class Publisher:
         self.level = 70
         self.executed = {}  # command id: its result, noted before it is executed
         self.is_connected = False
-        self.is_stopped = False
+        self.stopped = threading.Event()
         self.client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id=self.gateway, clean_session=False
         )
@@ -249,7 +250,7 @@ class Publisher:
         """Measure, send and receive until stopped; a connection that is gone is made again."""
         due_s, wait_s = time.monotonic(), 0.0
         connect_at_s = due_s
-        while not self.is_stopped:
+        while not self.stopped.is_set():
             now_s = time.monotonic()
             if now_s >= due_s:
                 self.measure()
@@ -265,7 +266,7 @@ class Publisher:
                     self.connect()
             # returns when something came, at the latest after this time; it never waits without a socket
             if self.client.loop(timeout=0.05) != mqtt.MQTT_ERR_SUCCESS:
-                time.sleep(0.05)
+                self.stopped.wait(0.05)
         self.client.disconnect()
 
 

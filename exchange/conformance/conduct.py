@@ -194,6 +194,14 @@ class DeviceConduct:
             return False
         return time.monotonic() - self._begun_s > 2 * self.interval_s + self._pace.slack_s
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether it still sends what it measured some time ago."""
+        if not self._newest_lag or self.interval_s is None:
+            return False
+        came_s, newest_s = self._newest_lag[-1]
+        return came_s - newest_s > 2 * self.interval_s + self._pace.slack_s
+
     def missing(self) -> list[tuple[int, int]]:
         """Return the samples that were measured while we watched and did not come, until long enough ago."""
         now_s = time.monotonic()
@@ -279,10 +287,11 @@ class DeviceConduct:
             self._judge.apart("EX-S-008", words)
             return
         times = [one.sample.time_ms / 1000 for one in self.sent.values()]
+        # what comes now may be a backlog: then the end is not silent
+        times += [came_s for came_s, _ in self._newest_lag[-1:]]
         moments = [self._begun_time_s, *sorted(t for t in times if t > self._begun_time_s), now_s]
         for last_s, following_s in pairwise(moments):
-            excused_s = sum(max(0.0, min(following_s, b) - max(last_s, a)) for a, b in quiet)
-            silent_s = following_s - last_s - excused_s
+            silent_s = following_s - last_s - _overlap_s(quiet, last_s, following_s)
             if silent_s > limit_s:
                 words = f"{self.name}: no sample for {silent_s:.1f} s, its interval is"
                 words += f" {self.state.interval_s:g} s"
@@ -294,7 +303,7 @@ class DeviceConduct:
     def _conclude_state(self, retained: Seen | None) -> None:
         if self.domain == "gateway" and self._judge.binds("EX-S-003") and not self.was_online:
             pass  # that is EX-S-003
-        elif retained is None or self.retired or self.state is None:
+        elif retained is None or not retained.payload:
             words = f"{self.name} sends readings, and the broker retains no state of it"
             self._judge.broken("EX-S-002", words, topic=self._topic)
             if self.live_states and not self.retired:
@@ -428,7 +437,8 @@ class Conduct:
             words = f"{topic.channel} that the broker retains"
             self._judge.broken("EX-T-009", words, topic=seen.topic, payload=seen.payload)
             return None
-        self._judge_carriage(topic, seen)
+        if not seen.retain:  # what was retained before the run is judged at the end
+            self._judge_carriage(topic, seen)
         device = self.device(topic)
         if topic.channel == "readings":
             return device.readings(topic, seen)
@@ -480,6 +490,7 @@ class Conduct:
             if topic.channel == "state":
                 states[topic.device] = seen
                 self.device(topic)
+                self._judge_carriage(topic, seen)
             elif topic.channel in ("readings", "results"):
                 words = f"{topic.channel} that the broker retains"
                 self._judge.broken("EX-T-009", words, topic=seen.topic, payload=seen.payload)
@@ -517,7 +528,7 @@ class Conduct:
     def _judge_carriage(self, topic: Topic, seen: Seen) -> None:
         if seen.qos == 1:
             self._judge.kept("EX-T-009", f"{topic.channel} with QoS 1", topic=seen.topic)
-        elif not seen.retain:  # the one that was retained before the run is judged at the end
+        else:
             words = f"{topic.channel} with QoS {seen.qos}"
             self._judge.broken("EX-T-009", words, topic=seen.topic, payload=seen.payload)
 
@@ -525,7 +536,7 @@ class Conduct:
         """A county is not ours alone: only what nobody else can have sent counts as a breach."""
         epochs = {epoch for device in self.devices.values() for epoch, _ in device.sent}
         for seen in self._elsewhere[:1] if not epochs else self._elsewhere:
-            if not epochs or epochs & set(_epochs(seen)):
+            if not epochs or epochs & _epochs(seen):
                 words = f"not in {self._county}, the county that was asked for"
                 self._judge.broken("EX-T-007", words, topic=seen.topic, payload=seen.payload)
         if epochs and not self._judge.is_broken("EX-T-007"):
@@ -540,6 +551,17 @@ class Conduct:
                 self._judge.broken("EX-S-011", words, topic=other.topic, payload=other.payload)
             else:
                 self._judge.kept("EX-S-011", f"nobody else published for {name} meanwhile")
+
+
+def _overlap_s(spans: Iterable[tuple[float, float]], from_s: float, to_s: float) -> float:
+    """Return how much of a time lies in these spans, which may overlap."""
+    covered_s, reached_s = 0.0, from_s
+    for begin_s, end_s in sorted(spans):
+        begin_s, end_s = max(begin_s, reached_s), min(end_s, to_s)
+        if end_s > begin_s:
+            covered_s += end_s - begin_s
+            reached_s = end_s
+    return covered_s
 
 
 def _touched(pack: Pack, payload: bytes, domain: str) -> Iterator[str]:
@@ -567,7 +589,7 @@ def _records(payload: bytes) -> list[dict[str, Any]]:
     if payload[:1] == b"[":
         found: list[dict[str, Any]] = msgspec.json.decode(payload)
         return found
-    labels = {-1: "bver", 0: "n", 1: "u"}
+    labels = {-1: "bver", 0: "n", 1: "u", 2: "v"}
     return [{labels.get(label, ""): v for label, v in one.items()} for one in cbor2.loads(payload)]
 
 
@@ -578,12 +600,12 @@ def _marked(quality: str) -> Iterator[str]:
             yield metric.removesuffix(")")
 
 
-def _epochs(seen: Seen) -> Iterator[int]:
-    topic = parse_topic(seen.topic)
+def _epochs(seen: Seen) -> set[int]:
+    """Return what epochs a message names, right or wrong."""
     try:
-        if topic.channel == "readings":
-            yield from (one.epoch for one in decode_pack(seen.payload, topic).samples)
-        elif topic.channel == "state" and (state := decode_state(seen.payload)):
-            yield state.epoch
-    except ContractError:
-        return
+        if not seen.topic.endswith("/readings"):
+            state = decode_state(seen.payload)
+            return set() if state is None else {state.epoch}
+        return {int(one["v"]) for one in _records(seen.payload) if one.get("n") == "epoch"}
+    except (ContractError, ValueError, TypeError, LookupError, AttributeError, cbor2.CBORError):
+        return set()

@@ -19,7 +19,7 @@ import msgspec
 
 from exchange.conformance import command
 from exchange.conformance.cable import Cable
-from exchange.conformance.conduct import Conduct, DeviceConduct
+from exchange.conformance.conduct import Answer, Conduct, DeviceConduct
 from exchange.conformance.device import refrain
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.ledger import EARLY, Ledger
@@ -35,6 +35,8 @@ from exchange.states import State, decode_state
 LONGEST_S = 180.0
 FIRST_S = 70.0  # until the first readings: a gateway's own come every minute
 WINDOW = 5000
+RECEIPTS_S = 60.0  # until the broker has taken every receipt
+DRAIN_SLACKS = 8  # a gateway that was given no receipts has a backlog
 GARBAGE = (b"{", b"\x00\xff", b"[]", b'{"v":99}', b'{"v":1,"stored":{"x":[[0,9,1]]}}', b"")
 _DELIVERY = (
     *("EX-D-004", "EX-D-005", "EX-D-006", "EX-D-007", "EX-D-008", "EX-D-009", "EX-D-010"),
@@ -91,7 +93,9 @@ class _Run:
         self._places: dict[str, str] = {}  # device: where its receipts go
         self._is_holding = self._is_silent = False
         self._hold_results_of: UUID | None = None
+        self._orders: Orders | None = None
         self._held_result: list[float] = []
+        self._held_answer: Answer | None = None
         self._last_heard_s = time.monotonic()
         self._wills: list[Seen] = []
         self._came_states: dict[str, float] = {}
@@ -113,8 +117,9 @@ class _Run:
             sending = asyncio.create_task(self._send_receipts(seen))
             stack.callback(sending.cancel)
             await self._phases(seen, cable)
-        self._conduct.conclude(await retained(self._address, self._conduct.filter))
-        self._ledger.conclude(time.monotonic())
+            # before the cable goes: its end lets the broker publish the last will
+            self._conduct.conclude(await retained(self._address, self._conduct.filter))
+            self._ledger.conclude(time.monotonic())
         self._conclude_own_state()
         self._conclude_receipts()
 
@@ -124,20 +129,18 @@ class _Run:
             self._no_orders("nothing came")
             return
         self._say("playing ingest")
-        await asyncio.sleep(self._pace.listen_s)
-        orders = asyncio.create_task(self._give_orders(seen))
-        try:
-            await self._confuse(seen)
-            await self._hold()
-            if cable is not None:
-                await self._pull(cable)
-            else:
-                self._without_cable("only with --cable: the kit has to break the connection")
-            await orders
-            await self._await_again()
-            await self._be_silent()
-        finally:
-            orders.cancel()
+        await asyncio.gather(asyncio.sleep(self._pace.listen_s), self._give_orders(seen))
+        await self._confuse(seen)
+        await self._hold()
+        if self._has_stopped:
+            self._conclude_stopped()
+            return
+        if cable is not None:
+            await self._pull(cable)
+        else:
+            self._without_cable("only with --cable: the kit has to break the connection")
+        await self._await_again()
+        await self._be_silent()
         await self._settle()
 
     # ---------------------------------------------------------------------------------------------------- what comes
@@ -151,13 +154,14 @@ class _Run:
         if is_own_state and not seen.retain:
             if self._is_pulled:
                 self._wills.append(seen)
-            else:
-                self._note_reconnect(seen)
+                return
+            self._note_reconnect(seen)
         heard = self._conduct.take(seen)
         if seen.retain:
             return
-        self._last_heard_s = seen.at_s
-        if seen.topic.endswith("/state") and not self._is_pulled:
+        if not seen.topic.endswith("/commands"):
+            self._last_heard_s = seen.at_s
+        if seen.topic.endswith("/state"):
             self._came_states[seen.topic] = seen.at_s
         if seen.topic.endswith("/results"):
             self._take_result(seen)
@@ -193,10 +197,17 @@ class _Run:
         self._receipts.put_nowait((topic, payload, set(keys)))
 
     async def _send_receipts(self, seen: Witness) -> None:
-        while True:
-            topic, payload, keys = await self._receipts.get()
+        async def send(topic: str, payload: bytes, keys: set[Key]) -> None:
             await seen.publish(topic, payload)
             self._ledger.receipted(keys, time.monotonic())
+
+        while True:
+            batch = [await self._receipts.get()]
+            while not self._receipts.empty():
+                batch.append(self._receipts.get_nowait())
+            await asyncio.gather(*(send(*one) for one in batch))
+            for _ in batch:
+                self._receipts.task_done()
 
     def _take_result(self, seen: Seen) -> None:
         for name, answers in self._conduct.results.items():
@@ -205,10 +216,14 @@ class _Run:
             result = answers[-1].result
             if name == self._hold_results_of and result.status != "accepted":
                 self._held_result.append(seen.at_s)
+                self._held_answer = answers[-1]
                 if not self._is_result_sent_again:
                     return
-            receipt = Receipt(v=1, results=[(str(name), result.status)])
-            self._put(answers[-1].topic.receipts, encode_receipt(receipt))
+            self._receipt_result(answers[-1])
+
+    def _receipt_result(self, answer: Answer) -> None:
+        receipt = Receipt(v=1, results=[(str(answer.result.id), answer.result.status)])
+        self._put(answer.topic.receipts, encode_receipt(receipt))
 
     @property
     def _is_result_sent_again(self) -> bool:
@@ -235,34 +250,56 @@ class _Run:
     # --------------------------------------------------------------------------------------------------- the phases
 
     async def _confuse(self, seen: Witness) -> None:
-        """Send receipts that nobody can read, and some for samples that are still to come."""
+        """Send receipts that nobody can read, go on as before, and receipt samples that are still to come."""
         self._say("receipts that cannot be read, and some that come too early")
-        self._ledger.garbage_s = time.monotonic()
+        ledger = self._ledger
+        garbage_s = ledger.garbage_s = time.monotonic()
         for topic in sorted(set(self._places.values())):
             for payload in GARBAGE:
                 self._mine.add(payload)
                 await seen.publish(topic, payload)
+        # one that is receipted afterwards shows whether receipts are still taken
+        await until(lambda: ledger.newest_receipted_s > garbage_s, self._pace.listen_s)
         for name in self._places:
             device = self._conduct.devices[name]
-            if not device.sent:
-                continue
-            epoch, last = max(device.sent, key=lambda key: device.sent[key].sample.time_ms)
-            interval_s = device.interval_s or 1.0
-            first = last + 2 + math.ceil(self._pace.listen_s / 2 / interval_s)
-            to = first + math.ceil(self._pace.listen_s / interval_s / 2)
-            named = {(epoch, seq) for seq in range(first, to + 1)}
-            device.foretold |= named
-            self._ledger.foretold |= {Key(name, *one) for one in named}
-            receipt = Receipt(v=1, stored={name: [(epoch, first, to)]})
-            self._put(self._places[name], encode_receipt(receipt))
+            if device.sent:
+                self._foretell(device)
+
+    def _foretell(self, device: DeviceConduct) -> None:
+        epoch, last = max(device.sent, key=lambda key: device.sent[key].sample.time_ms)
+        soon = math.ceil(self._pace.listen_s / 2 / (device.interval_s or 1.0))
+        first, to = last + 2 + soon, last + 2 + 2 * soon
+        named = {(epoch, seq) for seq in range(first, to + 1)}
+        device.foretold |= named
+        self._ledger.foretold |= {Key(device.name, *one) for one in named}
+        receipt = Receipt(v=1, stored={device.name: [(epoch, first, to)]})
+        self._put(self._places[device.name], encode_receipt(receipt))
 
     async def _hold(self) -> None:
         """Withhold the receipt of one pack of each device, and of what was receipted too early."""
         self._say("withholding some receipts")
         self._is_holding = True
+        if self._orders is not None:
+            self._hold_results_of = self._orders.last_id
+            await self._orders.give_last()
         await asyncio.sleep(2 * self._pace.listen_s)
-        await until(lambda: self._ledger.held, self._left_s)
+        await until(lambda: self._ledger.held or self._has_stopped, self._left_s)
         self._is_holding = False
+
+    @property
+    def _has_stopped(self) -> bool:
+        """Whether it sent nothing at all since the receipts that nobody can read, however long its intervals."""
+        garbage_s, slack_s = self._ledger.garbage_s or math.inf, self._pace.slack_s
+        devices = [one for one in self._conduct.devices.values() if one.sent]
+        shortest_s = min(one.interval_s or FIRST_S for one in devices)
+        silent_s = time.monotonic() - max(garbage_s, self._last_heard_s)
+        return self._last_heard_s < garbage_s + slack_s and silent_s > 2 * (shortest_s + slack_s)
+
+    def _conclude_stopped(self) -> None:
+        words = "it sent nothing more after a receipt that cannot be read"
+        self.judge.broken("EX-D-010", words, payload=GARBAGE[0])
+        self._conduct.quiet.append((time.time() - self._pace.slack_s - FIRST_S, math.inf))
+        self._without_cable(words)
 
     async def _pull(self, cable: Cable) -> None:
         """Let the connection hang, break it, see the will, and let the gateway come back."""
@@ -357,8 +394,11 @@ class _Run:
             elif self._is_result_over(time.monotonic()):
                 words = "a result got no receipt and did not come again"
                 self.judge.broken("EX-C-007", words)
-        # one pack stays without a receipt: it is the oldest in the silence
-        ledger.held = ledger.first_held()
+        if self._held_answer is not None:
+            self._receipt_result(self._held_answer)
+        # one pack stays without a receipt: it is the oldest in the silence; that it came last shows
+        # whether those before it are let go by receipts
+        ledger.held = ledger.last_held()
         self._receipt(held - ledger.held)
 
     def _is_result_over(self, now_s: float) -> bool:
@@ -370,12 +410,13 @@ class _Run:
     async def _be_silent(self) -> None:
         """Send no receipt at all until the oldest pack came again, or should have."""
         ledger = self._ledger
-        if not await until(self._receipts.empty, self._pace.slack_s):
-            return
+        async with asyncio.timeout(RECEIPTS_S):
+            await self._receipts.join()
         self._is_silent, begun_s = True, time.monotonic()
-        oldest = set(ledger.held) or ledger.outstanding()
-        others_by_s = begun_s + self._pace.backoff_slowest_s + self._pace.slack_s
         self._say("no receipts at all")
+        await until(lambda: ledger.has_outstanding, self._left_s)
+        oldest = ledger.held or ledger.oldest()
+        others_by_s = begun_s + self._pace.backoff_slowest_s + 2 * self._pace.slack_s
 
         def over() -> bool:
             now_s = time.monotonic()
@@ -393,7 +434,10 @@ class _Run:
         self._receipt(self._ledger.outstanding())
         await asyncio.sleep(self._pace.slack_s)
         devices = self._conduct.devices.values()
-        await until(lambda: not any(one.missing() for one in devices), 4 * self._pace.slack_s)
+        await until(
+            lambda: not any(one.missing() or one.is_behind for one in devices),
+            DRAIN_SLACKS * self._pace.slack_s,
+        )
 
     async def _give_orders(self, seen: Witness) -> None:
         if not self._asked.commands:
@@ -406,8 +450,8 @@ class _Run:
         device: DeviceConduct = announcing[0]
         topic = device.topic("commands")
         orders = Orders(self.judge, self._conduct, device, topic, seen.publish, self._pace)
-        self._hold_results_of = orders.first_id
         await orders.give()
+        self._orders = orders
 
     # -------------------------------------------------------------------------------------------------- at the end
 

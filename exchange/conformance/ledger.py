@@ -5,6 +5,7 @@ Knows no connection. Units: every `…_s` is of the same monotonic clock.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,13 @@ class Break(NamedTuple):
     to_s: float
 
 
+class Proof(NamedTuple):
+    """What was first sent then has a receipt: what was sent before and has none was lost. Both rise."""
+
+    first_s: float
+    receipt_s: float
+
+
 class Ledger:
     """One gateway's deliveries."""
 
@@ -49,6 +57,7 @@ class Ledger:
         self._receipts: dict[Key, float] = {}
         self._outstanding: set[Key] = set()
         self._breaks: list[Break] = []
+        self._proofs: list[Proof] = []
 
     # ------------------------------------------------------------------------------------------------ what happens
 
@@ -83,10 +92,13 @@ class Ledger:
         """The broker has the receipt."""
         for key in keys:
             self._receipts[key] = at_s
+            if self._first_s(key) > self.newest_receipted_s:
+                self._proofs.append(Proof(self._first_s(key), at_s))
 
     def broke(self, from_s: float, to_s: float) -> None:
         """The gateway's connection was broken so long."""
         self._breaks.append(Break(from_s, to_s))
+        self._proofs = [one for one in self._proofs if not self._may_be_lost(one.receipt_s)]
 
     # ----------------------------------------------------------------------------------------------- what is known
 
@@ -94,21 +106,41 @@ class Ledger:
         """Return the samples whose receipt may have been lost when a connection broke."""
         return {key for key, at_s in self._receipts.items() if self._may_be_lost(at_s)}
 
+    @property
+    def newest_receipted_s(self) -> float:
+        """When the newest sample that has a receipt was first sent."""
+        return self._proofs[-1].first_s if self._proofs else 0.0
+
+    @property
+    def has_outstanding(self) -> bool:
+        """Whether anything came that has no receipt."""
+        return bool(self._outstanding)
+
     def outstanding(self) -> set[Key]:
         """Return what came and has no receipt."""
         return set(self._outstanding)
 
-    def first_held(self) -> set[Key]:
-        """Return the held samples that came first, those of one moment and device."""
-        if not self.held:
-            return set()
-        first = min(self.held, key=lambda key: self._arrivals[key][0])
-        moment_s = self._arrivals[first][0]
+    def oldest(self) -> set[Key]:
+        """Return of what came and has no receipt the pack that came first."""
+        return self._pack(min(self._outstanding, key=self._first_s, default=None))
+
+    def last_held(self) -> set[Key]:
+        """Return of what is held and came again the pack that came last."""
+        came = filter(self.came_again, self.held)
+        return self._pack(max(came, key=self._first_s, default=None))
+
+    def _pack(self, one: Key | None) -> set[Key]:
+        """Return the samples that came with this one at first, and have no receipt."""
         return {
             key
-            for key in self.held
-            if self._arrivals[key][0] == moment_s and key.device == first.device
+            for key in self._outstanding
+            if one is not None
+            and key.device == one.device
+            and self._first_s(key) == self._first_s(one)
         }
+
+    def _first_s(self, key: Key) -> float:
+        return self._arrivals[key][0]
 
     def came_again(self, key: Key) -> bool:
         """Whether a sample came more than once."""
@@ -117,12 +149,11 @@ class Ledger:
     def due_s(self, key: Key) -> float:
         """Return when a sample must have come again at the latest; infinity while nothing proves its loss."""
         last_s = self._arrivals[key][-1]
-        proofs = [
-            at_s for other, at_s in self._receipts.items() if self._arrivals[other][0] > last_s
-        ]
-        if not proofs:
+        place = bisect_right(self._proofs, last_s, key=lambda proof: proof.first_s)
+        if place == len(self._proofs):
             return float("inf")
-        return max(self._probed_s(key), min(proofs) + self._pace.proof_s + 2 * self._pace.slack_s)
+        proven_s = self._proofs[place].receipt_s + self._pace.proof_s
+        return max(self._probed_s(key), proven_s + 2 * self._pace.slack_s)
 
     def probed_s(self, keys: Iterable[Key], silent_s: float) -> float:
         """Return when these, the oldest, must have come again in a silence since then."""
@@ -160,12 +191,13 @@ class Ledger:
     def conclude_silence(self, oldest: set[Key], from_s: float, to_s: float) -> None:
         """Judge a time without any receipt: only the oldest pack may have come again, and must have."""
         came = [one for one in self.again if from_s < one.at_s <= to_s]
-        others = [one for one in came if not one.keys & oldest]
+        silent_s = from_s + self._pace.silence_s + self._pace.slack_s  # by its own clock, too
+        others = [one for one in came if not one.keys & oldest and one.at_s > silent_s]
         for one in others:
             key = min(one.keys)
             words = f"{key.device}: seq {key.seq} came again after {one.at_s - from_s:.0f} s"
             self._judge.broken("EX-D-008", f"{words} without any receipt; it is not the oldest")
-        if len(came) > len(others):
+        if any(one.keys & oldest for one in came):
             if not others:
                 self._judge.kept("EX-D-008", "only the oldest pack came again")
         elif self._judge.is_broken("EX-D-004"):
@@ -177,6 +209,9 @@ class Ledger:
     def conclude(self, now_s: float) -> None:
         """Judge the whole."""
         quiet_s = self._pace.backoff_slowest_s + self._pace.slack_s
+        if self._judge.is_broken("EX-D-010"):  # then it also thinks that nothing is receipted
+            for requirement in ("EX-D-004", "EX-D-008", "EX-C-007"):
+                self._judge.withdraw(requirement, "it takes no receipt any more: EX-D-010")
         aged = [key for key, at_s in self._receipts.items() if now_s - at_s > quiet_s]
         if aged:
             words = f"{len(aged)} samples did not come again after their receipt"

@@ -11,7 +11,7 @@ from exchange.errors import UplinkLost
 
 SETTLED_S = 0.5  # a broker sends what it retains at once; after so long without more that was all
 RETAINED_S = 10.0
-_LOOK_S = 0.02
+_LOOK_S = 0.05
 _CANCEL_AGAIN_S = 0.2
 
 

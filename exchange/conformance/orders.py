@@ -39,12 +39,12 @@ class Orders:
         self._publish, self._pace = publish, pace
         self._name = device.state.descriptor.commands[0]
         self._args = _arguments(device.domain, self._name)
-        self.first_id = uuid4()
-        """The command that is answered first of all."""
+        self.last_id = uuid4()
+        """The command that `give_last` gives."""
 
     async def give(self) -> None:
         """Give every command and judge what comes back."""
-        first = self._command(self.first_id)
+        first = self._command()
         await self._send(first)
         await self._answered(first.id)
         for _ in range(TIMES - 1):
@@ -68,6 +68,10 @@ class Orders:
         self._judge_unknown(unknown.id)
         self._judge_late(late.id)
         self._judge_unreadable(first.id, whole.id, after.id)
+
+    async def give_last(self) -> None:
+        """Give one more, in order."""
+        await self._send(self._command(self.last_id))
 
     def _judge_first(self, name: UUID) -> None:
         results = list(self._results(name))
