@@ -179,7 +179,7 @@ class Application(_Table, frozen=True, kw_only=True):
     )
     """Channels that it may read in this county."""
     counties: list[County] = []
-    """Further counties that granted it to read the same channels there."""
+    """Further counties that granted it to read the same channels there, where they share the broker."""
 
 
 class Town(_Table, frozen=True, kw_only=True):
@@ -256,9 +256,6 @@ def read_towns(paths: Iterable[Path]) -> list[Town]:
         agreed.check(file, "store.retention_days", town.store.bucket, town.store.retention_days)
         for index, application in enumerate(town.applications):
             agreed.check(file, f"application[{index}].id", application.id, file)
-            for place, county in enumerate(application.counties):
-                key = f"application[{index}].counties[{place}]"
-                _check_one_of(str(file), key, county, [one.county for one in towns])
     return towns
 
 
