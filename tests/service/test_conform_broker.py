@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from exchange.configuration import converted
 from exchange.conformance import broker as role
-from exchange.conformance.credentials import read_ways
+from exchange.conformance.credentials import Credentials, read_ways
 from exchange.conformance.judgement import Report
 from exchange.conformance.witness import address
 from exchange.errors import ConfigError, UplinkRefused
@@ -231,3 +233,11 @@ def test_a_wrong_credentials_file_is_named(
     with pytest.raises(ConfigError, match=key) as caught:
         read_ways(office.credentials, office.url, "tw-tpe")
     assert str(office.credentials) in str(caught.value)
+
+
+def test_the_example_of_the_page_is_a_credentials_file() -> None:
+    page = Path(__file__).parents[2] / "docs/exchange/conformance-broker.md"
+    example = page.read_text(encoding="utf-8").partition("```toml")[2].partition("```")[0]
+    read = converted(tomllib.loads(example), Credentials, str(page))
+    assert [one.county for one in read.gateways] == ["tw-tpe", "tw-tpe", "tw-nwt"]
+    assert [one.reason for one in read.refused] == ["revoked"]
