@@ -156,7 +156,7 @@ class Agent:
                 self._epochs[one.device] = one.sample.epoch
             known = self._metrics.get(one.device)
             if known is not None and not one.sample.metrics.keys() <= known:
-                known |= one.sample.metrics.keys()  # an advertiser says only on the air what it has
+                known.update(one.sample.metrics)  # an advertiser says only on the air what it has
                 self.uplink.republish_states()
         self.uplink.wake()
 
