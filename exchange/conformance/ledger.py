@@ -161,7 +161,7 @@ class Ledger:
         return max([latest_s, *map(self._probed_s, keys)])
 
     def _probed_s(self, key: Key) -> float:
-        backoff_s = self._pace.backoff_s(self._resends.get(key, 0))
+        backoff_s = self._pace.backoff_s(len(self._arrivals[key]) - 1)
         slowest = self._pace.backoff_slowest_s / self._pace.backoff_first_s
         return self._arrivals[key][-1] + backoff_s * slowest + 2 * self._pace.slack_s
 
