@@ -98,9 +98,14 @@ def town_plan(
 
 
 def agent_file(
-    post: Post, plan: TownPlan, endpoints: Mapping[str, Mapping[str, Any]], folder: Path
+    post: Post,
+    plan: TownPlan,
+    endpoints: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    *,
+    broker: str = "",
 ) -> str:
-    """Return a gateway's edge.toml."""
+    """Return a gateway's edge.toml; `broker` is the broker's name, where it has another one here."""
     label = post.gateway.label or post.site.label
     tables = [
         table(
@@ -114,7 +119,7 @@ def agent_file(
             label={"en": label.en, "zh-TW": label.zh_tw},
             location=msgspec.to_builtins(post.site.location),
         ),
-        table("[broker]", **_broker(post.folder)),
+        table("[broker]", **_broker(post.folder, broker)),
         table("[delivery]", drain_s=DRAIN_S),
     ]
     tables += [
@@ -131,9 +136,10 @@ def _interval_s(post: Post, domain: str) -> float:
     return float(post.town.intervals.get(domain, DEFAULT_INTERVAL_S))
 
 
-def _broker(folder: Path) -> dict[str, Any]:
+def _broker(folder: Path, host: str) -> dict[str, Any]:
     """Return the table that the office wrote, with paths that hold from anywhere."""
     broker: dict[str, Any] = tomllib.loads((folder / "broker.toml").read_text("utf-8"))["broker"]
+    broker["host"] = host or broker["host"]
     broker["tls"] = {name: str(folder / file) for name, file in broker["tls"].items()}
     if "password_file" in broker:
         broker["password_file"] = str(folder / broker["password_file"])
@@ -143,9 +149,14 @@ def _broker(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- running
 
 
-async def _run(office: Path, into: Path, plan: TownPlan, parts: Mapping[str, TownPlan]) -> int:
+async def _run(
+    known: Mapping[str, Post],
+    into: Path,
+    plan: TownPlan,
+    parts: Mapping[str, TownPlan],
+    broker: str,
+) -> int:
     stop = runtime.stop_on_signals()
-    known = {post.name: post for post in posts(office)}
     town = TownProcess(plan, into / "town")
     agents: dict[str, Child] = {}
 
@@ -160,7 +171,7 @@ async def _run(office: Path, into: Path, plan: TownPlan, parts: Mapping[str, Tow
         closing.push_async_callback(town.stop)
         for name, part in parts.items():
             config = into / name / "edge.toml"
-            words = agent_file(known[name], part, town.endpoints, config.parent)
+            words = agent_file(known[name], part, town.endpoints, config.parent, broker=broker)
             config.write_text(words, encoding="utf-8")
             agent = Child(
                 name,
@@ -239,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
         "--bays", type=_count, default=4, help="a gateway 每閘道車位數 (default: 4)"
     )
     parser.add_argument("--air", type=_count, default=1, help="a gateway 空氣盒子 (default: 1)")
+    parser.add_argument("--broker", default="", metavar="NAME", help="its name from here, if another than in the towns' files 由此處連線訊息代理的名稱")  # fmt: skip  # noqa: E501
     return parser
 
 
@@ -248,12 +260,13 @@ def run(argv: Sequence[str]) -> int:
     if not asked.lamps + asked.bays + asked.air:
         parser().error("a street needs a device: --lamps, --bays or --air above 0")
     office = asked.office.resolve()
-    plan, parts = town_plan(posts(office), lamps=asked.lamps, bays=asked.bays, air=asked.air)
+    known = {post.name: post for post in posts(office)}
+    plan, parts = town_plan([*known.values()], lamps=asked.lamps, bays=asked.bays, air=asked.air)
     into = office / "street"
     for name in parts:
         (into / name).mkdir(parents=True, exist_ok=True)
     _trim([into, into / "town"], to_bytes=0)
-    return asyncio.run(_run(office, into, plan, parts))
+    return asyncio.run(_run(known, into, plan, parts, asked.broker))
 
 
 def _count(text: str) -> int:

@@ -82,9 +82,11 @@ class _Manifest(msgspec.Struct, frozen=True):
 # ---------------------------------------------------------------------------------------------------------- backup
 
 
-def back_up(office: Path, into: Path) -> Path:
+def back_up(office: Path, into: Path, *, url: str = "") -> Path:
     """Write a backup to a new folder in `into`, named after the moment (UTC), and return it.
 
+    Shape: `url` (`https://HOST:PORT`) is how the store is reached from here, where that is another
+        way than the town files say.
     Raises: BackupError, StoreError, ConfigError; what was half written is gone then.
     """
     now = datetime.now(UTC).replace(microsecond=0)
@@ -96,7 +98,7 @@ def back_up(office: Path, into: Path) -> Path:
     try:
         bucket = _bucket(read_towns((office / "towns").glob("*.toml")))
         if bucket is not None:
-            asyncio.run(_save_store(office, bucket.url, make_folder(half / "store")))
+            asyncio.run(_save_store(office, url or bucket.url, make_folder(half / "store")))
         _save_sqlite(office, half / "sqlite")
         _copy_office(office, half / "office")
         files = {name: _digest(half / name) for name in sorted(_names(half))}
@@ -146,16 +148,17 @@ def restore_office(backup: Path, office: Path) -> None:
             target.chmod((backup / part / name).stat().st_mode & 0o777)
 
 
-def restore_store(backup: Path, office: Path) -> None:
+def restore_store(backup: Path, office: Path, *, url: str = "") -> None:
     """Bring organisations, buckets, authorizations and rows into an InfluxDB that was never set up.
 
+    Shape: `url` as in `back_up`.
     Raises: BackupError, StoreError, ConfigError.
     """
     check(backup)
     bucket = _bucket(read_towns((office / "towns").glob("*.toml")))
     if bucket is None or not (backup / "store").exists():
         raise BackupError(f"{backup} and {office} have no InfluxDB in common")
-    asyncio.run(_load_store(office, bucket, backup / "store"))
+    asyncio.run(_load_store(office, bucket, url or bucket.url, backup / "store"))
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -239,14 +242,12 @@ async def _save_store(office: Path, url: str, into: Path) -> None:
                 await _write(into / f"shard-{shard}", answer.content.iter_chunked(_CHUNK_BYTES))
 
 
-async def _load_store(office: Path, bucket: Bucket, saved: Path) -> None:
-    async with _server(office, bucket.url) as server:
+async def _load_store(office: Path, bucket: Bucket, url: str, saved: Path) -> None:
+    async with _server(office, url) as server:
         async with server.get("/api/v2/setup") as answer:
             await _check(answer)
             if not (await answer.json())["allowed"]:
-                raise StoreError(
-                    f"{bucket.url}: was set up before; restore into one that never was"
-                )
+                raise StoreError(f"{url}: was set up before; restore into one that never was")
         asked = {
             "username": "restoring",  # until the next call brings the real ones
             "password": _secret(office / "store" / "admin.token")[:70],

@@ -73,11 +73,7 @@ def parser() -> argparse.ArgumentParser:
     _handed(one)
     _office(one)
     one = action("store", "set InfluxDB up, and a token for each service 設定資料庫與權杖", _store)
-    one.add_argument(
-        "--url",
-        default="",
-        help="how it is reached from here, as https://HOST:PORT 由此處連線的位址",
-    )
+    _store_url(one)
     one.add_argument(
         "--rotate", action="store_true", help="new tokens; the old ones are void 更換權杖"
     )
@@ -92,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="BACKUPS",
         help="where backups are kept; each is as secret as the office 備份存放處，與辦公室同等機密",
     )
+    _store_url(one)
     _office(one)
     one = action("restore", "make the office anew from a backup 還原辦公室", _restore)
     one.add_argument("backup", type=Path, metavar="BACKUP")
@@ -102,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         _restore_store,
     )
     one.add_argument("backup", type=Path, metavar="BACKUP")
+    _store_url(one)
     _office(one)
     one = action("enrolment", "the service that takes installers' codes 註冊服務", _enrolment)
     one.add_argument("--listen", type=_address, default=("0.0.0.0", 8443), metavar="HOST:PORT")  # noqa: S104 - gateways come from outside
@@ -165,6 +163,14 @@ def _office(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="of the authority's key 憑證機構金鑰的密語檔",
+    )
+
+
+def _store_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url",
+        default="",
+        help="how the store is reached from here, as https://HOST:PORT 由此處連線資料庫的位址",
     )
 
 
@@ -370,7 +376,7 @@ def _store(arguments: argparse.Namespace) -> int:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    done = backup.back_up(arguments.into, arguments.to)
+    done = backup.back_up(arguments.into, arguments.to, url=arguments.url)
     _say(f"{done}: whole, and as secret as the office", "備份完成，與辦公室同等機密")
     return 0
 
@@ -383,7 +389,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _restore_store(arguments: argparse.Namespace) -> int:
-    backup.restore_store(arguments.backup, arguments.into)
+    backup.restore_store(arguments.backup, arguments.into, url=arguments.url)
     _say("the store holds what the backup holds", "資料庫已還原")
     _say(f"next: onestreet town store --into {arguments.into}", "接著執行")
     return 0

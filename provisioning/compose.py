@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +32,10 @@ def prepare(office: Path, towns: Sequence[Town]) -> Path:
     write_public(grafana / "ca.pem", (office / "ca" / "ca.pem").read_bytes())
     if not (grafana / "admin.password").exists():
         write_private(grafana / "admin.password", secrets.token_urlsafe(24))
+    for service in ("ingest", "watch"):
+        folder = office / "services" / service
+        inside = _from_inside((folder / "ingest.toml").read_text(encoding="utf-8"), variables)
+        write_public(folder / "compose.toml", inside)
     lines = [f"{name}='{value}'\n" for name, value in variables.items()]
     write_public(office / ENVIRONMENT, "".join(lines))
     return office / ENVIRONMENT
@@ -38,38 +43,49 @@ def prepare(office: Path, towns: Sequence[Town]) -> Path:
 
 def _variables(office: Path, towns: Sequence[Town]) -> dict[str, str]:
     broker, store, file = towns[0].broker, towns[0].store, str(office / "towns")
-    _check_host(file, "broker.host", broker.host)
     if len(places(towns)) > 1 or store.bucket is None or not store.url.startswith("influxdbs:"):
         allowed = "in containers the towns share one store, influxdbs://HOST:PORT/ORG/BUCKET"
         raise ConfigError(file, "store.url", store.url, allowed)
-    address = urlsplit(store.bucket.url)
-    host = address.hostname or ""
-    _check_host(file, "store.url", host)
-    about = office.stat()
-    if about.st_uid == 0:
+    user, group = _owner(office)
+    if user == 0:
         allowed = "must be an ordinary user's: nothing in a container runs as root"
         raise ConfigError(str(office), "owner", "root", allowed)
     folder = str(office.resolve())
     if not folder.isprintable() or set(folder) & set("'$:"):
         raise ConfigError(folder, "folder", folder, "must be a path without quotes, $ and colons")
+    address = urlsplit(store.bucket.url)
     return {
         "ONESTREET_OFFICE": folder,
         "ONESTREET_BACKUPS": f"{folder}-backups",
-        "ONESTREET_UID": str(about.st_uid),
-        "ONESTREET_GID": str(about.st_gid),
-        "ONESTREET_BROKER_HOST": broker.host,
+        "ONESTREET_UID": str(user),
+        "ONESTREET_GID": str(group),
+        "ONESTREET_BROKER_HOST": _name(broker.host, "broker"),
         "ONESTREET_BROKER_PORT": str(broker.port),
         "ONESTREET_BROKER_PASSWORD_PORT": str(broker.password_port),
         "ONESTREET_BROKER_SERVICE_PORT": str(broker.service_port),
-        "ONESTREET_STORE_HOST": host,
+        "ONESTREET_STORE_HOST": _name(address.hostname or "", "store"),
         "ONESTREET_STORE_PORT": str(address.port),
         "ONESTREET_STORE_BUCKET": store.bucket.bucket,
     }
 
 
-def _check_host(file: str, key: str, host: str) -> None:
-    if is_loopback(host):
-        allowed = (
-            "must be a name that is not loopback: in a container, that is the container itself"
-        )
-        raise ConfigError(file, key, host, allowed)
+def _owner(office: Path) -> tuple[int, int]:
+    about = office.stat()
+    return about.st_uid, about.st_gid
+
+
+def _name(host: str, service: str) -> str:
+    """Return the name of a server among containers: loopback would be the container that asks."""
+    return service if is_loopback(host) else host
+
+
+def _from_inside(text: str, variables: Mapping[str, str]) -> str:
+    """Return an ingest.toml with the names that servers have among containers."""
+    store = f"{variables['ONESTREET_STORE_HOST']}:{variables['ONESTREET_STORE_PORT']}"
+    for pattern, words in (
+        (r"(?m)^host = .*$", f'host = "{variables["ONESTREET_BROKER_HOST"]}"'),
+        (r'(?m)^store = "influxdbs://[^/]+/', f'store = "influxdbs://{store}/'),
+    ):
+        text, times = re.subn(pattern, words, text)
+        assert times == 1, pattern  # the office wrote it
+    return text

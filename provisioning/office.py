@@ -79,7 +79,7 @@ class Office:
     def broker_names(self) -> list[str]:
         """What the broker's certificate is for."""
         settings = self.towns[0].broker
-        return list(dict.fromkeys([settings.host, *settings.names, "localhost"]))
+        return list(dict.fromkeys([settings.host, *settings.names, "localhost", "broker"]))
 
     def town(self, county: str) -> Town:
         """Return a county's town. Raises: ConfigError."""
@@ -227,7 +227,9 @@ class Office:
             if bucket is not None
         ]
         if hosts:
-            self._keep_server(self.folder / "store", "store", [*dict.fromkeys(hosts), "localhost"])
+            self._keep_server(
+                self.folder / "store", "store", [*dict.fromkeys(hosts), "localhost", "store"]
+            )
 
     def _write_broker(self) -> None:
         folder = self.folder / "broker"

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from exchange.errors import ConfigError
-from exchange.towns import Town, read_town
+from ingest.config import load_config
+from provisioning.authority import names_of
 from provisioning.compose import WRITTEN, prepare
+from provisioning.office import init
 from tests.deployment import COMPOSE, DOCKERFILE, ROOT, Model, compose, parsed, read_environment
 
 ONCE = {"store-setup", "backup", "restore-store"}
@@ -40,35 +42,37 @@ NETWORKS = {name: {"inside"} for name in SEES} | {
 BUILT = {"onestreet/services:0.1.0": "services", "onestreet/street:0.1.0": "street"}
 
 
-def town(folder: Path, **changes: str) -> Town:
-    """Taipei on servers with names."""
-    text = (ROOT / "towns" / "tw-tpe.toml").read_text(encoding="utf-8")
-    for old, new in {
-        'host = "localhost"': 'host = "broker.example"',
-        "//localhost:8086/": "//store.example:8086/",
-        **changes,
-    }.items():
+NAMES = {
+    'host = "localhost"': 'host = "broker.example"',
+    "//localhost:8086/": "//store.example:8086/",
+}
+"""What makes Taipei's servers have names."""
+
+
+def made(folder: Path, changes: dict[str, str]) -> Path:
+    """Make an office of Taipei, its file changed, and return the variables for compose. Raises: ConfigError."""
+    text = (
+        (ROOT / "towns" / "tw-tpe.toml").read_text(encoding="utf-8").partition("[[application]]")[0]
+    )
+    for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    file = folder / "towns" / "tw-tpe.toml"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = folder / "tw-tpe.toml"
     file.write_text(text, encoding="utf-8")
-    return read_town(file)
+    with init([file], folder / "office") as office:
+        if os.geteuid() == 0:
+            os.chown(office.folder, 1000, 1000)
+        return prepare(office.folder, office.towns)
 
 
-@pytest.fixture
-def office(tmp_path: Path) -> Path:
-    folder = tmp_path / "office"
-    (folder / "ca").mkdir(parents=True)
-    (folder / "ca" / "ca.pem").write_text("the authority's certificate")
-    if os.geteuid() == 0:
-        os.chown(folder, 1000, 1000)
-    return folder
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("compose"), NAMES).parent
 
 
 @pytest.fixture
 def model(office: Path) -> Model:
-    return compose(read_environment(prepare(office, [town(office)])))
+    return compose(read_environment(office / "compose.env"))
 
 
 def services(model: Model) -> dict[str, dict[str, Any]]:
@@ -193,40 +197,49 @@ def test_without_an_office_the_file_says_what_to_do() -> None:
 
 def test_a_wrong_key_is_found(office: Path, tmp_path: Path) -> None:
     """The parser is one that would find mistakes."""
-    environment = read_environment(prepare(office, [town(office)]))
+    environment = read_environment(office / "compose.env")
     file = tmp_path / "docker-compose.yml"
     file.write_text(COMPOSE.read_text().replace("stop_grace_period", "stop_grace_time"))
     with pytest.raises(ValueError, match="stop_grace_time"):
         compose(environment, file)
 
 
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({'host = "localhost"': 'host = "localhost"'}, "broker.host"),
-        ({"//localhost:8086/": "//localhost:8086/"}, "store.url"),
-        (
-            {"influxdbs://localhost:8086/onestreet/onestreet": "sqlite:///data/x.sqlite"},
-            "store.url",
-        ),
-    ],
-)
-def test_towns_that_cannot_run_in_containers_are_refused(
-    office: Path, changes: dict[str, str], key: str
-) -> None:
-    names = {'host = "localhost"': 'host = "b.example"', "//localhost:8086/": "//s.example:8086/"}
-    if "influxdbs://localhost:8086/onestreet/onestreet" in changes:
-        del names["//localhost:8086/"]
-    text = (ROOT / "towns" / "tw-tpe.toml").read_text(encoding="utf-8")
-    for old, new in (names | changes).items():
-        text = text.replace(old, new)
-    file = office / "towns" / "tw-tpe.toml"
-    file.parent.mkdir()
-    file.write_text(text, encoding="utf-8")
+def test_an_office_on_localhost_runs_in_containers_too(tmp_path: Path) -> None:
+    """The example as it is shipped: among containers, servers go by the names of their services."""
+    variables = made(tmp_path, {})
+    found = services(compose(read_environment(variables)))
+    assert found["broker"]["networks"]["inside"]["aliases"] == ["broker"]
+    assert found["store"]["networks"]["inside"]["aliases"] == ["store"]
+    office = variables.parent
+    for name in ("ingest", "watch"):
+        config = load_config(office / "services" / name / "compose.toml")
+        assert config.broker.host == "broker"
+        assert config.store == "influxdbs://store:8086/onestreet/onestreet"
+        outside = load_config(office / "services" / name / "ingest.toml")
+        assert (outside.broker.host, outside.counties) == ("localhost", config.counties)
+        assert f"/office/services/{name}/compose.toml" in found[name]["command"]
+    assert {"broker", "localhost"} <= names_of((office / "broker" / "server.pem").read_bytes())
+    assert {"store", "localhost"} <= names_of((office / "store" / "server.pem").read_bytes())
+    for name in ("store-setup", "backup"):
+        assert found[name]["command"][-2:] == ["--url", "https://store:8086"]
+    assert found["restore-store"]["entrypoint"][-2:] == ["--url", "https://store:8086"]
+    assert found["street"]["command"][-2:] == ["--broker", "broker"]
+    assert found["grafana"]["environment"]["STORE_URL"] == "https://store:8086"
+
+
+def test_towns_that_cannot_run_in_containers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        prepare(office, [read_town(file)])
-    assert refused.value.key == key
-    assert not (office / "compose.env").exists()
+        made(
+            tmp_path, {"influxdbs://localhost:8086/onestreet/onestreet": "sqlite:///data/x.sqlite"}
+        )
+    assert refused.value.key == "store.url"
+    assert not (tmp_path / "office" / "compose.env").exists()
+
+
+def test_an_office_of_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("provisioning.compose._owner", lambda _: (0, 0))
+    with pytest.raises(ConfigError, match="nothing in a container runs as root"):
+        made(tmp_path, {})
 
 
 # ----------------------------------------------------------------------------------------------------- Dockerfile
