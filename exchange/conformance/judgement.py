@@ -115,9 +115,9 @@ class Judge:
 
     def withdraw(self, requirement: str, reason: str) -> None:
         """Take back what was judged of a requirement: something else spoiled the run."""
+        self.apart(requirement, reason)
         self._kept[requirement] = 0
         self._broken.pop(requirement, None)
-        self.apart(requirement, reason)
 
     def report(self) -> Report:
         """Return a verdict on every requirement that binds the party."""

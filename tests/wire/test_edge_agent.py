@@ -213,6 +213,23 @@ async def test_states_are_retained_and_complete(
             assert "hcho" in box.metrics
 
 
+async def test_a_state_learns_what_an_advertiser_sends(
+    tmp_path: Path, broker: Mosquitto, bluez: BluezBench, truths: dict[str, Truths]
+) -> None:
+    truths["bay-1"] = []
+    bluez.add(twin("bthome", {"address": BAY}, PARKED, truths["bay-1"]))
+    path = write_config(
+        tmp_path, broker, [{"id": "radio", "kind": "ble"}], [bay("radio", BAY, interval_s=0.1)]
+    )
+    async with witness(broker) as seen, running_agent(path):
+        await until(lambda: len(seen.of("bay-1")) >= 3)
+        await until(lambda: seen.states["bay-1"].descriptor.metrics)
+        named = seen.states["bay-1"].descriptor.metrics
+        assert named == dict.fromkeys(sorted(seen.of("bay-1")[0].metrics), 0.1)
+        assert seen.states[GATEWAY].descriptor.metrics.keys() >= seen.of(GATEWAY)[0].metrics.keys()
+        assert seen.state_changes["bay-1"] == 2, "on connecting, and once it is learned"
+
+
 async def test_a_device_that_is_no_longer_configured_is_retired(
     tmp_path: Path, broker: Mosquitto, lamps: Lamps, air_box: dict[str, Any]
 ) -> None:
