@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from exchange.configuration import secret
-from exchange.conformance.correspondence import Correspondence
+from exchange.conformance.cases import Case
 from exchange.conformance.judgement import Judge, Report
-from exchange.conformance.letters import Letters
-from exchange.conformance.parcels import Parcel
+from exchange.conformance.receipts import Receipts
+from exchange.conformance.traffic import Traffic
 from exchange.conformance.witness import Address, Witness, witness
 from exchange.conformance.witness import address as address_of
 from exchange.errors import ConfigError, UplinkRefused
@@ -94,9 +94,9 @@ class _Run:
         self._gateway: str = asked.gateway
         self._neighbour: str = asked.neighbour
         self._county: str = asked.county
-        self._letters = Letters(asked.county, asked.site, asked.gateway, asked.neighbour)
+        self._traffic = Traffic(asked.county, asked.site, asked.gateway, asked.neighbour)
         branches = [f"city/v1/{asked.county}/{asked.site}/{one}" for one in connections]
-        self._answers = Correspondence(judge, [f"{branch}/receipts" for branch in branches])
+        self._receipts = Receipts(judge, [f"{branch}/receipts" for branch in branches])
 
     async def run(self) -> None:
         """Send everything in its order; what one stage needs of the one before is receipted by then."""
@@ -111,20 +111,20 @@ class _Run:
                     reader.cancel()
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        self._answers.close()
-        devices = ", ".join(sorted({device.device for device in self._letters.devices}))
+        self._receipts.close()
+        devices = ", ".join(sorted({device.device for device in self._traffic.devices}))
         self._judge.notes.append(f"written, and retired at the end: {devices}")
 
     async def _send_all(self) -> None:
-        letters = self._letters
+        traffic = self._traffic
         await self._states(alive=True)
-        plain = [letters.plain(letters.air), letters.plain(letters.beside)]
+        plain = [traffic.plain(traffic.air), traffic.plain(traffic.beside)]
         if await self._stage(plain):
-            first = list(letters.first())
+            first = list(traffic.first())
             await self._stage(first)
-            await self._stage(list(letters.again(first)))
-            await self._stage(list(letters.hard(self._flood)))
-            await self._stage([letters.after_poison("a sample in order after a flood")])
+            await self._stage(list(traffic.again(first)))
+            await self._stage(list(traffic.hard(self._flood)))
+            await self._stage([traffic.after_poison("a sample in order after a flood")])
         await self._states(alive=False)
         await self._quiet()
 
@@ -133,7 +133,7 @@ class _Run:
 
         No two filters of a connection overlap: a broker may send a message once for each.
         """
-        own, beside = self._answers.books.values()
+        own, beside = self._receipts.books.values()
         for gateway, book in ((self._gateway, own), (self._neighbour, beside)):
             connection = self._connections[gateway]
             everywhere = f"city/v1/{self._county}/+/+/receipts"
@@ -148,35 +148,35 @@ class _Run:
         own = f"/{self._gateway}/"
         async for seen in self._connections[gateway].messages():
             if gateway == self._gateway or own not in seen.topic:
-                self._answers.take(seen)
+                self._receipts.take(seen)
 
-    async def _stage(self, parcels: list[Parcel]) -> bool:
+    async def _stage(self, cases: list[Case]) -> bool:
         """Send, wait for the receipts, judge; whether any came."""
-        for parcel in parcels:
-            self._answers.book(parcel).enter(parcel)
-        for start in range(0, len(parcels), _AT_ONCE):
-            await asyncio.gather(*map(self._send, parcels[start : start + _AT_ONCE]))
+        for case in cases:
+            self._receipts.book(case).enter(case)
+        for start in range(0, len(cases), _AT_ONCE):
+            await asyncio.gather(*map(self._send, cases[start : start + _AT_ONCE]))
         with suppress(TimeoutError):
             async with asyncio.timeout(self._deadline_s):
-                while self._answers.unanswered(parcels):
-                    self._answers.news.clear()
-                    await self._answers.news.wait()
-        self._answers.settle(parcels, self._deadline_s)
-        return self._answers.heard
+                while self._receipts.unanswered(cases):
+                    self._receipts.news.clear()
+                    await self._receipts.news.wait()
+        self._receipts.settle(cases, self._deadline_s)
+        return self._receipts.heard
 
-    async def _send(self, parcel: Parcel) -> None:
-        connection = self._connections[parcel.topic.split("/")[4]]
-        await connection.publish(parcel.topic, parcel.payload)
+    async def _send(self, case: Case) -> None:
+        connection = self._connections[case.topic.split("/")[4]]
+        await connection.publish(case.topic, case.payload)
 
     async def _quiet(self) -> None:
         """Wait until nothing comes any more; then ask the broker for what it retains."""
-        for book in self._answers.books.values():
+        for book in self._receipts.books.values():
             await self._connections[book.branch.split("/")[4]].subscribe(book.receipts, qos=2)
         await asyncio.sleep(QUIET_S)
 
     async def _states(self, *, alive: bool) -> None:
         """Announce the played devices, or retire them."""
-        for device in self._letters.devices:
+        for device in self._traffic.devices:
             state = {
                 "v": 1,
                 "online": True,

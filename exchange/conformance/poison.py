@@ -1,4 +1,4 @@
-"""Poison: parcels that break the contract on purpose, each with the id that its receipt must name.
+"""Poison: cases that break the contract on purpose, each with the id that its receipt must name.
 
 What harms a decoder more than it breaks a rule is here too: nesting and numbers without end, bytes that promise more
 than follows.
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from itertools import count
 
-from exchange.conformance.parcels import STORED, Key, Parcel, Played, Record, packed
+from exchange.conformance.cases import STORED, Case, Key, Played, Record, packed
 
 OVER_A_PACK_BYTES = 257 * 1024
 LARGEST_BYTES = 1_900_000  # with its topic and header below the 2 MiB that an ingest must take
@@ -36,7 +36,7 @@ METRICS: dict[str, tuple[list[Record], str]] = {
 """Beside a good metric: what is refused is this metric alone, and the sample is stored."""
 
 
-def metrics(device: Played, seqs: count[int]) -> Iterator[Parcel]:
+def metrics(device: Played, seqs: count[int]) -> Iterator[Case]:
     """Yield samples of which one metric is bad: they are stored all the same."""
     for what, (bad, requirement) in METRICS.items():
         yield _one_bad_metric(device, next(seqs), f"{what} ({requirement})", bad, 26)
@@ -47,9 +47,9 @@ def metrics(device: Played, seqs: count[int]) -> Iterator[Parcel]:
 
 def _one_bad_metric(
     device: Played, seq: int, what: str, bad: list[Record], bver: int | None
-) -> Parcel:
+) -> Case:
     records = [device.head(bver=bver), *device.sample(seq, _GOOD, *bad)]
-    return Parcel(
+    return Case(
         what=what,
         topic=device.topic(),
         payload=packed(records),
@@ -58,13 +58,13 @@ def _one_bad_metric(
     )
 
 
-def backwards(device: Played, seqs: count[int]) -> Parcel:
+def backwards(device: Played, seqs: count[int]) -> Case:
     """Return a pack of three samples of which the middle one goes back in time."""
     first, middle, last = (next(seqs) for _ in range(3))
     back = [record | {"t": record["t"] - 5} for record in device.sample(middle)]
     records = [device.head(), *device.sample(first), *back, *device.sample(last)]
     wanted = {first: STORED, middle: "EX-R-008", last: STORED}
-    return Parcel(
+    return Case(
         what="time that goes back within a pack",
         topic=device.topic(),
         payload=packed(records),
@@ -73,12 +73,12 @@ def backwards(device: Played, seqs: count[int]) -> Parcel:
     )
 
 
-def payloads(device: Played, seqs: count[int]) -> Iterator[Parcel]:
+def payloads(device: Played, seqs: count[int]) -> Iterator[Case]:
     """Yield payloads that cannot be taken as a whole. A digest names each, so all hold something of their own."""
     mark = secrets.token_hex(8)
 
-    def whole(what: str, requirement: str, payload: bytes, *named: Key) -> Parcel:
-        return Parcel(
+    def whole(what: str, requirement: str, payload: bytes, *named: Key) -> Case:
+        return Case(
             what=what,
             topic=device.topic(),
             payload=payload,
@@ -86,14 +86,14 @@ def payloads(device: Played, seqs: count[int]) -> Iterator[Parcel]:
             unreadable=requirement,
         )
 
-    def records(what: str, requirement: str, at: int, **labels: object) -> Parcel:
+    def records(what: str, requirement: str, at: int, **labels: object) -> Case:
         """Change labels of the record `at` of a pack in order."""
         seq = next(seqs)
         made = [device.head(), *device.sample(seq)]
         made[at] |= labels
         return whole(what, requirement, packed(made), device.key(seq))
 
-    def nameless(what: str, requirement: str, head: Record, *others: Record) -> Parcel:
+    def nameless(what: str, requirement: str, head: Record, *others: Record) -> Case:
         return whole(what, requirement, packed([head, *others]))
 
     yield whole("an empty payload", "EX-R-001", b"")
@@ -118,12 +118,12 @@ def payloads(device: Played, seqs: count[int]) -> Iterator[Parcel]:
     yield records("a bver of the future", "EX-R-018", 0, bver=99)
 
 
-def _too_large(device: Played, seq: int, what: str, digits: bytes) -> Parcel:
+def _too_large(device: Played, seq: int, what: str, digits: bytes) -> Case:
     """Return a pack with a number that some decoders take and others do not: only its metric is bad."""
     value = 123456789 if digits else 2**80
     records = [device.head(), *device.sample(seq, _GOOD | {"n": "x-conform-large", "v": value})]
     payload = packed(records, "json" if digits else "cbor")
-    return Parcel(
+    return Case(
         what=what,
         topic=device.topic(),
         payload=payload.replace(b"123456789", digits) if digits else payload,
@@ -132,7 +132,7 @@ def _too_large(device: Played, seq: int, what: str, digits: bytes) -> Parcel:
     )
 
 
-def topics(device: Played) -> Iterator[Parcel]:
+def topics(device: Played) -> Iterator[Case]:
     """Yield packs on topics that are none, as far as they pass a broker that keeps a gateway to its branch."""
     branch = f"city/v1/{device.county}/{device.site}/{device.gateway}"
     for what, requirement, below in (
@@ -141,17 +141,17 @@ def topics(device: Played) -> Iterator[Parcel]:
         ("a gateway's readings under another id", "EX-T-006", "gateway/conform-other"),
     ):
         payload = json.dumps([device.head(), {"n": what, "v": 1}]).encode()
-        yield Parcel(
+        yield Case(
             what=what, topic=f"{branch}/{below}/readings", payload=payload, unreadable=requirement
         )
 
 
-def oversized(device: Played, seqs: count[int]) -> Iterator[Parcel]:
+def oversized(device: Played, seqs: count[int]) -> Iterator[Case]:
     """Yield packs in order but for their size."""
     for size_bytes in (OVER_A_PACK_BYTES, LARGEST_BYTES):
         seq = next(seqs)
         payload = device.pack([seq])
-        yield Parcel(
+        yield Case(
             what=f"a pack of {size_bytes // 1024} KiB",
             topic=device.topic(),
             payload=payload + b" " * (size_bytes - len(payload)),
@@ -161,10 +161,10 @@ def oversized(device: Played, seqs: count[int]) -> Iterator[Parcel]:
         )
 
 
-def result(device: Played) -> Parcel:
+def result(device: Played) -> Case:
     """Return a result that is none."""
     payload = json.dumps({"v": 1, "id": secrets.token_hex(4), "status": "perhaps"}).encode()
-    return Parcel(
+    return Case(
         what="a result that is none",
         topic=device.topic("results"),
         payload=payload,
@@ -172,11 +172,11 @@ def result(device: Played) -> Parcel:
     )
 
 
-def flood(device: Played, number: int) -> Iterator[Parcel]:
+def flood(device: Played, number: int) -> Iterator[Case]:
     """Yield so many unreadable payloads."""
     for index in range(number):
         payload = secrets.token_bytes(8) + bytes([index % 256]) * (index % 200)
-        yield Parcel(
+        yield Case(
             what="one of a flood",
             topic=device.topic(),
             payload=b"\xff" + payload,

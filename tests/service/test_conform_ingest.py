@@ -16,7 +16,7 @@ import pytest
 from exchange.conformance import ingest as role
 from exchange.conformance import poison
 from exchange.conformance.judgement import Report
-from exchange.conformance.parcels import Parcel, Played
+from exchange.conformance.cases import Case, Played
 from exchange.conformance.witness import Address, address, witness
 from exchange.errors import ContractError
 from exchange.readings import decode_pack
@@ -180,7 +180,7 @@ AIR = Played(
 )
 
 
-def poisons() -> list[Parcel]:
+def poisons() -> list[Case]:
     seqs = count()
     return [
         *poison.metrics(AIR, seqs),
@@ -191,27 +191,27 @@ def poisons() -> list[Parcel]:
     ]
 
 
-@pytest.mark.parametrize("parcel", poisons(), ids=lambda parcel: parcel.what)
-def test_the_decoder_finds_what_the_kit_expects(parcel: Parcel) -> None:
-    if parcel.unreadable:
+@pytest.mark.parametrize("case", poisons(), ids=lambda case: case.what)
+def test_the_decoder_finds_what_the_kit_expects(case: Case) -> None:
+    if case.unreadable:
         with pytest.raises(ContractError) as caught:
-            decode_pack(parcel.payload, parse_topic(parcel.topic))
-        assert caught.value.requirement == parcel.unreadable
+            decode_pack(case.payload, parse_topic(case.topic))
+        assert caught.value.requirement == case.unreadable
         return
-    pack = decode_pack(parcel.payload, parse_topic(parcel.topic))
+    pack = decode_pack(case.payload, parse_topic(case.topic))
     found = {("aq-1", one.epoch, one.seq): "" for one in pack.samples}
     found |= {
         ("aq-1", one.epoch, one.seq): one.requirement for one in pack.refusals if not one.metric
     }
-    assert found == parcel.keys
+    assert found == case.keys
     assert pack.refusals
 
 
 def test_every_rule_of_readings_is_poisoned() -> None:
     found = set()
-    for parcel in poisons():
+    for case in poisons():
         try:
-            refusals = decode_pack(parcel.payload, parse_topic(parcel.topic)).refusals
+            refusals = decode_pack(case.payload, parse_topic(case.topic)).refusals
         except ContractError as error:
             found.add(error.requirement)
         else:

@@ -1,4 +1,4 @@
-"""Parcels: what the kit sends in a gateway's name, and what the receipt must say of it.
+"""Cases: what the kit sends in a gateway's name, and what the receipt must say of it.
 
 Packs are made of plain records here, not by our own encoder: what it never writes is the contract all the same.
 """
@@ -27,7 +27,7 @@ _CBOR_LABELS = {
 }  # fmt: skip  # RFC 8428 table 4
 
 
-class Parcel(msgspec.Struct, frozen=True, kw_only=True):
+class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One publish.
 
     Shape: `keys` what must become of each sample. With `unreadable`, the requirement that the payload as a whole
@@ -86,12 +86,10 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
         """Return a pack of samples in order."""
         return packed([self.head(), *(one for seq in seqs for one in self.sample(seq))], form)
 
-    def parcel(
-        self, what: str, seqs: Iterable[int], *proves: str, form: PackFormat = "json"
-    ) -> Parcel:
+    def case(self, what: str, seqs: Iterable[int], *proves: str, form: PackFormat = "json") -> Case:
         """Return a pack that must be stored."""
         seqs = list(seqs)
-        return Parcel(
+        return Case(
             what=what,
             topic=self.topic(),
             payload=self.pack(seqs, form),

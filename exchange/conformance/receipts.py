@@ -1,4 +1,4 @@
-"""Correspondence: what played gateways sent, and what they were told; every receipt is judged as it comes."""
+"""Receipts: what played gateways sent, and what they were told; every receipt is judged as it comes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from exchange.conformance.cases import STORED, Case, Key
 from exchange.conformance.judgement import Judge
-from exchange.conformance.parcels import STORED, Key, Parcel
 from exchange.conformance.witness import Seen
 from exchange.errors import DeliveryError
 from exchange.receipts import Receipt, decode_receipt
@@ -34,26 +34,26 @@ class Book:
         self.sent: Counter[Name] = Counter()
         self.told: defaultdict[Name, list[str]] = defaultdict(list)
 
-    def enter(self, parcel: Parcel) -> None:
-        """Note that a parcel is sent."""
-        self.sent.update([*parcel.keys, digest(parcel)])
-        if parcel.result:
-            self.sent[parcel.result] += 1
+    def enter(self, case: Case) -> None:
+        """Note that a case is sent."""
+        self.sent.update([*case.keys, digest(case)])
+        if case.result:
+            self.sent[case.result] += 1
 
-    def unanswered(self, parcel: Parcel) -> list[Name]:
-        """Return what of a parcel no receipt has named as often as it was sent."""
-        if self._answered(digest(parcel)):
+    def unanswered(self, case: Case) -> list[Name]:
+        """Return what of a case no receipt has named as often as it was sent."""
+        if self._answered(digest(case)):
             return []
-        names: list[Name] = [*parcel.keys]
-        if parcel.result:
-            names.append(parcel.result)
-        return [name for name in names or [digest(parcel)] if not self._answered(name)]
+        names: list[Name] = [*case.keys]
+        if case.result:
+            names.append(case.result)
+        return [name for name in names or [digest(case)] if not self._answered(name)]
 
     def _answered(self, name: Name) -> bool:
         return len(self.told[name]) >= self.sent[name]
 
 
-class Correspondence:
+class Receipts:
     """The books of all gateways that the kit plays. `news` is set by every receipt."""
 
     def __init__(self, judge: Judge, receipts: Iterable[str]) -> None:
@@ -61,9 +61,9 @@ class Correspondence:
         self.news = asyncio.Event()
         self._judge = judge
 
-    def book(self, parcel: Parcel) -> Book:
-        """Return the book of the gateway that sends a parcel."""
-        return self.books["/".join([*parcel.topic.split("/")[:5], "receipts"])]
+    def book(self, case: Case) -> Book:
+        """Return the book of the gateway that sends a case."""
+        return self.books["/".join([*case.topic.split("/")[:5], "receipts"])]
 
     def take(self, seen: Seen) -> None:
         """Judge a message that came where receipts come."""
@@ -99,30 +99,28 @@ class Correspondence:
         """Whether any receipt has come."""
         return any(any(book.told.values()) for book in self.books.values())
 
-    def unanswered(self, parcels: Iterable[Parcel]) -> bool:
-        """Whether some parcel still waits for its receipt."""
-        return any(self.book(parcel).unanswered(parcel) for parcel in parcels)
+    def unanswered(self, cases: Iterable[Case]) -> bool:
+        """Whether some case still waits for its receipt."""
+        return any(self.book(case).unanswered(case) for case in cases)
 
-    def settle(self, parcels: Sequence[Parcel], waited_s: float) -> None:
-        """Judge what was told of parcels, after all the time that they get."""
-        for parcel in parcels:
-            book = self.book(parcel)
-            missing = book.unanswered(parcel)
+    def settle(self, cases: Sequence[Case], waited_s: float) -> None:
+        """Judge what was told of cases, after all the time that they get."""
+        for case in cases:
+            book = self.book(case)
+            missing = book.unanswered(case)
             if missing:
                 words = ", ".join(map(_shown, missing[:_SHOWN]))
                 more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-                note = f"{parcel.what}: no receipt within {waited_s:g} s for {words}{more}"
-                faults = [("EX-D-020", note), *((one, note) for one in _proven(parcel))]
+                note = f"{case.what}: no receipt within {waited_s:g} s for {words}{more}"
+                faults = [("EX-D-020", note), *((one, note) for one in _proven(case))]
             else:
-                faults = list(_misjudged(book, parcel))
+                faults = list(_misjudged(book, case))
             for requirement, note in faults:
-                self._judge.broken(
-                    requirement, note, topic=parcel.topic, payload=parcel.payload[:4000]
-                )
+                self._judge.broken(requirement, note, topic=case.topic, payload=case.payload[:4000])
             if not faults:
-                for requirement in ("EX-D-020", *_proven(parcel)):
+                for requirement in ("EX-D-020", *_proven(case)):
                     self._judge.kept(
-                        requirement, parcel.what, topic=parcel.topic, payload=parcel.payload[:4000]
+                        requirement, case.what, topic=case.topic, payload=case.payload[:4000]
                     )
 
     def close(self) -> None:
@@ -166,39 +164,37 @@ class Correspondence:
                 self._judge.kept(requirement, well, topic=seen.topic, payload=seen.payload)
 
 
-def digest(parcel: Parcel) -> str:
+def digest(case: Case) -> str:
     """Return how a receipt names an unreadable payload."""
-    return hashlib.sha256(parcel.payload).hexdigest()
+    return hashlib.sha256(case.payload).hexdigest()
 
 
-def _proven(parcel: Parcel) -> Iterator[str]:
-    yield from parcel.proves
-    if parcel.unreadable:
+def _proven(case: Case) -> Iterator[str]:
+    yield from case.proves
+    if case.unreadable:
         yield "EX-D-027"
 
 
-def _misjudged(book: Book, parcel: Parcel) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the answers to a parcel: requirement, words."""
-    by_digest = book.told[digest(parcel)]
-    if by_digest and by_digest[-1] == parcel.unreadable:
+def _misjudged(book: Book, case: Case) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the answers to a case: requirement, words."""
+    by_digest = book.told[digest(case)]
+    if by_digest and by_digest[-1] == case.unreadable:
         return
     if by_digest:
-        right = (
-            f"it breaks {parcel.unreadable}" if parcel.unreadable else "nothing is wrong with it"
-        )
-        note = f"{parcel.what}: called unreadable by {by_digest[-1]}, {right}"
-        yield from ((one, note) for one in {"EX-D-027", *parcel.proves})
+        right = f"it breaks {case.unreadable}" if case.unreadable else "nothing is wrong with it"
+        note = f"{case.what}: called unreadable by {by_digest[-1]}, {right}"
+        yield from ((one, note) for one in {"EX-D-027", *case.proves})
         return
-    for key, wanted in parcel.keys.items():
+    for key, wanted in case.keys.items():
         became = book.told[key][-1]
         if became == wanted:
             continue
         if wanted == STORED:
-            note = f"{parcel.what}: {_shown(key)} was refused by {became}, nothing is wrong with it"
-            yield from ((one, note) for one in {"EX-D-026", *parcel.proves})
+            note = f"{case.what}: {_shown(key)} was refused by {became}, nothing is wrong with it"
+            yield from ((one, note) for one in {"EX-D-026", *case.proves})
         else:
             became = f"refused by {became}" if became else "stored"
-            yield "EX-D-026", f"{parcel.what}: {_shown(key)} was {became}, it breaks {wanted}"
+            yield "EX-D-026", f"{case.what}: {_shown(key)} was {became}, it breaks {wanted}"
 
 
 def _names(receipt: Receipt) -> tuple[list[tuple[Name, str]], list[str]]:
