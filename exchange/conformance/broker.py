@@ -14,11 +14,11 @@ from contextlib import AsyncExitStack, suppress
 from itertools import product
 from pathlib import Path
 
+from exchange.conformance.authentication import judge_plain, judge_strangers
+from exchange.conformance.authorization import Markers, Sent
 from exchange.conformance.credentials import Party, Ways, read_ways
-from exchange.conformance.doors import Doors, Sent
-from exchange.conformance.guests import Guest
 from exchange.conformance.judgement import Judge, Report
-from exchange.conformance.knocking import judge_plain, judge_strangers
+from exchange.conformance.sessions import Session
 from exchange.conformance.witness import Address, Will
 from exchange.errors import UplinkError, UplinkRefused
 from exchange.topics import PREFIX, Topic
@@ -57,18 +57,18 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
     judge = Judge("broker", f"{address} {asked.county}")
     await judge_plain(judge, ways.nobody, [_PLAIN_PORT, *asked.plain_port])
     async with AsyncExitStack() as stack:
-        guests = {}
-        doors = Doors(judge, ways.parties)
+        sessions = {}
+        markers = Markers(judge, ways.parties)
         for party in ways.parties:
-            guests[party.name] = guest = Guest(party, doors)
-            stack.push_async_callback(guest.leave)
-            await guest.enter()
-        run = _Run(asked, judge, ways, doors, guests)
+            sessions[party.name] = session = Session(party, markers)
+            stack.push_async_callback(session.disconnect)
+            await session.connect()
+        run = _Run(asked, judge, ways, markers, sessions)
         try:
             await run.cross()
             await run.disguise()
             await run.wills()
-            await run.sessions()
+            await run.takeovers()
         finally:
             await run.clear()
     await judge_strangers(judge, ways)
@@ -83,10 +83,10 @@ class _Run:
         asked: argparse.Namespace,
         judge: Judge,
         ways: Ways,
-        doors: Doors,
-        guests: dict[str, Guest],
+        markers: Markers,
+        sessions: dict[str, Session],
     ) -> None:
-        self._judge, self._ways, self._doors, self._guests = judge, ways, doors, guests
+        self._judge, self._ways, self._markers, self._sessions = judge, ways, markers, sessions
         self._deadline_s: float = asked.deadline
         self._quiet_s: float = asked.quiet_for
         self._device = f"conform-{secrets.token_hex(4)}"
@@ -115,32 +115,32 @@ class _Run:
 
     async def cross(self) -> None:
         """Let everybody write everywhere and ask for everything; what is granted goes last."""
-        guests = list(self._guests.values())
-        for guest in guests:
-            for one in self._rightful(guest.party):
-                await guest.ask(one)
+        sessions = list(self._sessions.values())
+        for session in sessions:
+            for one in self._rightful(session.party):
+                await session.subscribe(one)
         for gateway in (*self._ways.gateways, *self._ways.foreign):
             await self._say(gateway, self._topic(gateway, "state"))
-        for guest in guests:  # after the states: what is retained comes to who asks later, too
-            for one in self._greedy(guest.party):
-                await guest.ask(one)
+        for session in sessions:  # after the states: what is retained comes to who asks later, too
+            for one in self._greedy(session.party):
+                await session.subscribe(one)
         topics = list(self._topics())
         for granted in (False, True):
-            for guest, topic in product(guests, topics):
-                if guest.party.may_write(topic) == granted:
-                    await self._say(guest.party, topic)
+            for session, topic in product(sessions, topics):
+                if session.party.may_write(topic) == granted:
+                    await self._say(session.party, topic)
         await self._judge_arrivals()
 
     async def disguise(self) -> None:
         """Let a gateway give its neighbour's name beside its own certificate or password."""
         intruder, neighbour, *_ = self._ways.gateways
         with suppress(UplinkRefused):
-            await self._guests[intruder.name].enter(username=neighbour.client_id)
+            await self._sessions[intruder.name].connect(username=neighbour.client_id)
             topic = self._topic(neighbour, "readings")
-            sent = self._doors.marker(intruder, topic, "published in its neighbour's name")
-            await self._guests[intruder.name].say(sent)
-        await self._guests[intruder.name].enter()
-        await self._guests[neighbour.name].enter()
+            sent = self._markers.marker(intruder, topic, "published in its neighbour's name")
+            await self._sessions[intruder.name].say(sent)
+        await self._sessions[intruder.name].connect()
+        await self._sessions[neighbour.name].connect()
         await self._say(neighbour, self._topic(neighbour, "readings"))
         await self._judge_arrivals()
 
@@ -148,7 +148,7 @@ class _Run:
         """Let a gateway die with a will for what it may not write; its own goes last."""
         intruder, neighbour, *_ = self._ways.gateways
         foreign = self._ways.foreign[0]
-        guest = self._guests[intruder.name]
+        session = self._sessions[intruder.name]
         for topic in (
             self._topic(neighbour, "state"),
             self._topic(neighbour, "commands"),
@@ -157,27 +157,27 @@ class _Run:
             self._topic(foreign, "commands"),
             self._topic(intruder, "state"),
         ):
-            sent = self._doors.marker(intruder, topic, "left as a will")
+            sent = self._markers.marker(intruder, topic, "left as a will")
             will = Will(topic=str(topic), payload=sent.payload, retain=topic.channel == "state")
             try:
-                await guest.enter(will=will)
+                await session.connect(will=will)
             except UplinkRefused:  # a broker may refuse the connection for its will
                 if intruder.may_write(topic):
                     raise
                 continue
-            guest.vanish()
+            session.vanish()
         await self._judge_arrivals()
-        await guest.enter()
+        await session.connect()
 
-    async def sessions(self) -> None:
+    async def takeovers(self) -> None:
         """Let gateways come in by a neighbour's client id, while it is there and while it is away."""
         neighbour = self._ways.gateways[1]
-        victim = self._guests[neighbour.name]
-        await victim.enter(clean_session=False)
-        await victim.ask(f"{_branch(neighbour)}/receipts")
-        await victim.leave()
+        victim = self._sessions[neighbour.name]
+        await victim.connect(clean_session=False)
+        await victim.subscribe(f"{_branch(neighbour)}/receipts")
+        await victim.disconnect()
         await self._say(self._ingest, self._topic(neighbour, "receipts"))
-        await victim.enter(clean_session=False)
+        await victim.connect(clean_session=False)
         await self._judge_arrivals()  # a broker that keeps no session shows nothing here
         thieves = {  # one by each door that gateways have
             (one.address.host, one.address.port): one
@@ -185,39 +185,39 @@ class _Run:
             if one is not neighbour
         }
         for one, is_there in product(thieves.values(), (True, False)):
-            thief = self._guests[one.name]
+            thief = self._sessions[one.name]
             for clean in (False, True):
                 if not await self._keeps(victim, thief, is_there=is_there, clean=clean):
                     break
-            await thief.enter()
-        await victim.enter()  # a clean session: the kept one is gone
+            await thief.connect()
+        await victim.connect()  # a clean session: the kept one is gone
 
-    async def _keeps(self, victim: Guest, thief: Guest, *, is_there: bool, clean: bool) -> bool:
+    async def _keeps(self, victim: Session, thief: Session, *, is_there: bool, clean: bool) -> bool:
         """Whether a gateway keeps its session while another comes in by its client id."""
         if not is_there:
-            await victim.leave()
+            await victim.disconnect()
         with suppress(UplinkError):
-            await thief.enter(client_id=victim.party.client_id, clean_session=clean)
+            await thief.connect(client_id=victim.party.client_id, clean_session=clean)
         sent = await self._say(self._ingest, self._topic(victim.party, "receipts"))
         if not is_there:
             await asyncio.sleep(self._quiet_s)
-            await thief.leave()
-            await victim.enter(clean_session=False)
-        await self._until(lambda: victim.thrown_out or not self._doors.missing())
+            await thief.disconnect()
+            await victim.connect(clean_session=False)
+        await self._until(lambda: victim.thrown_out or not self._markers.missing())
         words = (
             f"the {thief.party.name} came by the client id of the {victim.party.name}, which was"
             f" {'there' if is_there else 'away'}, with{'' if clean else 'out'} a clean session"
         )
-        kept = not (victim.thrown_out or self._doors.missing())
+        kept = not (victim.thrown_out or self._markers.missing())
         topic = str(sent.topic)
         if kept:
             self._judge.kept("EX-A-008", f"{words}: all was well", topic=topic)
         else:
             lost = "it was thrown out" if victim.thrown_out else "its message was lost"
             self._judge.broken("EX-A-008", f"{words}: {lost}", topic=topic, payload=sent.payload)
-            await victim.enter(clean_session=False)
-            await victim.ask(f"{_branch(victim.party)}/receipts")
-        self._doors.judge()
+            await victim.connect(clean_session=False)
+            await victim.subscribe(f"{_branch(victim.party)}/receipts")
+        self._markers.judge()
         return kept
 
     async def clear(self) -> None:
@@ -225,11 +225,11 @@ class _Run:
         for gateway in (*self._ways.gateways, *self._ways.foreign):
             topic = str(self._topic(gateway, "state"))
             with suppress(UplinkError):
-                await self._guests[gateway.name].publish(topic, b"", retain=True)
+                await self._sessions[gateway.name].publish(topic, b"", retain=True)
 
     async def _say(self, party: Party, topic: Topic) -> Sent:
-        sent = self._doors.marker(party, topic)
-        await self._guests[party.name].say(sent, retain=topic.channel == "state")
+        sent = self._markers.marker(party, topic)
+        await self._sessions[party.name].say(sent, retain=topic.channel == "state")
         return sent
 
     def _rightful(self, party: Party) -> list[str]:
@@ -251,18 +251,18 @@ class _Run:
 
     async def _judge_arrivals(self) -> None:
         """Judge, once all that is granted has arrived. Raises: UplinkRefused when it does not."""
-        await self._until(lambda: not self._doors.missing())
-        for sent, reader in self._doors.missing():
+        await self._until(lambda: not self._markers.missing())
+        for sent, reader in self._markers.missing():
             words = (
                 f"what is granted does not work: on {sent.topic}, {sent.how} by the"
                 f" {sent.writer.name}, nothing came to the {reader.name} within {self._deadline_s:g} s"
             )
             raise UplinkRefused(words)
         await asyncio.sleep(self._quiet_s)
-        self._doors.judge()
+        self._markers.judge()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        news = self._doors.news
+        news = self._markers.news
         with suppress(TimeoutError):
             async with asyncio.timeout(self._deadline_s):
                 while not condition():

@@ -1,4 +1,4 @@
-"""Knocking: who may not come in tries to; one CONNECT, in bytes, so that a no is seen at once and as it is.
+"""Authentication: who may not come in tries to; one CONNECT, in bytes, so that a no is seen at once and as it is.
 
 Source: MQTT Version 3.1.1, OASIS Standard, sections 3.1 and 3.2
 """
@@ -25,7 +25,7 @@ _CLEAN, _USERNAME, _PASSWORD = 0x02, 0x80, 0x40
 _ACCEPTED = b"\x20\x02\x00\x00"
 
 
-async def knock(address: Address) -> tuple[bool, str]:
+async def connects(address: Address) -> tuple[bool, str]:
     """Return whether a broker lets somebody in, and what it did."""
     try:
         async with asyncio.timeout(HEAR_S):
@@ -44,7 +44,7 @@ async def knock(address: Address) -> tuple[bool, str]:
 
 async def speaks_mqtt(host: str, port: int) -> bool:
     """Return whether MQTT in plain text is spoken there, be the answer yes or no."""
-    _, words = await knock(Address(host=host, port=port))
+    _, words = await connects(Address(host=host, port=port))
     return words.startswith("CONNACK")
 
 
@@ -62,9 +62,9 @@ async def judge_plain(judge: Judge, addresses: Iterable[Address], ports: Iterabl
 
 
 async def judge_strangers(judge: Judge, ways: Ways) -> None:
-    """Knock as nobody, with wrong passwords, and with certificates that must not be believed."""
+    """Try as nobody, with wrong passwords, and with certificates that must not be believed."""
     for address in ways.nobody:
-        await _knock(judge, "EX-A-002", f"at {address} without credentials", address)
+        await _judge_attempt(judge, "EX-A-002", f"at {address} without credentials", address)
         for party in ways.parties:
             if (party.address.host, party.address.port) != (address.host, address.port):
                 continue
@@ -77,19 +77,23 @@ async def judge_strangers(judge: Judge, ways: Ways) -> None:
             ]
             for password in wrong:
                 as_it = msgspec.structs.replace(address, username=name, password=password)
-                await _knock(judge, "EX-A-002", f"as the {party.name}, a wrong password", as_it)
+                await _judge_attempt(
+                    judge, "EX-A-002", f"as the {party.name}, a wrong password", as_it
+                )
             break
     if not ways.refused:
         judge.apart("EX-A-009", "the credentials hold no certificate that must be refused")
     for reason, address in ways.refused:
-        await _knock(judge, "EX-A-009", f"at {address} by a certificate that is {reason}", address)
+        await _judge_attempt(
+            judge, "EX-A-009", f"at {address} by a certificate that is {reason}", address
+        )
     missing = {"expired", "revoked", "from another CA"} - {reason for reason, _ in ways.refused}
     if ways.refused and missing:
         judge.notes.append(f"EX-A-009: not tried: a certificate that is {', '.join(missing)}")
 
 
-async def _knock(judge: Judge, requirement: str, words: str, address: Address) -> None:
-    is_in, answer = await knock(address)
+async def _judge_attempt(judge: Judge, requirement: str, words: str, address: Address) -> None:
+    is_in, answer = await connects(address)
     if is_in:
         judge.broken(requirement, f"{words}: let in")
     else:
@@ -99,7 +103,7 @@ async def _knock(judge: Judge, requirement: str, words: str, address: Address) -
 async def _answer(address: Address) -> bytes:
     reader, writer = await asyncio.open_connection(address.host, address.port, ssl=address.tls)
     try:
-        writer.write(_connect(address))
+        writer.write(_connect_packet(address))
         return await reader.read(4)
     finally:
         writer.close()
@@ -111,7 +115,7 @@ def _host(address: Address) -> str:
     return address.host
 
 
-def _connect(address: Address) -> bytes:
+def _connect_packet(address: Address) -> bytes:
     flags = _CLEAN
     body = _text("")  # the broker gives a client id
     for value, flag in ((address.username, _USERNAME), (address.password, _PASSWORD)):

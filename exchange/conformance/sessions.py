@@ -1,4 +1,4 @@
-"""Guests: parties that came in by their credentials; what comes to them is noted."""
+"""Sessions: parties that came in by their credentials; what comes to them is noted."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
+from exchange.conformance.authorization import Markers, Sent
 from exchange.conformance.credentials import Party
-from exchange.conformance.doors import Doors, Sent
 from exchange.conformance.witness import Will, Witness, witness
 from exchange.errors import UplinkLost, UplinkRefused
 
 
-class Guest:
+class Session:
     """A party that is in: what comes to it is noted. It comes in again when the broker throws it out."""
 
-    def __init__(self, party: Party, doors: Doors) -> None:
+    def __init__(self, party: Party, markers: Markers) -> None:
         self.party = party
         self.thrown_out = False
-        self._doors = doors
+        self._markers = markers
         self._stack = AsyncExitStack()
         self._connection: Witness | None = None
         self._listening: asyncio.Task[None] | None = None
         self._filters: list[str] = []
 
-    async def enter(
+    async def connect(
         self,
         *,
         client_id: str = "",
@@ -34,7 +34,7 @@ class Guest:
         will: Will | None = None,
     ) -> None:
         """Come in, and subscribe as before. Raises: UplinkError."""
-        await self.leave()
+        await self.disconnect()
         address = self.party.address
         self._connection = await self._stack.enter_async_context(
             witness(
@@ -49,9 +49,9 @@ class Guest:
         if clean_session:
             filters, self._filters = self._filters, []
             for one in filters:
-                await self.ask(one)
+                await self.subscribe(one)
 
-    async def leave(self) -> None:
+    async def disconnect(self) -> None:
         """Go."""
         if self._listening is not None:
             self._listening.cancel()
@@ -65,7 +65,7 @@ class Guest:
         assert self._connection is not None
         self._connection.vanish()
 
-    async def ask(self, topic_filter: str) -> None:
+    async def subscribe(self, topic_filter: str) -> None:
         """Subscribe; a no is as good as a silence."""
         assert self._connection is not None
         self._filters.append(topic_filter)
@@ -75,10 +75,10 @@ class Guest:
             return
         except UplinkLost:
             self._filters.remove(topic_filter)  # a broker may end the connection instead
-            await self.enter()
+            await self.connect()
 
     async def say(self, sent: Sent, *, retain: bool = False) -> None:
-        """Publish; whether it arrives is for the doors to see."""
+        """Publish; whether it arrives is for the markers to see."""
         await self.publish(str(sent.topic), sent.payload, retain=retain)
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -87,12 +87,12 @@ class Guest:
         with suppress(UplinkLost):
             await self._connection.publish(topic, payload, retain=retain)
         if self.thrown_out:
-            await self.enter()
+            await self.connect()
 
     async def _listen(self, connection: Witness) -> None:
         try:
             async for seen in connection.messages():
-                self._doors.take(self.party, seen)
+                self._markers.take(self.party, seen)
         except UplinkLost:
             self.thrown_out = True
-            self._doors.news.set()
+            self._markers.news.set()

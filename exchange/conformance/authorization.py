@@ -1,4 +1,4 @@
-"""Doors: who wrote what, where it arrived, and which requirement says that it should not have.
+"""Authorization: who wrote what, where it arrived, and which requirement says that it should not have.
 
 A broker may acknowledge what it denies, so that only arrivals count. Every message is a marker of its own,
 which no gateway, ingest or device takes for anything.
@@ -32,8 +32,8 @@ class Sent(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-class Doors:
-    """Every marker, and everybody to whom it came."""
+class Markers:
+    """Every message that was tried, and everybody to whom it came."""
 
     def __init__(self, judge: Judge, parties: Iterable[Party]) -> None:
         self._judge = judge
