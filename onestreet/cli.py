@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from exchange.errors import ConfigError, OnestreetError
@@ -47,6 +50,7 @@ SUBCOMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status: 2 for a wrong command line or configuration."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _make_terminal_patient()
     parser = argparse.ArgumentParser(
         prog="onestreet",
         description="A town's streetlights, parking sensors and air boxes through one interface.",
@@ -58,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module, _, function = SUBCOMMANDS[chosen].target.partition(":")
         run: Run = getattr(import_module(module), function)
-        return run(words[1:])
+        status = run(words[1:])
+        sys.stdout.flush()  # what cannot be written is found out here, not by the interpreter's end
     except ModuleNotFoundError as error:
         extra = SUBCOMMANDS[chosen].extra
         sys.stderr.write(
@@ -71,8 +76,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OnestreetError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        _stop_talking()
+        return 1
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        sys.stderr.write(f"cannot be read or written 無法讀寫: {named}\n")
+        _stop_talking()
+        return 1
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _make_terminal_patient() -> None:
+    """Have no command fail half-way because nobody listens or a letter is not known there."""
+    if sys.stdout is None:  # started with `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _stop_talking() -> None:
+    """Try once more to say what was said; what cannot be written then is not tried at the interpreter's end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _listing() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -136,6 +137,40 @@ def test_the_installed_command_is_this_one() -> None:
     assert done.returncode == 0
     assert cli.__name__ == "onestreet.cli"
     assert "a simulated town, end to end" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status"),
+    [("| true", 0), (">&-", 0), (">/dev/full", 1)],
+    ids=["a pipe that is closed", "no stdout", "a disk that is full"],
+)
+def test_whoever_does_not_listen_gets_no_traceback(redirection: str, status: int) -> None:
+    command = f"'{sys.executable}' -m onestreet.cli town check towns/tw-tpe.toml {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_terminal_that_has_no_chinese_is_no_reason_to_stop() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onestreet.cli", "town", "check", "towns/tw-tpe.toml"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tw-tpe Taipei City" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["town", "init", "towns/tw-tpe.toml", "--into", str(tmp_path / "file" / "x")]) == 1
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'x'}: Not a directory" in err
 
 
 # --------------------------------------------------------------------------------------------------------- decode
