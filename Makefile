@@ -1,6 +1,6 @@
 # Two commands set a fresh machine up and run: `make demo` and `make test`. Set-up is done once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv lock clean
+.PHONY: help demo test check bench venv lock sbom clean
 ARGS ?=
 # Debian keeps mosquitto in /usr/sbin, which is not on an ordinary user's PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -14,7 +14,8 @@ demo: .venv/.stamp  ## a town of devices, broker, agent, ingest and store, live 
 	@exec .venv/bin/onestreet demo $(ARGS)
 
 test: check  ## every test, with a real Mosquitto and a real InfluxDB (ARGS: options of pytest)
-	@sh scripts/system_packages.sh mosquitto dbus-daemon
+	@sh scripts/system_packages.sh mosquitto mosquitto-clients dbus-daemon
+	@sh scripts/build_deployment_tools.sh >/dev/null
 	@influxd=$$(sh scripts/find_influxd.sh) && \
 	ONESTREET_INFLUXD="$$influxd" exec .venv/bin/python -m pytest $(ARGS)
 
@@ -39,6 +40,10 @@ lock:  ## writes requirements.lock anew from pyproject.toml (ARGS: --upgrade)
 	@uv=$$(sh scripts/find_uv.sh) && "$$uv" pip compile pyproject.toml --quiet --universal \
 	  --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+	@sh scripts/lock_images.sh
+
+sbom: .venv/.stamp  ## bill of materials (CycloneDX) and licences of a release, into dist/
+	@sh scripts/bill_of_materials.sh
 
 clean:  ## removes the virtual environment and every cache of the tools
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
