@@ -93,7 +93,7 @@ def json(report: Report) -> bytes:
     """Return the report as JSON: the fields of `judgement.Report`, and `counts` and `passed` beside them."""
     shape: dict[str, Any] = {
         "v": 1,
-        "passed": not report.failed,
+        "passed": not report.failed and counts(report)["passed"] > 0,
         "counts": counts(report),
         **msgspec.to_builtins(report),
     }
@@ -158,7 +158,7 @@ def _xml(words: str) -> str:
 _STYLE = """
 :root{color-scheme:light dark;--bad:#b3261e;--good:#1b6e3c;--dim:#6b6f76;--line:#8884}
 body{font:16px/1.5 system-ui,"Noto Sans TC","PingFang TC","Microsoft JhengHei",sans-serif;
-margin:0 auto;padding:1rem;max-width:60rem}
+margin:0 auto;padding:1rem;max-width:60rem;overflow-wrap:anywhere}
 h1{font-size:1.3rem;margin:0}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}
 p{margin:.3rem 0}.dim{color:var(--dim)}
 .verdict{font-weight:600;font-size:1.15rem}.failed{color:var(--bad)}.passed{color:var(--good)}
@@ -170,15 +170,22 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.5rem;m
 """
 
 
+_SUMMED = {
+    "failed": "Requirements are broken 有要求未符合",
+    "passed": "No requirement broken 沒有違反任何要求",
+    "dim": "Nothing could be judged 無法判定",
+}
+
+
 def html(report: Report) -> bytes:
     """Return the report as one self-contained page, for a phone as for a desk."""
     esc = markup.escape
     counted = counts(report)
-    good = not report.failed
+    outcome = "failed" if counted["failed"] else "passed" if counted["passed"] else "dim"
     title = f"{ROLES[report.role]} {report.subject}"
     rows = "".join(
-        f'<tr><td class="{outcome.split()[0]}">{WORDS[outcome]}</td><td>{n}</td></tr>'
-        for outcome, n in counted.items()
+        f'<tr><td class="{kind.split()[0]}">{WORDS[kind]}</td><td>{n}</td></tr>'
+        for kind, n in counted.items()
     )
     parts = [
         "<!doctype html>",
@@ -187,16 +194,12 @@ def html(report: Report) -> bytes:
         f"<title>{esc(title)}</title><style>{_STYLE}</style>",
         f"<h1>Conformance report 符合性檢測報告</h1><p>{esc(title)}</p>",
         f'<p class="dim">{rfc3339(report.begun)}, {report.seconds:g} s</p>',
-        f'<p class="verdict {"passed" if good else "failed"}">',
-        "No requirement broken 沒有違反任何要求"
-        if good
-        else "Requirements are broken 有要求未符合",
-        f"</p><table>{rows}</table>",
+        f'<p class="verdict {outcome}">{_SUMMED[outcome]}</p><table>{rows}</table>',
     ]
-    for outcome in ORDER:
-        found = [one for one in report.verdicts if one.outcome == outcome]
+    for kind in ORDER:
+        found = [one for one in report.verdicts if one.outcome == kind]
         if found:
-            parts.append(f"<h2>{WORDS[outcome]} ({len(found)})</h2>")
+            parts.append(f"<h2>{WORDS[kind]} ({len(found)})</h2>")
             parts += [_entry(one) for one in found]
     if report.notes:
         parts.append("<h2>Noticed 另外發現</h2>")
