@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def _init(arguments: argparse.Namespace) -> int:
             _say(f"in containers: {up}", "以容器執行")
         except ConfigError as error:
             _say(f"not in containers: {error}", "無法以容器執行")
-        _tell_broker(office)
+        _say_whether_told(office.reload_broker())
     return 0
 
 
@@ -225,9 +226,23 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _changing(arguments: argparse.Namespace) -> Iterator[Office]:
+    """Open the office; the broker is told of what was changed, whatever fails after that."""
+    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+        try:
+            yield office
+        finally:
+            told = office.reload_broker()
+        _say_whether_told(told)
+
+
 def _add(arguments: argparse.Namespace) -> int:
     county, gateway = arguments.gateway
-    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+    if arguments.enrol and arguments.bundle:
+        allowed = "goes not with --enrol: the gateway makes its key, there is nothing to bring"
+        raise ConfigError("command line", "--bundle", str(arguments.bundle), allowed)
+    with _changing(arguments) as office:
         office.gateway_days = arguments.days
         office.add_gateway(
             county,
@@ -244,7 +259,6 @@ def _add(arguments: argparse.Namespace) -> int:
             )
         else:
             _hand_over(office, county, gateway, arguments.bundle)
-        _tell_broker(office)
     return 0
 
 
@@ -272,11 +286,10 @@ def _door(office: Office, county: str, gateway: str) -> str:
 
 def _revoke(arguments: argparse.Namespace) -> int:
     county, gateway = arguments.gateway
-    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+    with _changing(arguments) as office:
         enrolment.forget_codes(office, county, gateway)
         revoked = office.revoke_gateway(county, gateway)
         _say(f"{county}/{gateway}: revoked, {len(revoked)} certificates", "已撤銷")
-        _tell_broker(office)
     _say(
         "what else to do: docs/security/stolen-gateway.md",
         "後續處理 docs/security/stolen-gateway.zh-TW.md",
@@ -291,11 +304,10 @@ def _code(arguments: argparse.Namespace) -> int:
     if picture and kind not in ("svg", "png"):
         allowed = "must end in .svg or .png"
         raise ConfigError("command line", "picture", str(picture), allowed)
-    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+    with _changing(arguments) as office:
         code = enrolment.add_code(
             office, county, gateway, address=arguments.address, days=arguments.days
         )
-        _tell_broker(office)
     if picture:
         write_private(picture, enrolment.picture(code, kind))
     elif sys.stdout.isatty():
@@ -312,7 +324,7 @@ def _enrolment(arguments: argparse.Namespace) -> int:
 
 def _rotate(arguments: argparse.Namespace) -> int:
     what = arguments.what
-    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+    with _changing(arguments) as office:
         office.gateway_days = arguments.days
         if what == "ca" and arguments.finish:
             office.retire_authority(force=arguments.force)
@@ -327,13 +339,12 @@ def _rotate(arguments: argparse.Namespace) -> int:
                 "逐一更換後再執行 --finish",
             )
         elif "/" in what:
-            county, gateway = _gateway(what)
+            county, _, gateway = what.partition("/")
             office.rotate_gateway(county, gateway, at_once=arguments.at_once)
             _hand_over(office, county, gateway, arguments.bundle)
         else:
             office.rotate_service(what, at_once=arguments.at_once)
             _say(f"{what}: new key and certificate", "已更換金鑰與憑證")
-        _tell_broker(office)
     return 0
 
 
@@ -341,7 +352,7 @@ def _status(arguments: argparse.Namespace) -> int:
     now, due = datetime.now(UTC), False
     with opened(arguments.into, arguments.ca_passphrase_file) as office:
         if office.regenerate():
-            _tell_broker(office)
+            _say_whether_told(office.reload_broker())
         lines = [("ca", office.authority.not_after, "")]
         for one in office.authority.all_valid():
             words = "superseded 已汰換" if one.superseded_until else ""
@@ -359,9 +370,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    with opened(arguments.into, arguments.ca_passphrase_file) as office:
-        _tell_broker(office)
-    return 0
+    with _changing(arguments):
+        return 0
 
 
 def _store(arguments: argparse.Namespace) -> int:
@@ -405,8 +415,8 @@ def _hand_over(office: Office, county: str, gateway: str, bundle: Path | None) -
         _say(f"take {bundle} to the gateway, then delete it: it is a key", "內含金鑰，交付後請刪除")
 
 
-def _tell_broker(office: Office) -> None:
-    if office.reload_broker():
+def _say_whether_told(told: bool) -> None:
+    if told:
         _say("the running broker has read it", "執行中的訊息代理已重新載入")
     else:
         _say(

@@ -66,9 +66,13 @@ def _write(path: Path, data: bytes | str, mode: int) -> None:
     make_folder(path.parent)
     half = path.with_name(f".{path.name}.half")
     half.unlink(missing_ok=True)  # of a command that was killed
-    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
+    try:
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # whatever the umask
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)  # it may be a key
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -422,6 +422,8 @@ def test_the_command_line_from_init_to_revoke(
         (["init", "--into", "new"], 2, "name at least one"),
         (["gateway", "revoke", "tw-tpe/gw-9"], 2, "one of gw-1, gw-p"),
         (["rotate", "nothing"], 1, "one of COUNTY/GATEWAY"),
+        (["rotate", "tw-tpe/"], 2, "gateway.id = ''"),
+        (["gateway", "add", "tw-tpe/gw-9", "--enrol", "--bundle", "x.tar"], 2, "--enrol"),
         (["rotate", "ca", "--finish"], 1, "not being rotated"),
     ],
 )
@@ -436,3 +438,23 @@ def test_what_is_wrong_on_the_command_line_is_said(
     monkeypatch.chdir(folder.parent)
     assert main(["town", *argv]) == status
     assert words in capsys.readouterr().err
+
+
+def test_the_broker_is_told_of_what_was_done_though_the_rest_fails(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Path] = []
+
+    def reload_broker(office: Office) -> bool:
+        told.append(office.folder)
+        return True
+
+    monkeypatch.setattr(Office, "reload_broker", reload_broker)
+    stick = folder.parent / "stick"
+    stick.mkdir()
+    add = ["town", "gateway", "add", "tw-tpe/gw-2", "--site", "street", "--into", str(folder)]
+    assert main([*add, "--bundle", str(stick)]) == 1, "a folder is no file"
+    assert "tw-tpe.gw-2" in (folder / "broker" / "acl").read_text()
+    assert told == [folder]
+    assert str(stick) in capsys.readouterr().err
+    assert list(stick.parent.glob(".*.half")) == [], "a key that lies about"
