@@ -11,7 +11,6 @@ and with it the same code gets the same answer again, for as long as the town al
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import random
 import ssl
@@ -33,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 
-from exchange.configuration import check_private
+from exchange.configuration import check_private, toml_table
 from exchange.enrolment import (
     CA_PATH,
     ENROL_PATH,
@@ -381,16 +380,7 @@ device = []
 
 
 def _toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = []
-    for name, table in tables.items():
-        lines += [f"[{name}]", *(f"{key} = {_value(value)}" for key, value in table.items()), ""]
-    return "\n".join(lines)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(one)}" for key, one in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
+    return "\n".join(toml_table(f"[{name}]", **table) for name, table in tables.items())
 
 
 def _paste(into: Path, grant: Grant, state_dir: Path) -> str:

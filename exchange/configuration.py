@@ -1,7 +1,8 @@
-"""Configuration files: TOML into a type; every error names file, key, value and what is allowed."""
+"""Configuration files: TOML into a type, where every error names file, key, value and what is allowed; and back."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from msgspec import inspect
 from exchange.errors import ConfigError
 
 T = TypeVar("T")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
 _MISSING = re.compile(r"Object missing required field `(.+?)`")
@@ -61,6 +63,25 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
         elif choices and message.startswith("Invalid"):
             message = f"one of {', '.join(choices)}{_hint(str(found), choices)}"
         raise ConfigError(file, path or "file", found, message) from error
+
+
+def toml_table(head: str, **values: object) -> str:
+    """Return a table of TOML under its head, such as `[broker]`."""
+    return "\n".join([head, *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""])
+
+
+def toml_value(value: object) -> str:
+    """Return a value as TOML writes it: strings, numbers, and lists and tables of them, in one line."""
+    if isinstance(value, Mapping):
+        pairs = (f"{_toml_key(key)} = {toml_value(one)}" for key, one in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are those of JSON
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
 def secret(config: str, table: str, file: Path | str | None, variable: str | None) -> str | None:

@@ -15,7 +15,6 @@ repaired by the next. One command at a time.
 from __future__ import annotations
 
 import io
-import json
 import os
 import secrets
 import shutil
@@ -31,7 +30,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from exchange.configuration import check_private, secret
+from exchange.configuration import check_private, secret, toml_table, toml_value
 from exchange.errors import ConfigError, OnestreetError
 from exchange.towns import Gateway, Town, read_town, read_towns
 from provisioning import broker
@@ -50,7 +49,7 @@ from provisioning.files import locked, make_folder, write_private, write_public
 from provisioning.store import Place, places
 
 _MADE = "# Made by `onestreet town` from towns/*.toml: what is changed here is lost with the next command."
-_TLS = 'tls = { ca_file = "ca.pem", certificate_file = "certificate.pem", key_file = "key.pem" }'
+_TLS = {"ca_file": "ca.pem", "certificate_file": "certificate.pem", "key_file": "key.pem"}
 SERVERS = ("broker", "store", "enrolment")
 
 
@@ -154,25 +153,26 @@ class Office:
     def _service_file(self, name: str, place: Place) -> str:
         """Return the configuration of an ingest or of its watch, which writes to the same store."""
         settings, store = self.towns[0].broker, place.towns[0].store.url
-        lines = [_MADE, f"counties = {_toml([town.county for town in place.towns])}"]
         file = PurePosixPath(store.removeprefix("sqlite:///"))
         if store.startswith("sqlite:") and name == "watch" and not file.is_absolute():
             store = f"sqlite:///../ingest{place.suffix}/{file}"
-        lines.append(f"store = {_toml(store)}")
+        top: dict[str, object] = {"counties": [one.county for one in place.towns], "store": store}
         if not store.startswith("sqlite:"):
-            lines.append('store_token_file = "influx.token"')
+            top["store_token_file"] = "influx.token"  # noqa: S105 - a file's name
         if store.startswith("influxdbs:"):
-            lines.append('store_ca_file = "ca.pem"')
-        lines += [
-            "\n[broker]",
-            f"host = {_toml(settings.host)}",
-            f"port = {settings.service_port}",
-            f"client_id = {_toml(name + place.suffix)}",
-            _TLS,
-            "\n[quarantine]",
-            'path = "data/quarantine.sqlite"\n',
+            top["store_ca_file"] = "ca.pem"
+        tables = [
+            toml_table(_MADE, **top),
+            toml_table(
+                "[broker]",
+                host=settings.host,
+                port=settings.service_port,
+                client_id=name + place.suffix,
+                tls=_TLS,
+            ),
+            toml_table("[quarantine]", path="data/quarantine.sqlite"),
         ]
-        return "\n".join(lines)
+        return "\n".join(tables)
 
     def _write_gateway(self, town: Town, gateway: Gateway, hand_out: bool) -> None:
         """Lay a gateway's credentials out, if it has none; what was handed over stays away."""
@@ -198,23 +198,18 @@ class Office:
     def broker_table(self, county: str, gateway: str) -> str:
         """Return the table `broker` of a gateway's edge.toml; files are beside it."""
         settings, one = self.town(county).broker, self.gateway(county, gateway)
-        by_key = one.credential == "certificate"
-        place = f"county = {_toml(county)}, site = {_toml(one.site)}, id = {_toml(one.id)}"
-        lines = [
-            f"# In edge.toml, [gateway]: {place}",
-            "[broker]",
-            f"host = {_toml(settings.host)}",
-            f"port = {settings.port if by_key else settings.password_port}",
-        ]
-        if by_key:
-            return "\n".join([*lines, _TLS, ""])
-        user = _toml(gateway_user(county, gateway))
-        lines += [
-            f"username = {user}",
-            'password_file = "password"',
-            'tls = { ca_file = "ca.pem" }',
-        ]
-        return "\n".join([*lines, ""])
+        place = {"county": county, "site": one.site, "id": one.id}
+        head = f"# In edge.toml, [gateway]: {toml_value(place)}\n[broker]"
+        if one.credential == "certificate":
+            return toml_table(head, host=settings.host, port=settings.port, tls=_TLS)
+        return toml_table(
+            head,
+            host=settings.host,
+            port=settings.password_port,
+            username=gateway_user(county, gateway),
+            password_file="password",  # noqa: S106 - its name
+            tls={"ca_file": "ca.pem"},
+        )
 
     def _write_servers(self) -> None:
         names = self.broker_names
@@ -330,16 +325,10 @@ class Office:
         if any(one.id == gateway for one in self.town(county).gateways):
             self._reopen(county, gateway, site)
         else:
-            lines = [
-                "",
-                "[[gateway]]",
-                f"id = {_toml(gateway)}",
-                f"site = {_toml(site)}",
-                *([f"credential = {_toml(credential)}"] if credential != "certificate" else []),
-                "",
-            ]
-            text = self._town_file(county).read_text(encoding="utf-8")
-            self._replace_town(county, text.rstrip("\n") + "\n" + "\n".join(lines))
+            more = {} if credential == "certificate" else {"credential": credential}
+            table = toml_table("[[gateway]]", id=gateway, site=site, **more)
+            text = self._town_file(county).read_text(encoding="utf-8").rstrip("\n")
+            self._replace_town(county, f"{text}\n\n{table}")
         if hand_out:
             make_folder(self.gateway_folder(county, gateway))  # one that is there is filled
         self.regenerate()
@@ -591,7 +580,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _toml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -15,6 +14,7 @@ import msgspec
 
 from edge_agent.agent import Agent
 from edge_agent.config import read_config
+from exchange.configuration import toml_table
 from exchange.delivery import Key
 from exchange.readings import Sample, decode_pack
 from exchange.receipts import Receipt, encode_receipt
@@ -34,17 +34,6 @@ async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S)
 
 
 # --------------------------------------------------------------------------------------------------- configuration
-
-
-def table(head: str, values: Mapping[str, object]) -> str:
-    """Return a table of TOML."""
-    return "\n".join([head, *(f"{key} = {_toml(value)}" for key, value in values.items()), ""])
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f'"{key}" = {_toml(one)}' for key, one in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def air(bus: str, number: int = 1, **more: object) -> dict[str, object]:
@@ -104,11 +93,11 @@ def write_config(
     }
     link = {"host": broker.host, "port": broker.port, "keepalive_s": 5, "timeout_s": 5.0}
     tables = [
-        table("[gateway]", gateway),
-        table("[broker]", link | dict(uplink or {})),
-        table("[delivery]", {"drain_s": 5.0} | dict(delivery or {})),
-        *(table("[[bus]]", bus) for bus in buses),
-        *(table("[[device]]", device) for device in devices),
+        toml_table("[gateway]", **gateway),
+        toml_table("[broker]", **(link | dict(uplink or {}))),
+        toml_table("[delivery]", **({"drain_s": 5.0} | dict(delivery or {}))),
+        *(toml_table("[[bus]]", **bus) for bus in buses),
+        *(toml_table("[[device]]", **device) for device in devices),
     ]
     path = folder / "edge.toml"
     path.write_text("\n".join(tables), encoding="utf-8")

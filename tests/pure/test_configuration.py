@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 
-from exchange.configuration import converted, read_toml
+from exchange.configuration import converted, read_toml, toml_table
 from exchange.errors import ConfigError
 
 
@@ -122,3 +122,16 @@ def test_a_part_of_a_file_is_named_with_its_place() -> None:
     with pytest.raises(ConfigError) as caught:
         converted([1], Place, "x.toml")
     assert caught.value.key == "file"
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    values = {
+        "name": 'a "quoted" 名稱 \\ \n',
+        "numbers": [1, 2.5, 1e300, -0.0],
+        "is_on": True,
+        "words": {"zh-TW": "臺北市", "a key.with, signs": {"deep": ["x"]}},
+        "nothing": [],
+    }
+    file = tmp_path / "written.toml"
+    file.write_text(toml_table("[a.table]", **values), encoding="utf-8")
+    assert read_toml(file, dict[str, Any]) == {"a": {"table": values}}
