@@ -15,6 +15,7 @@ from exchange.conformance.witness import Address
 from onestreet.cli import main
 from tests.ports import free_port
 
+SECRET = "hunter2"
 GOOD = ["--broker", "mqtt://127.0.0.1:1", "--county", "tw-tpe", "--gateway", "g", "--device", "d"]
 
 
@@ -56,7 +57,7 @@ def test_a_wrong_word_is_named(
     ("words", "said"),
     [
         (["--broker", "http://broker"], "mqtt://[user@]host[:port]"),
-        (["--broker", "mqtt://u:hunter2@broker"], "a password comes from a file"),
+        (["--broker", f"mqtt://u:{SECRET}@broker"], "a password comes from a file"),
         (["--broker", "mqtt://broker:port"], "--broker"),
         (["--password-env", "NOT_SET"], "must be set in the environment"),
         (["--password-env", "KIT_PASSWORD"], "a password needs a user"),
@@ -76,11 +77,11 @@ def test_a_wrong_setting_is_named_and_no_secret_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("KIT_PASSWORD", "hunter2")
+    monkeypatch.setenv("KIT_PASSWORD", SECRET)
     assert main(["conform", "device", *GOOD, *words]) == command.WRONG
     err = capsys.readouterr().err
     assert said in err
-    assert "hunter2" not in err
+    assert SECRET not in err
 
 
 @pytest.mark.parametrize("role", ["device", "gateway", "application"])
