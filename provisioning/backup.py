@@ -35,7 +35,8 @@ from exchange.configuration import check_private
 from exchange.errors import ConfigError, OnestreetError, StoreError
 from exchange.tls import Tls
 from exchange.towns import Bucket, Town, read_towns
-from provisioning.files import make_folder
+from provisioning.files import locked, make_folder
+from provisioning.office import RESTORING, check_office
 
 CONTENTS = "backup.json"
 PASSING = ("street", ".lock", "broker/data", "store/data", "services/*/data")
@@ -92,24 +93,33 @@ def back_up(office: Path, into: Path, *, url: str = "") -> Path:
     now = datetime.now(UTC).replace(microsecond=0)
     done = into / f"{now:%Y%m%dT%H%M%SZ}"
     half = into / f".{done.name}.half"
-    if done.exists():
-        raise BackupError(f"{done} is there already")
+    check_office(office)
+    with locked(make_folder(into)):
+        for broken_off in into.glob(".*.half"):  # by a kill; as secret as a whole one
+            shutil.rmtree(broken_off)
+        if done.exists():
+            raise BackupError(f"{done} is there already")
+        _fill(half, office, url, now)
+        half.rename(done)
+    return done
+
+
+def _fill(half: Path, office: Path, url: str, now: datetime) -> None:
     make_folder(half)
     try:
         bucket = _bucket(read_towns((office / "towns").glob("*.toml")))
         if bucket is not None:
             asyncio.run(_save_store(office, url or bucket.url, make_folder(half / "store")))
         _save_sqlite(office, half / "sqlite")
-        _copy_office(office, half / "office")
+        with locked(office):
+            _copy_office(office, half / "office")
         files = {name: _digest(half / name) for name in sorted(_names(half))}
         contents = msgspec.json.encode(Contents(at=now, files=files))
         (half / CONTENTS).write_bytes(msgspec.json.format(contents, indent=1) + b"\n")
         _make_durable(half)
-        half.rename(done)
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)
         raise
-    return done
 
 
 def check(backup: Path) -> Contents:
@@ -139,13 +149,16 @@ def restore_office(backup: Path, office: Path) -> None:
     check(backup)
     if office.exists() and any(office.iterdir()):
         raise ConfigError("command line", "into", str(office), "must be new or empty")
-    make_folder(office)
+    make_folder(office).chmod(0o700)
+    (office / RESTORING).touch()
     for part in ("office", "sqlite"):
         for name in _names(backup / part) if (backup / part).exists() else ():
             target = office / name
             make_folder(target.parent)
             shutil.copyfile(backup / part / name, target)
             target.chmod((backup / part / name).stat().st_mode & 0o777)
+    _make_durable(office)
+    (office / RESTORING).unlink()
 
 
 def restore_store(backup: Path, office: Path, *, url: str = "") -> None:

@@ -377,6 +377,9 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _store(arguments: argparse.Namespace) -> int:
     # without the authority: in a container there is none
     towns = read_towns((arguments.into / "towns").glob("*.toml"))
+    if not towns:
+        allowed = "must be an office's folder, with towns"
+        raise ConfigError("command line", "into", str(arguments.into), allowed)
     act = store.rotate if arguments.rotate else store.set_up
     with locked(make_folder(arguments.into / "store")):
         for file in act(arguments.into, towns, url=arguments.url):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -26,7 +27,13 @@ def locked(office: Path) -> Iterator[None]:
 
     Raises: Busy. Not to be entered twice: the second would wait for the first.
     """
-    handle = os.open(office / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(office / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _give_to_owner(handle, office)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        handle = os.open(office / ".lock", os.O_RDONLY | os.O_CLOEXEC)  # a backup's container
     try:
         deadline_s = time.monotonic() + LOCK_DEADLINE_S
         while True:
@@ -58,6 +65,7 @@ def make_folder(path: Path) -> Path:
     for folder in (*reversed(path.parents), path):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
+            _give_to_owner(folder, folder.parent)
     return path
 
 
@@ -69,6 +77,7 @@ def _write(path: Path, data: bytes | str, mode: int) -> None:
     try:
         with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             os.fchmod(file.fileno(), mode)  # whatever the umask
+            _give_to_owner(file.fileno(), path.parent)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -76,3 +85,10 @@ def _write(path: Path, data: bytes | str, mode: int) -> None:
     except OSError as error:
         half.unlink(missing_ok=True)  # it may be a key
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _give_to_owner(made: Path | int, folder: Path) -> None:
+    """Have what root makes in somebody's private folder belong to them: they could not read it else."""
+    about = folder.stat()
+    if os.geteuid() == 0 and about.st_uid != 0 and not about.st_mode & 0o077:
+        os.chown(made, about.st_uid, about.st_gid)

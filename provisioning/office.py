@@ -51,6 +51,8 @@ from provisioning.store import Place, places
 _MADE = "# Made by `onestreet town` from towns/*.toml: what is changed here is lost with the next command."
 _TLS = {"ca_file": "ca.pem", "certificate_file": "certificate.pem", "key_file": "key.pem"}
 SERVERS = ("broker", "store", "enrolment")
+RESTORING = ".restoring"
+"""In an office while it is restored: half of one would have a new authority, or forget towns."""
 
 
 class OfficeError(OnestreetError):
@@ -505,10 +507,7 @@ class Office:
 @contextmanager
 def opened(folder: Path, passphrase_file: Path | None = None) -> Iterator[Office]:
     """Open an office, for us alone. Raises: ConfigError, Busy when another command is at work."""
-    if not (folder / "ca" / "ca.pem").exists():
-        allowed = "must be an office's folder: onestreet town init TOWN.toml --into DIR makes one"
-        raise ConfigError("command line", "into", str(folder), allowed)
-    _check_folder(folder)
+    check_office(folder)
     with locked(folder):
         yield Office(folder, _passphrase(passphrase_file))
 
@@ -554,11 +553,23 @@ def _check_keeps_gateways(kept: Path, given: Path) -> None:
             raise ConfigError(str(given), "gateway.id", one.id, allowed)
 
 
+def check_office(folder: Path) -> None:
+    """Check that a folder is an office, whole and private. Raises: ConfigError."""
+    if not (folder / "ca" / "ca.pem").exists():
+        allowed = "must be an office's folder: onestreet town init TOWN.toml --into DIR makes one"
+        raise ConfigError("command line", "into", str(folder), allowed)
+    _check_folder(folder)
+
+
 def _check_folder(folder: Path) -> None:
     about = folder.stat()
     mode = stat.S_IMODE(about.st_mode)
+    allowed = ""
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         allowed = f"must be private (chmod 700): its mode is {mode:04o}"
+    elif (folder / RESTORING).exists():
+        allowed = "holds a restore that was broken off: empty it, and restore again"
+    if allowed:
         raise ConfigError("command line", "into", str(folder), allowed)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from exchange.errors import ConfigError, OnestreetError, StoreError
+from provisioning import files
 from provisioning.backup import (
     CONTENTS,
     BackupError,
@@ -20,7 +21,8 @@ from provisioning.backup import (
     restore_office,
     restore_store,
 )
-from provisioning.office import init
+from provisioning.files import Busy
+from provisioning.office import init, opened
 from tests.deployment import ROOT
 from tests.ports import free_port
 
@@ -114,6 +116,58 @@ def test_an_office_is_never_written_over(office: Path, tmp_path: Path) -> None:
         restore_office(backup, office)
 
 
+def test_a_folder_that_is_no_office_is_not_backed_up(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be an office's folder"):
+        back_up(tmp_path / "offcie", tmp_path / "backups")
+    assert not (tmp_path / "backups").exists()
+
+
+def test_a_backup_waits_for_the_command_that_changes_the_office(
+    office: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_DEADLINE_S", 0.05)
+    with opened(office), pytest.raises(Busy):
+        back_up(office, tmp_path / "backups")
+
+
+def test_what_a_kill_left_of_a_backup_goes_with_the_next(office: Path, tmp_path: Path) -> None:
+    half = tmp_path / "backups" / ".20260101T000000Z.half"
+    (half / "office" / "ca").mkdir(parents=True)
+    (half / "office" / "ca" / "ca.key").touch()
+    back_up(office, tmp_path / "backups")
+    assert not half.exists()
+
+
+def test_a_restore_that_was_killed_is_no_office(
+    office: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup, restored = back_up(office, tmp_path / "backups"), tmp_path / "restored"
+    restored.mkdir(mode=0o755)
+    left = 3
+
+    def copied(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        target.write_bytes(source.read_bytes())
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "copyfile", copied)
+        restore_office(backup, restored)
+    with (
+        pytest.raises(ConfigError, match="restore again"),
+        init([tmp_path / "tw-tpe.toml"], restored),
+    ):
+        pass
+    shutil.rmtree(restored)
+    restored.mkdir(mode=0o755)
+    restore_office(backup, restored)
+    assert stat.S_IMODE(restored.stat().st_mode) == 0o700
+    with init([], restored):
+        pass
+
+
 def test_a_backup_without_rows_says_so(office: Path, tmp_path: Path) -> None:
     backup = back_up(office, tmp_path / "backups")
     with pytest.raises(BackupError, match="no InfluxDB"):
@@ -130,7 +184,7 @@ def test_a_store_that_does_not_answer_leaves_no_half_backup(tmp_path: Path) -> N
     with pytest.raises(StoreError) as failed:
         back_up(office, tmp_path / "backups")
     assert "a-token-that-nobody-sees" not in str(failed.value)
-    assert list((tmp_path / "backups").iterdir()) == []
+    assert [file.name for file in (tmp_path / "backups").iterdir()] == [".lock"]
 
 
 def test_a_broken_file_is_no_backup(office: Path, tmp_path: Path) -> None:
@@ -143,6 +197,6 @@ def test_a_broken_file_is_no_backup(office: Path, tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(OnestreetError, match=r"quarantine\.sqlite"):
         back_up(office, tmp_path / "backups")
-    assert list((tmp_path / "backups").iterdir()) == []
+    assert [file.name for file in (tmp_path / "backups").iterdir()] == [".lock"]
     shutil.rmtree(file.parent)
     assert back_up(office, tmp_path / "backups").exists()

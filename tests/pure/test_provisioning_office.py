@@ -198,6 +198,19 @@ def test_an_office_that_others_can_enter_is_refused(folder: Path) -> None:
         pass
 
 
+def test_what_root_does_in_an_office_its_owner_can_go_on_with(folder: Path) -> None:
+    if os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 12345, 54321)
+    owner = folder.stat()
+    with opened(folder) as office:
+        office.add_gateway("tw-tpe", "gw-2", "street")
+        office.revoke_gateway("tw-tpe", "gw-1")
+    for path in folder.rglob("*"):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid), path
+
+
 # ------------------------------------------------------------------------------------------------------- being added to
 
 
@@ -420,6 +433,7 @@ def test_the_command_line_from_init_to_revoke(
         (["check", "nowhere.toml"], 2, "nowhere.toml"),
         (["status", "--into", "nowhere"], 2, "onestreet town init"),
         (["init", "--into", "new"], 2, "name at least one"),
+        (["store", "--into", "nowhere"], 2, "must be an office's folder"),
         (["gateway", "revoke", "tw-tpe/gw-9"], 2, "one of gw-1, gw-p"),
         (["rotate", "nothing"], 1, "one of COUNTY/GATEWAY"),
         (["rotate", "tw-tpe/"], 2, "gateway.id = ''"),
