@@ -1,4 +1,4 @@
-"""A real Mosquitto for a test: own process, free port, killed and brought back at will."""
+"""A real Mosquitto for a test: own process, free ports, killed and brought back at will."""
 
 from __future__ import annotations
 
@@ -17,30 +17,12 @@ _STOP_DEADLINE_S = 5.0
 _PORT_ATTEMPTS = 5
 
 
-class Mosquitto:
-    """One broker at 127.0.0.1:`port`, running between `start` and `stop` or inside `with`.
+class MosquittoProcess:
+    """Mosquitto on a configuration that is there, running between `start` and `stop` or inside `with`."""
 
-    Shape: `lines` are further lines of mosquitto.conf; one that sets what a default sets replaces
-        it. `accounts` maps user names to passwords, none means that anybody may connect; `acl` is
-        the text of the ACL file. With `persistent` its sessions survive an orderly stop.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        lines: Iterable[str] = (),
-        *,
-        accounts: Mapping[str, str] | None = None,
-        acl: str = "",
-        persistent: bool = False,
-    ) -> None:
-        self.host = "127.0.0.1"
-        self.port = 0
-        self._folder = folder / "mosquitto"
-        self._lines = list(lines)
-        self._accounts = accounts
-        self._acl = acl
-        self._persistent = persistent
+    def __init__(self, config: Path, log: Path, ports: Iterable[int]) -> None:
+        self._config, self._log = config, log
+        self._ports = list(ports)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -59,16 +41,31 @@ class Mosquitto:
     @property
     def log(self) -> str:
         """What it has written, over all starts."""
-        return (self._folder / "log").read_text(errors="replace")
+        return self._log.read_text(errors="replace")
 
     def start(self) -> None:
-        """Return when it accepts connections; a later start keeps the port."""
+        """Return when it accepts connections on every port."""
         assert self._process is None, "already running"
-        self._folder.mkdir(exist_ok=True)
-        if self.port:
-            self._launch()
-        else:
-            self._launch_on_free_port()
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                ["mosquitto", "-c", self._config.name],
+                cwd=self._config.parent,
+                stdout=log,
+                stderr=log,
+            )
+        self._process = process
+        deadline_s = time.monotonic() + _START_DEADLINE_S
+        for port in self._ports:
+            while not _accepts(port):
+                try:
+                    code = process.wait(0.01)
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() < deadline_s:
+                        continue
+                    self.kill()
+                    raise RuntimeError(f"mosquitto does not accept:\n{self.log}") from None
+                self._process = None
+                raise RuntimeError(f"mosquitto ended with {code}:\n{self.log}")
 
     def stop(self) -> None:
         """End it in an orderly way: persistence is written."""
@@ -86,16 +83,42 @@ class Mosquitto:
             self._process.wait(_STOP_DEADLINE_S)
             self._process = None
 
-    def wipe(self) -> None:
-        """Forget every session and message; only while it does not run."""
-        assert self._process is None, "still running"
-        (self._folder / "mosquitto.db").unlink(missing_ok=True)
 
-    def _launch_on_free_port(self) -> None:
+class Mosquitto(MosquittoProcess):
+    """One broker at 127.0.0.1:`port`; a later start keeps the port.
+
+    Shape: `lines` are further lines of mosquitto.conf; one that sets what a default sets replaces
+        it. `accounts` maps user names to passwords, none means that anybody may connect; `acl` is
+        the text of the ACL file. With `persistent` its sessions survive an orderly stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lines: Iterable[str] = (),
+        *,
+        accounts: Mapping[str, str] | None = None,
+        acl: str = "",
+        persistent: bool = False,
+    ) -> None:
+        self._folder = folder / "mosquitto"
+        super().__init__(self._folder / "mosquitto.conf", self._folder / "log", ())
+        self.host = "127.0.0.1"
+        self.port = 0
+        self._lines = list(lines)
+        self._accounts = accounts
+        self._acl = acl
+        self._persistent = persistent
+
+    def start(self) -> None:
+        """Return when it accepts connections."""
+        self._folder.mkdir(exist_ok=True)
+        if self.port:
+            self._start_on(self.port)
+            return
         for _ in range(_PORT_ATTEMPTS):
-            self.port = free_port()
             try:
-                self._launch()
+                self._start_on(free_port())
             except RuntimeError:
                 if "Address already in use" not in self.log:
                     raise
@@ -103,30 +126,17 @@ class Mosquitto:
                 return
         raise RuntimeError(f"no free port in {_PORT_ATTEMPTS} attempts")
 
-    def _launch(self) -> None:
-        config = self._folder / "mosquitto.conf"
-        config.write_text(self._config())
-        with (self._folder / "log").open("ab") as log:
-            process = subprocess.Popen(["mosquitto", "-c", config], stdout=log, stderr=log)
-        self._process = process
-        deadline_s = time.monotonic() + _START_DEADLINE_S
-        while True:
-            try:
-                socket.create_connection((self.host, self.port), timeout=1).close()
-            except OSError:
-                if time.monotonic() > deadline_s:
-                    self.kill()
-                    raise RuntimeError(f"mosquitto does not accept:\n{self.log}") from None
-            else:
-                return
-            try:
-                process.wait(0.01)
-            except subprocess.TimeoutExpired:
-                continue
-            self._process = None
-            raise RuntimeError(f"mosquitto ended with {process.returncode}:\n{self.log}")
+    def _start_on(self, port: int) -> None:
+        self.port, self._ports = port, [port]
+        self._config.write_text(self._text())
+        super().start()
 
-    def _config(self) -> str:
+    def wipe(self) -> None:
+        """Forget every session and message; only while it does not run."""
+        assert self._process is None, "still running"
+        (self._folder / "mosquitto.db").unlink(missing_ok=True)
+
+    def _text(self) -> str:
         defaults = [
             f"listener {self.port} {self.host}",
             f"allow_anonymous {'true' if self._accounts is None else 'false'}",
@@ -148,3 +158,11 @@ class Mosquitto:
         replaced = {line.split()[0] for line in self._lines if line.strip()}
         kept = [line for line in defaults if line.split()[0] not in replaced]
         return "\n".join([*kept, *self._lines, ""])
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

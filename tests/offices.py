@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import ssl
-import subprocess
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import aiomqtt
 
@@ -20,18 +17,17 @@ from exchange.towns import Broker
 from provisioning.access import application_user, gateway_user
 from provisioning.authority import Authority
 from provisioning.files import write_private, write_public
+from tests.brokers import MosquittoProcess
 from tests.ports import free_port
 
-_START_DEADLINE_S = 10.0
-_STOP_DEADLINE_S = 5.0
 HOST = "localhost"
 
 
-def broker_table(ports: Sequence[int] | None = None) -> str:
+def broker_table(ports: Sequence[int] | None = None, host: str = HOST) -> str:
     """Return a town's table `broker` with three ports, free ones unless given."""
     port, password, service = ports or [free_port() for _ in range(3)]
     numbers = f"port = {port}, password_port = {password}, service_port = {service}"
-    return f'broker = {{ host = "{HOST}", {numbers} }}'
+    return f'broker = {{ host = "{host}", {numbers} }}'
 
 
 def town_text(
@@ -130,55 +126,11 @@ def made_party(
     return Party(user, port, files)
 
 
-class OfficeBroker:
+class OfficeBroker(MosquittoProcess):
     """Mosquitto in an office's folder, as docs say: `cd DIR/broker && mosquitto -c mosquitto.conf`."""
 
     def __init__(self, office: Path, ports: Iterable[int]) -> None:
-        self._folder = office / "broker"
-        self._ports = list(ports)
-        self._log = office / "broker.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "not started"
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def start(self) -> None:
-        """Return when it accepts on every port."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                ["mosquitto", "-c", "mosquitto.conf"], cwd=self._folder, stdout=log, stderr=log
-            )
-        deadline_s = time.monotonic() + _START_DEADLINE_S
-        for port in self._ports:
-            while not _accepts(port):
-                try:
-                    code = self._process.wait(0.01)
-                except subprocess.TimeoutExpired:
-                    assert time.monotonic() < deadline_s, self.log
-                else:
-                    raise AssertionError(f"mosquitto ended with {code}:\n{self.log}")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_DEADLINE_S)
-            finally:
-                self._process.kill()
-                self._process = None
+        super().__init__(office / "broker" / "mosquitto.conf", office / "broker.log", ports)
 
     def restart(self) -> None:
         self.stop()
@@ -186,14 +138,6 @@ class OfficeBroker:
 
     def hang_up(self) -> None:
         os.kill(self.pid, signal.SIGHUP)
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection((HOST, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 async def lets_in(

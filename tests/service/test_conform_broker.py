@@ -18,17 +18,17 @@ from exchange.conformance.witness import address
 from exchange.errors import ConfigError, UplinkRefused
 from exchange.requirements import binding
 from exchange.tls import Tls
-from tests.locked_brokers import Office
+from tests.judged_offices import JudgedOffice
 
 SHOWN = {name for name, one in binding("broker").items() if one.shown != "declared"}
 HERE = "city/v1/tw-tpe"
 BESIDE = "city/v1/tw-nwt"
 GATEWAY, INGEST, CONSOLE = "tw-tpe.gw-1", "ingest-tw-tpe", "app.console-tw-tpe"
 
-Mutation = Callable[[Office], None]
+Mutation = Callable[[JudgedOffice], None]
 
 
-async def judged(office: Office, *more: str) -> Report:
+async def judged(office: JudgedOffice, *more: str) -> Report:
     parser = argparse.ArgumentParser()
     parser.add_argument("--broker")
     parser.add_argument("--county")
@@ -48,7 +48,7 @@ def faults(report: Report) -> str:
 
 
 async def test_a_towns_broker_is_green(tmp_path: Path) -> None:
-    office = Office(tmp_path)
+    office = JudgedOffice(tmp_path)
     with office.running():
         report = await judged(office)
     found = {one.requirement: one.outcome for one in report.verdicts}
@@ -67,12 +67,12 @@ def without(line: str, instead: str = "") -> Mutation:
     return lambda office: office.edit("mosquitto.conf", lambda text: text.replace(line, instead))
 
 
-def plain_text_beside(office: Office) -> None:
+def plain_text_beside(office: JudgedOffice) -> None:
     more = f"\nlistener {office.ports[3]}\nallow_anonymous false\npassword_file passwords\n"
     office.edit("mosquitto.conf", lambda text: text + more)
 
 
-def passwords_unchecked(office: Office) -> None:
+def passwords_unchecked(office: JudgedOffice) -> None:
     anybody = "allow_anonymous true\nacl_file acl\n"
     office.edit(
         "mosquitto.conf",
@@ -82,7 +82,7 @@ def passwords_unchecked(office: Office) -> None:
     )
 
 
-def by_password(office: Office, *changes: tuple[str, str]) -> None:
+def by_password(office: JudgedOffice, *changes: tuple[str, str]) -> None:
     """Change the listener for passwords alone."""
     file = office.folder / "broker/mosquitto.conf"
     before, _, block = file.read_text().partition("# Gateways that cannot hold a key.")
@@ -92,23 +92,23 @@ def by_password(office: Office, *changes: tuple[str, str]) -> None:
     office.edit("mosquitto.conf", lambda _: before + block)
 
 
-def anybody_by_password(office: Office) -> None:
+def anybody_by_password(office: JudgedOffice) -> None:
     nameless = ("use_username_as_clientid true\n", "")  # it refuses them
     by_password(office, ("allow_anonymous false", "allow_anonymous true"), nameless)
 
 
-def free_ids_by_password(office: Office) -> None:
+def free_ids_by_password(office: JudgedOffice) -> None:
     by_password(office, ("use_username_as_clientid true\n", ""))
 
 
-def certificates_optional(office: Office) -> None:
+def certificates_optional(office: JudgedOffice) -> None:
     strict = "require_certificate true\nuse_identity_as_username true\n"
     loose = "require_certificate false\nallow_anonymous true\n"
     nobody = "use_username_as_clientid true\n"  # refuses whoever has no name
     office.edit("mosquitto.conf", lambda text: text.replace(strict + nobody, loose, 1))
 
 
-def name_from_the_client(office: Office) -> None:
+def name_from_the_client(office: JudgedOffice) -> None:
     first = "allow_anonymous false\nacl_file acl\ncafile ca.pem\n"
     office.edit(
         "mosquitto.conf",
@@ -118,7 +118,7 @@ def name_from_the_client(office: Office) -> None:
     )
 
 
-def another_authority_too(office: Office) -> None:
+def another_authority_too(office: JudgedOffice) -> None:
     for name in ("ca.pem", "crl.pem"):
         more = (office.folder / "forged-ca" / name).read_text()
         office.edit(name, lambda text, more=more: text + more)  # type: ignore[misc]  # bound at once
@@ -194,7 +194,7 @@ async def test_no_open_door_gets_by(tmp_path: Path) -> None:
         requirement, mutate = MUTANTS[name]
         async with limit:
             (tmp_path / name).mkdir()
-            office = Office(tmp_path / name)
+            office = JudgedOffice(tmp_path / name)
             mutate(office)
             with office.running():
                 report = await judged(office)
@@ -207,7 +207,7 @@ async def test_no_open_door_gets_by(tmp_path: Path) -> None:
 
 
 async def test_a_broker_that_refuses_what_is_granted_is_not_judged(tmp_path: Path) -> None:
-    office = Office(tmp_path)
+    office = JudgedOffice(tmp_path)
     office.edit("acl", lambda text: text.replace(f"topic read {HERE}/street/gw-2/receipts\n", ""))
     with office.running(), pytest.raises(UplinkRefused, match=r"gw-2/receipts.*nothing came"):
         await judged(office)
@@ -226,7 +226,7 @@ async def test_a_broker_that_refuses_what_is_granted_is_not_judged(tmp_path: Pat
 def test_a_wrong_credentials_file_is_named(
     tmp_path: Path, found: str, instead: str, key: str
 ) -> None:
-    office = Office(tmp_path)
+    office = JudgedOffice(tmp_path)
     text = office.credentials.read_text()
     assert found in text
     office.credentials.write_text(text.replace(found, instead))

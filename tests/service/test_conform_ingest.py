@@ -15,8 +15,8 @@ import pytest
 
 from exchange.conformance import ingest as role
 from exchange.conformance import poison
-from exchange.conformance.judgement import Report
 from exchange.conformance.cases import Case, Played
+from exchange.conformance.judgement import Report
 from exchange.conformance.witness import Address, address, witness
 from exchange.errors import ContractError
 from exchange.readings import decode_pack
@@ -25,7 +25,7 @@ from exchange.tls import Tls
 from exchange.topics import parse_topic
 from tests.brokers import Mosquitto
 from tests.gateways import DEADLINE_S, Ingest, until
-from tests.locked_brokers import Office
+from tests.judged_offices import JudgedOffice
 from tests.mutant_ingests import MUTANTS, PlainIngest, counties, running
 
 SHOWN = {name for name, one in binding("ingest").items() if one.shown != "declared"}
@@ -102,7 +102,7 @@ async def test_our_own_ingest_is_green(
 
 
 async def test_our_own_ingest_is_green_behind_locked_doors(tmp_path: Path) -> None:
-    office = Office(tmp_path)
+    office = JudgedOffice(tmp_path)
     folder = office.folder / "gateways/tw-tpe"
     pair = Tls(
         ca_file=folder / "gw-1/ca.pem",

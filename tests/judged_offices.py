@@ -1,50 +1,21 @@
-"""A town's real broker with all its doors, as the office makes it, and the ways in for whoever tries them."""
+"""An office whose broker the kit judges: a real Mosquitto with all its doors, and the ways in for whoever tries them."""
 
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from provisioning.authority import Authority
 from provisioning.office import init
+from tests.offices import OfficeBroker, broker_table, made_party, town_text
 from tests.ports import free_port
 
 HOST = "0.0.0.0"  # noqa: S104 - of this machine, and yet not loopback: plain text must not be offered there
 COUNTY, ELSEWHERE = "tw-tpe", "tw-nwt"
-_DEADLINE_S = 10.0
-_TOWN = """
-county = "{county}"
-name = {{ en = "A county", zh-TW = "縣市" }}
-timezone = "Asia/Taipei"
-circle = {{ id = "north", en = "North", zh-TW = "北部" }}
-extent = {{ south = 24.0, west = 121.0, north = 26.0, east = 122.0 }}
-townships = [{{ id = "first", en = "First", zh-TW = "第一區" }}]
-[broker]
-host = "{host}"
-port = {ports[0]}
-password_port = {ports[1]}
-service_port = {ports[2]}
-[store]
-url = "sqlite:///data/{county}.sqlite"
-[[site]]
-id = "street"
-label = {{ en = "Street", zh-TW = "街道" }}
-township = "first"
-location = {{ lat = 25.0, lon = 121.5 }}
-{gateways}
-[[application]]
-id = "console-{county}"
-commands = ["streetlight"]
-"""
-_GATEWAY = '[[gateway]]\nid = "{id}"\nsite = "street"\ncredential = "{credential}"\n'
 
 
-class Office:
+class JudgedOffice:
     """An office of two counties in a folder, with credentials for the kit; nothing runs yet."""
 
     def __init__(self, folder: Path) -> None:
@@ -52,16 +23,19 @@ class Office:
         self.ports = [free_port() for _ in range(4)]
         """For certificates, for passwords, for services, and one that the office knows nothing of."""
         files = []
-        for county, gateways in (
-            (COUNTY, {"gw-1": "certificate", "gw-2": "certificate", "gw-3": "password"}),
-            (ELSEWHERE, {"gw-9": "certificate"}),
+        broker = broker_table(self.ports[:3], HOST)
+        for county, gateways, by_password in (
+            (COUNTY, ["gw-1", "gw-2"], ["gw-3"]),
+            (ELSEWHERE, ["gw-9"], []),
         ):
-            tables = [
-                _GATEWAY.format(id=one, credential=credential)
-                for one, credential in gateways.items()
-            ]
-            town = _TOWN.format(
-                county=county, host=HOST, ports=self.ports, gateways="\n".join(tables)
+            console = f'[[application]]\nid = "console-{county}"\ncommands = ["streetlight"]'
+            town = town_text(
+                county,
+                broker,
+                gateways=gateways,
+                by_password=by_password,
+                store=f"sqlite:///data/{county}.sqlite",
+                more=console,
             )
             files.append(folder / f"{county}.toml")
             files[-1].write_text(town)
@@ -96,33 +70,13 @@ class Office:
         assert changed != text, name
         file.write_text(changed)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run Mosquitto as the office configured it."""
-        folder = self.folder / "broker"
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                ["mosquitto", "-c", "mosquitto.conf"], cwd=folder, stdout=log, stderr=log
-            )
-        try:
-            deadline_s = time.monotonic() + _DEADLINE_S
-            while not all(map(_listens, self.ports[:3])):
-                assert time.monotonic() < deadline_s, (folder / "log").read_text()
-                assert process.poll() is None, (folder / "log").read_text()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.02)
-            yield
-        finally:
-            process.terminate()
-            process.wait(_DEADLINE_S)
+    def running(self) -> OfficeBroker:
+        """Return its broker, to be run as the office configured it."""
+        return OfficeBroker(self.folder, self.ports[:3])
 
     def _refused(self, authority: Authority, name: str, *, days: int) -> None:
-        folder = self.folder / name
-        folder.mkdir(mode=0o700)
-        key, certificate = authority.issue(f"{COUNTY}.gw-1", "client", days=days)
-        (folder / "key.pem").write_bytes(key)
-        (folder / "key.pem").chmod(0o600)
-        (folder / "certificate.pem").write_bytes(certificate)
+        user, ca_file = f"{COUNTY}.gw-1", self.folder / "ca" / "ca.pem"
+        made_party(authority, self.folder / name, user, self.ports[0], ca_file=ca_file, days=days)
 
     def _credentials(self) -> str:
         lines = ['ca_file = "ca/ca.pem"']
@@ -153,11 +107,3 @@ class Office:
         ):
             login("refused", folder, 0, f'reason = "{reason}"')
         return "\n".join([*lines, ""])
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((HOST, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
