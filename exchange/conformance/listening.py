@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from exchange.conformance.witness import Address, Seen, Witness, witness
-from exchange.errors import UplinkLost
+from exchange.errors import UplinkLost, UplinkRefused
 
 SETTLED_S = 0.5  # a broker sends what it retains at once; after so long without more that was all
 RETAINED_S = 10.0
@@ -27,7 +27,10 @@ async def listening(
 
     task = asyncio.create_task(listen())
     try:
-        await seen.subscribe(*filters, qos=2)
+        try:
+            await seen.subscribe(*filters, qos=2)
+        except UplinkRefused:  # some brokers have no QoS 2; then QoS 2 is not told from 1
+            await seen.subscribe(*filters)
         yield
         if task.done():
             task.result()

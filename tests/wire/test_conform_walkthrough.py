@@ -12,9 +12,10 @@ from typing import NamedTuple, TypeAlias
 
 from exchange.conformance import device, gateway
 from exchange.conformance.judgement import Report
+from exchange.conformance.pace import Pace
 from exchange.requirements import REQUIREMENTS
 from tests.brokers import Mosquitto
-from tests.kits import FAST, GATEWAY_S, address, asked, shown
+from tests.kits import GATEWAY_S, address, asked, shown
 from tests.mutants import EXAMPLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "exchange" / "walkthrough.md"
@@ -22,6 +23,7 @@ BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAID = re.compile(r"^  (EX-[A-Z]-\d{3})  (.+)\n +(.+)$", re.MULTILINE)
 GATEWAY, DEVICE = "acme-1", "acme-lamp-1"
 STOP_S = 10.0
+SCALE = 0.1  # of the contract's times: the script knows none of them
 
 
 Said: TypeAlias = dict[str, str]
@@ -98,7 +100,9 @@ async def judged_gateway(folder: Path, script: Path) -> Report:
     with Mosquitto(folder) as broker:
         async with running(str(script), str(broker.port)):
             words = ["--gateway", GATEWAY, "--seconds", str(GATEWAY_S)]
-            return await gateway.judge(asked(gateway, *words), address(broker), pace=FAST)
+            return await gateway.judge(
+                asked(gateway, *words), address(broker), pace=Pace().faster(SCALE)
+            )
 
 
 async def test_every_step_breaks_what_the_page_says(tmp_path: Path) -> None:
