@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,6 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from exchange.configuration import check_private
@@ -176,14 +179,7 @@ class Authority:
         Raises: AuthorityError when it is no request, is not signed by its own key, or its key is not
         on one of the curves P-256 and P-384.
         """
-        try:
-            request = x509.load_pem_x509_csr(request_pem)
-            signed = request.is_signature_valid
-            public = request.public_key()
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-            raise AuthorityError(f"not a signing request in PEM: {error}") from error
-        if not signed:
-            raise AuthorityError("the signing request is not signed by its own key")
+        public = _requested_key(request_pem)
         if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(
             public.curve, _CURVES
         ):
@@ -344,10 +340,21 @@ def new_key() -> bytes:
     return _key_pem(ec.generate_private_key(ec.SECP256R1()), None)
 
 
-def signing_request(key_pem: bytes, common_name: str) -> bytes:
-    """Return a signing request for a key, in PEM."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(common_name))
-    return builder.sign(_private_key(key_pem, None), hashes.SHA256()).public_bytes(_PEM)
+def requested_key(request_pem: bytes) -> str:
+    """Return the digest of a signing request's key. Raises: AuthorityError unless that key signed it."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    der = _requested_key(request_pem).public_bytes(serialization.Encoding.DER, form)
+    return sha256(der).hexdigest()
+
+
+def issuer_of(certificate_pem: bytes, authorities_pem: bytes) -> bytes | None:
+    """Return which of these CA certificates (DER) vouches for a certificate; there are two in a rotation."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    for authority in x509.load_pem_x509_certificates(authorities_pem):
+        with suppress(ValueError, TypeError, InvalidSignature):
+            certificate.verify_directly_issued_by(authority)
+            return authority.public_bytes(serialization.Encoding.DER)
+    return None
 
 
 def is_key(pem: bytes) -> bool:
@@ -433,6 +440,17 @@ def _read_certificates(file: Path) -> list[x509.Certificate]:
         reason = getattr(error, "strerror", None) or str(error)
         allowed = f"must be certificates in PEM: {reason}"
         raise ConfigError(str(file), "file", "certificates", allowed) from error
+
+
+def _requested_key(request_pem: bytes) -> CertificatePublicKeyTypes:
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        signed, public = request.is_signature_valid, request.public_key()
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise AuthorityError(f"not a signing request in PEM: {error}") from error
+    if not signed:  # anybody may know a public key
+        raise AuthorityError("the signing request is not signed by its own key")
+    return public
 
 
 def _private_key(pem: bytes, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:

@@ -11,15 +11,11 @@ from __future__ import annotations
 import hmac
 import secrets
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import msgspec
 import segno
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 
 from exchange.configuration import check_private
 from exchange.enrolment import (
@@ -34,7 +30,7 @@ from exchange.enrolment import (
 from exchange.errors import ConfigError
 from exchange.states import Label, Location
 from provisioning.access import gateway_user
-from provisioning.authority import AuthorityError, names_of
+from provisioning.authority import issuer_of, names_of, requested_key
 from provisioning.broker import password_hash, read_passwords, written_passwords
 from provisioning.files import write_private
 from provisioning.office import Office
@@ -86,8 +82,11 @@ def add_code(
     if office.is_revoked(county, gateway):
         raise ConfigError("command line", "gateway", gateway, "was revoked: add it again first")
     certificate = (office.folder / "enrolment" / "server.pem").read_bytes()
+    issuer = issuer_of(certificate, office.authority.certificate)
+    if issuer is None:
+        allowed = "must be signed by the office's authority: `onestreet town init` repairs it"
+        raise ConfigError("enrolment", "server.pem", "of another authority", allowed)
     try:
-        issuer = _issuer(certificate, office.authority.certificate)
         code = new_code(address or office.town(county).broker.host, issuer)
     except EnrolmentRefused as error:
         raise ConfigError("command line", "enrolment", address, error.detail) from error
@@ -126,7 +125,7 @@ def grant(office: Office, request: Request, *, now: datetime | None = None) -> G
         up; ConfigError when a file of the office is not as it must be.
     """
     now = now or datetime.now(UTC)
-    key, secret = request_key(request.request.encode()), bytes.fromhex(request.secret)
+    key, secret = requested_key(request.request.encode()), bytes.fromhex(request.secret)
     codes = read_codes(office.folder)
     entry = codes.codes.get(secret_digest(secret))
     if entry is None:
@@ -194,33 +193,7 @@ def terminal_picture(code: Code) -> str:
     return out.getvalue()
 
 
-# ------------------------------------------------------------------------------------------- keys, passwords, file
-
-
-def request_key(request_pem: bytes) -> str:
-    """Return the digest of a signing request's key. Raises: AuthorityError unless that key signed it."""
-    try:
-        request = x509.load_pem_x509_csr(request_pem)
-        signed, public = request.is_signature_valid, request.public_key()
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        raise AuthorityError(f"not a signing request in PEM: {error}") from error
-    if not signed:  # anybody may know a public key
-        raise AuthorityError("the signing request is not signed by its own key")
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return sha256(public.public_bytes(serialization.Encoding.DER, form)).hexdigest()
-
-
-def _issuer(certificate_pem: bytes, authorities_pem: bytes) -> bytes:
-    """Return the CA certificate (DER) that vouches for ours; there are two while the CA is being rotated."""
-    certificate = x509.load_pem_x509_certificate(certificate_pem)
-    for authority in x509.load_pem_x509_certificates(authorities_pem):
-        try:
-            certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
-            continue
-        return authority.public_bytes(serialization.Encoding.DER)
-    allowed = "must be signed by the office's authority: `onestreet town init` repairs it"
-    raise ConfigError("enrolment", "server.pem", "of another authority", allowed)
+# ---------------------------------------------------------------------------------------------- passwords and file
 
 
 def _password(entry: Entry, secret: bytes) -> str:

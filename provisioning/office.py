@@ -376,16 +376,6 @@ class Office:
         self.authority.supersede(user, keep=serial_of(certificate))
         return certificate
 
-    def new_password(self, county: str, gateway: str) -> str:
-        """Return a new password of a gateway; the broker takes it, and no other, once it is told to reload."""
-        self.check_open(county, gateway, "password")
-        word = secrets.token_urlsafe(24)
-        folder = self.gateway_folder(county, gateway)
-        (folder / "password").unlink(missing_ok=True)
-        hashes = self._passwords() | {gateway_user(county, gateway): broker.password_hash(word)}
-        write_private(self.folder / "broker" / "passwords", broker.written_passwords(hashes))
-        return word
-
     def has_password(self, county: str, gateway: str) -> bool:
         """Whether the broker knows a password of a gateway."""
         return gateway_user(county, gateway) in self._passwords()

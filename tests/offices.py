@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiomqtt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from exchange.tls import Tls
 from exchange.towns import Broker
@@ -124,6 +128,15 @@ def made_party(
         ca_file=ca_file, certificate_file=folder / "certificate.pem", key_file=folder / "key.pem"
     )
     return Party(user, port, files)
+
+
+def signing_request(key_pem: bytes, common_name: str) -> bytes:
+    """Return a signing request for a key, in PEM."""
+    key = serialization.load_pem_private_key(key_pem, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
 
 
 class OfficeBroker(MosquittoProcess):

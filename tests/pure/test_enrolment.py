@@ -31,7 +31,8 @@ from exchange.enrolment import (
 )
 from exchange.errors import ConfigError
 from exchange.states import Label, Location
-from provisioning.enrolment import picture, request_key, terminal_picture
+from provisioning.authority import requested_key
+from provisioning.enrolment import picture, terminal_picture
 from provisioning.enrolment_service import (
     ADDRESS_ATTEMPTS,
     ADDRESS_S,
@@ -297,9 +298,9 @@ def test_a_request_is_of_the_key_that_signed_it(tmp_path: Path) -> None:
     key = gateway_side._next_key(tmp_path)
     one, again = gateway_side._request(key), gateway_side._request(key)
     assert one != again
-    assert request_key(one.encode()) == request_key(again.encode())
+    assert requested_key(one.encode()) == requested_key(again.encode())
     other = gateway_side._request(ec.generate_private_key(ec.SECP256R1()))
-    assert request_key(other.encode()) != request_key(one.encode())
+    assert requested_key(other.encode()) != requested_key(one.encode())
 
 
 def test_the_waiting_key_is_private_and_kept(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from provisioning.authority import (
     names_of,
     new_key,
     serial_of,
-    signing_request,
 )
+from tests.offices import signing_request
 
 
 @pytest.fixture

@@ -45,12 +45,13 @@ from exchange.enrolment import (
 )
 from exchange.errors import ConfigError
 from provisioning import enrolment_service
-from provisioning.authority import AuthorityError, fits, new_key, signing_request
+from provisioning.authority import AuthorityError, fits, new_key
 from provisioning.enrolment import grant, read_codes
 from provisioning.enrolment_service import Service
 from provisioning.office import opened
 from tests.agents import running_agent, until
 from tests.enrolments import BY_KEY, BY_PASSWORD, COUNTY, DEADLINE_S, ONESTREET, Bureau, command
+from tests.offices import signing_request
 from tests.ports import free_port
 
 
