@@ -37,11 +37,6 @@ def counts(report: Report) -> dict[Outcome, int]:
     return {outcome: counted[outcome] for outcome in ORDER}
 
 
-def sorted_verdicts(report: Report) -> list[Verdict]:
-    """Return the verdicts, failures first."""
-    return sorted(report.verdicts, key=lambda one: ORDER.index(one.outcome))
-
-
 # ---------------------------------------------------------------------------------------------------- plain text
 
 
