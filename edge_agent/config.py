@@ -16,12 +16,11 @@ from exchange.errors import ConfigError
 from exchange.readings import PackFormat
 from exchange.states import Label, Location, Text
 from exchange.tls import Tls, check_plain
-from exchange.topics import COUNTY, END, LEVEL
+from exchange.topics import END, County, Level
 
 Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
 Timeout = Annotated[float, msgspec.Meta(ge=0.01, le=60)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}{END}")]
 # Names of at most 253 characters in labels of at most 63, or an address: what a resolver takes.
 Host = Annotated[
     str,
@@ -49,7 +48,7 @@ class Gateway(_Table, frozen=True, kw_only=True):
     """The gateway itself. `state_dir` holds the outbox."""
 
     id: Level
-    county: Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
+    county: County
     site: Level
     state_dir: Given
     interval_s: Interval = 60.0

@@ -1,7 +1,7 @@
 """The exchange: one interface for every device, city and application.
 
-What serves our own programs - the MQTT client, configuration files, the runtime, the schema generator - is not
-imported here.
+What our own programs share beside it - configuration, TLS, towns' files, enrolment, runtime, health, the MQTT client -
+is not imported here, nor are what generates the documents and the conformance kit.
 """
 
 from exchange.commands import (
@@ -111,7 +111,9 @@ from exchange.topics import (
     LEVEL,
     PREFIX,
     Channel,
+    County,
     DeviceChannel,
+    Level,
     Topic,
     parse_topic,
 )
@@ -159,6 +161,7 @@ __all__ = [
     "CommandError",
     "ConfigError",
     "ContractError",
+    "County",
     "Delivery",
     "DeliveryError",
     "Descriptor",
@@ -168,6 +171,7 @@ __all__ = [
     "Domain",
     "Key",
     "Label",
+    "Level",
     "Location",
     "Metric",
     "MetricType",

@@ -6,7 +6,7 @@ city/v1/{county}/{site}/{gateway}/{domain}/{device}/{channel}   and   city/v1/{c
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -21,6 +21,8 @@ PREFIX = "city/v1"
 END = r"$(?!\n)"
 LEVEL = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 COUNTY = re.compile(r"[a-z]{2}-[a-z0-9]{1,3}")
+County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
+Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}{END}")]
 _DEVICE_CHANNELS = frozenset(get_args(DeviceChannel))
 
 

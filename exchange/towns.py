@@ -17,7 +17,7 @@ from exchange.configuration import converted, read_toml
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.tls import is_loopback
-from exchange.topics import COUNTY, END, LEVEL
+from exchange.topics import END, County, Level
 
 MAX_EXTENT_DEG = 10.0
 """More than any county's map needs: a digit was lost."""
@@ -30,8 +30,6 @@ _URLS = "influxdbs://HOST:PORT/ORG/BUCKET (influxdb:// on loopback) or sqlite://
 Credential = Literal["certificate", "password"]
 ReadChannel = Literal["readings", "state", "results"]
 
-County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
-Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}{END}")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=f"^{_PRINTABLE}*{END}")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Host = Annotated[

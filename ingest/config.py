@@ -14,14 +14,13 @@ from exchange.configuration import read_toml, secret
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
 from exchange.tls import Tls, check_plain
-from exchange.topics import COUNTY, END
+from exchange.topics import County
 from ingest.stores import Store, open_store
 
 MAX_PACKET_BYTES = 2 * 1024 * 1024  # of MQTT; a pack may be 256 KiB, what is larger is quarantined
 SESSION_EXPIRY_S = 600
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,10 +17,8 @@ from exchange.conformance.witness import Address
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.tls import Tls
-from exchange.topics import COUNTY, END, LEVEL, Topic
+from exchange.topics import County, Level, Topic
 
-County = Annotated[str, msgspec.Meta(pattern=f"^{COUNTY.pattern}{END}")]
-Level = Annotated[str, msgspec.Meta(pattern=f"^{LEVEL.pattern}{END}")]
 Channel: TypeAlias = Literal["readings", "state", "results"]
 Reason: TypeAlias = Literal["expired", "revoked", "from another CA"]
 _OF_DEVICES = frozenset({"readings", "state", "results"})
