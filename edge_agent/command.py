@@ -13,7 +13,7 @@ import msgspec
 from edge_agent.agent import main
 from edge_agent.buses import read_once
 from edge_agent.config import Config, read_config
-from edge_agent.enrolling import add_parser, carry_out
+from edge_agent.enrolment_command import add_parser, carry_out
 from edge_agent.intake import fitted
 from exchange.errors import ConfigError, DeviceError
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import enrolling
 from edge_agent import enrolment as gateway_side
+from edge_agent import enrolment_command
 from edge_agent.command import run
 from edge_agent.config import read_config
 from exchange.enrolment import (
@@ -343,7 +343,7 @@ def test_a_clock_that_is_off_is_told(
     off_s: float, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = gateway_side.Enrolled(name="tw-tpe/gw-1", before=False, paste="", clock_off_s=off_s)
-    enrolling._say(done, Path("/etc/onestreet"))
+    enrolment_command._say(done, Path("/etc/onestreet"))
     said = capsys.readouterr().out
     assert ("clock" in said) == bool(words)
     assert words in said
