@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +13,8 @@ from exchange import errors
 from exchange.requirements import REQUIREMENTS
 
 ROOT = Path(__file__).parents[2]
-ROOMS = (
-    "exchange",
-    "device_drivers",
-    "edge_agent",
-    "ingest",
-    "provisioning",
-    "simulators",
-    "onestreet",
-)
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+ROOMS: list[str] = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 CONTRACT = [
     "commands",
     "delivery",
