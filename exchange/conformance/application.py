@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 
 import msgspec
 
 from exchange.commands import decode_command
 from exchange.conformance import command
 from exchange.conformance.judgement import Judge, Report
-from exchange.conformance.listening import listening, until
-from exchange.conformance.witness import Address, Seen, witness
+from exchange.conformance.listening import listening
+from exchange.conformance.witness import Address, Seen
 from exchange.errors import CommandError, StateError, TopicError
 from exchange.states import decode_state
 from exchange.topics import parse_topic
@@ -31,11 +32,10 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
     where = f"{asked.county}/{asked.gateway or ''}".rstrip("/")
     judged = Judge("application", f"commands in {where}")
     listener = _Listener(judged)
-    async with witness(address) as seen:
-        topics = f"+/+/{asked.county}/+/{asked.gateway or '+'}/#"
-        async with listening(seen, listener.take, topics):
-            command.progress(asked, f"watching {judged.subject} for {asked.seconds:g} s")
-            await until(lambda: False, asked.seconds)
+    topics = f"+/+/{asked.county}/+/{asked.gateway or '+'}/#"
+    async with listening(address, topics, listener.take):
+        command.progress(asked, f"watching {judged.subject} for {asked.seconds:g} s")
+        await asyncio.sleep(asked.seconds)
     return judged.report()
 
 

@@ -304,7 +304,7 @@ class DeviceConduct:
         if self.domain == "gateway" and self._judge.binds("EX-S-003") and not self.was_online:
             pass  # that is EX-S-003
         elif retained is None or not retained.payload:
-            words = f"{self.name} sends readings, and the broker retains no state of it"
+            words = f"{self.name} sends readings, and the broker shows no retained state of it"
             self._judge.broken("EX-S-002", words, topic=self._topic)
             if self.live_states and not self.retired:
                 words = f"{self.name}: the state that was published is not retained"
@@ -413,9 +413,16 @@ class Conduct:
         return f"+/+/+/+/{self._gateway}/#"
 
     @property
-    def neighbours(self) -> str:
-        """The subscription that shows who else publishes; on a connection of its own, as the two overlap."""
-        return f"city/v1/{self._county}/+/+/+/{self._device or '+'}/+"
+    def neighbours(self) -> list[str]:
+        """The subscriptions that show who else publishes for our devices."""
+        heard = [name for name, device in self.devices.items() if device.sent]
+        return [f"city/v1/{self._county}/+/+/+/{name}/+" for name in heard]
+
+    @property
+    def interval_s(self) -> float:
+        """The longest interval of a device that was heard often enough; somebody else would send as often."""
+        found = [one.interval_s or 0.0 for one in self.devices.values() if len(one.sent) > 1]
+        return max(found, default=0.0)
 
     def take_neighbour(self, seen: Seen) -> None:
         """Note what another gateway publishes."""
@@ -497,7 +504,6 @@ class Conduct:
         for name, device in self.devices.items():
             device.conclude(states.get(name), self.quiet)
         self._conclude_county()
-        self._conclude_publishers()
 
     def _ours(self, seen: Seen) -> Topic | None:
         """Return the topic if it is of whom we judge; what is wrong with it is judged."""
@@ -542,7 +548,8 @@ class Conduct:
         if epochs and not self._judge.is_broken("EX-T-007"):
             self._judge.kept("EX-T-007", f"in {self._county}")
 
-    def _conclude_publishers(self) -> None:
+    def conclude_publishers(self) -> None:
+        """Judge who else publishes for our devices, once the neighbours were listened to."""
         for name, device in self.devices.items():
             if not device.sent:
                 continue

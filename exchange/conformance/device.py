@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from contextlib import AsyncExitStack
 
 from exchange.conformance import command
 from exchange.conformance.conduct import Conduct, DeviceConduct
 from exchange.conformance.judgement import Judge, Report
-from exchange.conformance.listening import listening, retained, until
+from exchange.conformance.listening import Ear, listening, until
 from exchange.conformance.orders import REQUIREMENTS, Orders
 from exchange.conformance.pace import Pace
-from exchange.conformance.witness import Address, Witness, witness
+from exchange.conformance.witness import Address
 
 LONGEST_S = 50.0
+AROUND_LEAST_S, AROUND_MOST_S = 1.0, 8.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,22 +42,25 @@ async def judge(asked: argparse.Namespace, address: Address, *, pace: Pace | Non
     conduct = Conduct(
         judged, asked.county, asked.gateway, asked.device, pace=pace, profile=asked.profile
     )
-    async with AsyncExitStack() as stack:
-        seen = await stack.enter_async_context(witness(address))
-        beside = await stack.enter_async_context(witness(address))
-        await stack.enter_async_context(listening(seen, conduct.take, conduct.filter))
-        await stack.enter_async_context(
-            listening(beside, conduct.take_neighbour, conduct.neighbours)
-        )
+    async with listening(address, conduct.filter, conduct.take) as ear:
         command.progress(asked, f"watching {judged.subject} for at most {asked.seconds:g} s")
-        acting = asyncio.create_task(_act(asked, judged, conduct, seen, pace))
+        acting = asyncio.create_task(_act(asked, judged, conduct, ear, pace))
         try:
             await until(lambda: _is_enough(conduct, asked.device), asked.seconds)
             await acting
         finally:
             acting.cancel()
-        conduct.conclude(await retained(address, conduct.filter))
+        conduct.conclude(await ear.retained(conduct.filter))
+        await look_around(conduct, ear)
     return judged.report()
+
+
+async def look_around(conduct: Conduct, ear: Ear) -> None:
+    """Listen for a while to who else publishes for the same devices."""
+    if conduct.neighbours:
+        await ear.move(conduct.filter, conduct.neighbours, conduct.take_neighbour)
+        await asyncio.sleep(min(AROUND_MOST_S, AROUND_LEAST_S + 2 * conduct.interval_s))
+    conduct.conclude_publishers()
 
 
 def _is_enough(conduct: Conduct, device: str) -> bool:
@@ -66,7 +69,7 @@ def _is_enough(conduct: Conduct, device: str) -> bool:
 
 
 async def _act(
-    asked: argparse.Namespace, judged: Judge, conduct: Conduct, seen: Witness, pace: Pace
+    asked: argparse.Namespace, judged: Judge, conduct: Conduct, ear: Ear, pace: Pace
 ) -> None:
     """Give commands to a device that announces some, if we may."""
     if not asked.commands:
@@ -82,7 +85,7 @@ async def _act(
         return
     device = announcing()[0]
     command.progress(asked, f"giving {device.name} commands")
-    await Orders(judged, conduct, device, device.topic("commands"), seen.publish, pace).give()
+    await Orders(judged, conduct, device, device.topic("commands"), ear.publish, pace).give()
 
 
 def refrain(judged: Judge, reason: str) -> None:

@@ -20,15 +20,15 @@ import msgspec
 from exchange.conformance import command
 from exchange.conformance.cable import Cable
 from exchange.conformance.conduct import Answer, Conduct, DeviceConduct
-from exchange.conformance.device import refrain
+from exchange.conformance.device import look_around, refrain
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.ledger import EARLY, Ledger
-from exchange.conformance.listening import listening, retained, until
+from exchange.conformance.listening import Ear, listening, until
 from exchange.conformance.orders import Orders
 from exchange.conformance.pace import Pace
-from exchange.conformance.witness import Address, Seen, Witness, witness
+from exchange.conformance.witness import Address, Seen
 from exchange.delivery import Key
-from exchange.errors import ContractError
+from exchange.errors import ContractError, UplinkLost
 from exchange.receipts import Receipt, encode_receipt, ranges
 from exchange.states import State, decode_state
 
@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_listen,
         metavar="PORT|HOST:PORT",
         help="listen here for the gateway, pass everything on to the broker, and break it once",
+    )
+    parser.add_argument(
+        "--cable-to",
+        type=_listen,
+        metavar="PORT|HOST:PORT",
+        help="where the cable ends, when gateways go to another port than the kit does",
     )
     parser.add_argument(
         "--seconds",
@@ -106,37 +112,34 @@ class _Run:
         async with AsyncExitStack() as stack:
             cable: Cable | None = None
             if self._asked.cable:
-                broker = (self._address.host, self._address.port)
+                broker = self._asked.cable_to or (self._address.host, self._address.port)
                 cable = await stack.enter_async_context(Cable(self._asked.cable, broker))
-            seen = await stack.enter_async_context(witness(self._address))
-            beside = await stack.enter_async_context(witness(self._address))
-            await stack.enter_async_context(listening(seen, self._take, self._conduct.filter))
-            await stack.enter_async_context(
-                listening(beside, self._conduct.take_neighbour, self._conduct.neighbours)
+            ear = await stack.enter_async_context(
+                listening(self._address, self._conduct.filter, self._take)
             )
-            sending = asyncio.create_task(self._send_receipts(seen))
-            stack.callback(sending.cancel)
-            await self._phases(seen, cable)
+            ear.start(self._send_receipts(ear))
+            await self._phases(ear, cable)
             # before the cable goes: its end lets the broker publish the last will
-            self._conduct.conclude(await retained(self._address, self._conduct.filter))
+            self._conduct.conclude(await ear.retained(self._conduct.filter))
             self._ledger.conclude(time.monotonic())
+            await look_around(self._conduct, ear)
         self._conclude_own_state()
         self._conclude_receipts()
 
-    async def _phases(self, seen: Witness, cable: Cable | None) -> None:
+    async def _phases(self, ear: Ear, cable: Cable | None) -> None:
         self._say(f"waiting for the first readings of {self.judge.subject}")
         if not await until(lambda: self._places, min(FIRST_S, self._asked.seconds)):
             self._no_orders("nothing came")
             return
         self._say("playing ingest")
-        await asyncio.gather(asyncio.sleep(self._pace.listen_s), self._give_orders(seen))
-        await self._confuse(seen)
+        await asyncio.gather(asyncio.sleep(self._pace.listen_s), self._give_orders(ear))
+        await self._confuse(ear)
         await self._hold()
         if self._has_stopped:
             self._conclude_stopped()
             return
         if cable is not None:
-            await self._pull(cable)
+            await self._pull(cable, ear)
         else:
             self._without_cable("only with --cable: the kit has to break the connection")
         await self._await_again()
@@ -196,9 +199,9 @@ class _Run:
         self._mine.add(payload)
         self._receipts.put_nowait((topic, payload, set(keys)))
 
-    async def _send_receipts(self, seen: Witness) -> None:
+    async def _send_receipts(self, ear: Ear) -> None:
         async def send(topic: str, payload: bytes, keys: set[Key]) -> None:
-            await seen.publish(topic, payload)
+            await ear.publish(topic, payload)
             self._ledger.receipted(keys, time.monotonic())
 
         while True:
@@ -249,7 +252,7 @@ class _Run:
 
     # --------------------------------------------------------------------------------------------------- the phases
 
-    async def _confuse(self, seen: Witness) -> None:
+    async def _confuse(self, ear: Ear) -> None:
         """Send receipts that nobody can read, go on as before, and receipt samples that are still to come."""
         self._say("receipts that cannot be read, and some that come too early")
         ledger = self._ledger
@@ -257,7 +260,7 @@ class _Run:
         for topic in sorted(set(self._places.values())):
             for payload in GARBAGE:
                 self._mine.add(payload)
-                await seen.publish(topic, payload)
+                await ear.publish(topic, payload)
         # one that is receipted afterwards shows whether receipts are still taken
         await until(lambda: ledger.newest_receipted_s > garbage_s, self._pace.listen_s)
         for name in self._places:
@@ -301,7 +304,7 @@ class _Run:
         self._conduct.quiet.append((time.time() - self._pace.slack_s - FIRST_S, math.inf))
         self._without_cable(words)
 
-    async def _pull(self, cable: Cable) -> None:
+    async def _pull(self, cable: Cable, ear: Ear) -> None:
         """Let the connection hang, break it, see the will, and let the gateway come back."""
         if not cable.connections:
             host, port = self._asked.cable
@@ -318,7 +321,7 @@ class _Run:
         self._is_pulled = True
         cable.pull()
         await until(lambda: self._wills, self._pace.slack_s)
-        held = await retained(self._address, self._conduct.filter)
+        held = await ear.retained(self._conduct.filter)
         self._judge_will(state, held)
         self._is_pulled = False
         cable.restore()
@@ -410,8 +413,11 @@ class _Run:
     async def _be_silent(self) -> None:
         """Send no receipt at all until the oldest pack came again, or should have."""
         ledger = self._ledger
-        async with asyncio.timeout(RECEIPTS_S):
-            await self._receipts.join()
+        try:
+            async with asyncio.timeout(RECEIPTS_S):
+                await self._receipts.join()
+        except TimeoutError as error:
+            raise UplinkLost("the broker does not take the kit's receipts") from error
         self._is_silent, begun_s = True, time.monotonic()
         self._say("no receipts at all")
         await until(lambda: ledger.has_outstanding, self._left_s)
@@ -439,7 +445,7 @@ class _Run:
             DRAIN_SLACKS * self._pace.slack_s,
         )
 
-    async def _give_orders(self, seen: Witness) -> None:
+    async def _give_orders(self, ear: Ear) -> None:
         if not self._asked.commands:
             self._no_orders("a command acts on a real device: only with --commands")
             return
@@ -449,7 +455,7 @@ class _Run:
             return
         device: DeviceConduct = announcing[0]
         topic = device.topic("commands")
-        orders = Orders(self.judge, self._conduct, device, topic, seen.publish, self._pace)
+        orders = Orders(self.judge, self._conduct, device, topic, ear.publish, self._pace)
         await orders.give()
         self._orders = orders
 

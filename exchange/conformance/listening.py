@@ -1,61 +1,98 @@
-"""Listening: a task that hands a judge everything a witness sees, and what a broker retains at one moment."""
+"""Listening: a judge hears everything on one connection, and what a broker retains at one moment.
+
+One connection, because a broker may take a party's name for its client id: a second one would end the first.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 from exchange.conformance.witness import Address, Seen, Witness, witness
-from exchange.errors import UplinkLost, UplinkRefused
+from exchange.errors import UplinkRefused
 
 SETTLED_S = 0.5  # a broker sends what it retains at once; after so long without more that was all
 RETAINED_S = 10.0
 _LOOK_S = 0.05
-_CANCEL_AGAIN_S = 0.2
+
+
+class Ear:
+    """Hands on what comes, in order."""
+
+    def __init__(
+        self, seen: Witness, take: Callable[[Seen], object], group: asyncio.TaskGroup
+    ) -> None:
+        self._seen, self._take, self._group = seen, take, group
+        self._tasks: list[asyncio.Task[None]] = []
+        self._held: dict[str, Seen] | None = None
+        self._held_s = 0.0
+        self.publish = seen.publish
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Have something done until the end; whoever listens ends when it fails."""
+        self._tasks.append(self._group.create_task(work))
+
+    def end(self) -> None:
+        """End what was started."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def subscribe(self, *topics: str) -> None:
+        """Subscribe. Raises: UplinkError."""
+        try:
+            await self._seen.subscribe(*topics, qos=2)
+        except UplinkRefused:  # some brokers have no QoS 2; then QoS 2 is not told from 1
+            await self._seen.subscribe(*topics)
+
+    async def move(self, before: str, topics: list[str], take: Callable[[Seen], object]) -> None:
+        """Listen elsewhere from now on: on two subscriptions that overlap a message may come twice."""
+        await self._seen.unsubscribe(before)
+        self._take = take
+        await self.subscribe(*topics)
+
+    async def retained(self, topics: str) -> dict[str, Seen]:
+        """Return what the broker retains, by topic: who subscribes anew is told. Raises: UplinkError."""
+        loop = asyncio.get_running_loop()
+        held = self._held = {}
+        try:
+            self._held_s = loop.time()
+            await self.subscribe(topics)
+            self._held_s = loop.time()
+            await until(lambda: loop.time() - self._held_s > SETTLED_S, RETAINED_S)
+        finally:
+            self._held = None
+        return held
+
+    async def listen(self) -> None:
+        """Go on for ever. Raises: UplinkLost."""
+        async for one in self._seen.messages():
+            if self._held is not None and one.retain:
+                self._held[one.topic] = one
+                self._held_s = asyncio.get_running_loop().time()
+            else:
+                self._take(one)
 
 
 @asynccontextmanager
 async def listening(
-    seen: Witness, take: Callable[[Seen], object], *filters: str
-) -> AsyncIterator[None]:
-    """Subscribe, and hand on what comes until the end. Raises: UplinkLost when the connection broke meanwhile."""
+    address: Address, topics: str, take: Callable[[Seen], object]
+) -> AsyncIterator[Ear]:
+    """Connect, subscribe, and hand on what comes until the end.
 
-    async def listen() -> None:
-        async for one in seen.messages():
-            take(one)
-
-    task = asyncio.create_task(listen())
+    Raises: UplinkError, as soon as the connection breaks.
+    """
     try:
-        try:
-            await seen.subscribe(*filters, qos=2)
-        except UplinkRefused:  # some brokers have no QoS 2; then QoS 2 is not told from 1
-            await seen.subscribe(*filters)
-        yield
-        if task.done():
-            task.result()
-            raise UplinkLost("the broker ended the connection of the kit")
-    finally:
-        while not task.done():  # a cancellation may be swallowed before Python 3.12
-            task.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
-
-
-async def retained(address: Address, *filters: str) -> dict[str, Seen]:
-    """Return what the broker retains, by topic. Raises: UplinkError."""
-    found: dict[str, Seen] = {}
-    last_s = [0.0]
-    loop = asyncio.get_running_loop()
-
-    def take(one: Seen) -> None:
-        if one.retain:
-            found[one.topic] = one
-            last_s[0] = loop.time()
-
-    async with witness(address) as seen, listening(seen, take, *filters):
-        last_s[0] = loop.time()
-        await until(lambda: loop.time() - last_s[0] > SETTLED_S, RETAINED_S)
-    return found
+        async with witness(address) as seen, asyncio.TaskGroup() as group:
+            ear = Ear(seen, take, group)
+            try:
+                ear.start(ear.listen())
+                await ear.subscribe(topics)
+                yield ear
+            finally:
+                ear.end()
+    except ExceptionGroup as several:  # what broke first; the rest follows from it
+        raise several.exceptions[0] from several
 
 
 async def until(condition: Callable[[], object], seconds: float) -> bool:

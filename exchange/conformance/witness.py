@@ -81,6 +81,13 @@ class Witness:
         except aiomqtt.MqttError as error:
             raise UplinkLost(str(error)) from error
 
+    async def unsubscribe(self, one: str) -> None:
+        """Take a subscription back. Raises: UplinkLost."""
+        try:
+            await self._client.unsubscribe(one)
+        except aiomqtt.MqttError as error:
+            raise UplinkLost(str(error)) from error
+
     async def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
     ) -> None:

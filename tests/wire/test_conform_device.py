@@ -10,6 +10,7 @@ import aiomqtt
 import pytest
 
 from exchange.conformance.judgement import Report
+from exchange.errors import UplinkLost
 from tests.brokers import Mosquitto
 from tests.kits import broken, judge_application, judge_device, shown
 from tests.mutants import COUNTY, Mutant, Publisher, commands, device_mutants, running
@@ -85,3 +86,12 @@ async def test_a_profile_that_is_asked_for_is_judged(broker: Mosquitto) -> None:
     outcomes = {one.requirement: one for one in wrong.verdicts}
     assert outcomes["EX-R-025"].outcome == outcomes["EX-S-009"].outcome == "not applicable"
     assert "lamp_controller" in outcomes["EX-R-025"].reason
+
+
+async def test_a_broker_that_goes_ends_the_run_at_once(broker: Mosquitto) -> None:
+    judging = asyncio.create_task(judge_device(broker, "nobody", seconds=60.0))
+    async with asyncio.timeout(10):
+        await asyncio.wait([judging], timeout=1.0)
+        broker.kill()
+        with pytest.raises(UplinkLost):
+            await judging
