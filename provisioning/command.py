@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exchange.errors import ConfigError
 from exchange.towns import read_towns
@@ -15,6 +17,9 @@ from provisioning import backup, compose, enrolment, enrolment_service, store
 from provisioning.access import gateway_user
 from provisioning.files import locked, make_folder, write_private
 from provisioning.office import Office, init, opened
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
 
 WARNING = timedelta(days=60)
 
@@ -26,14 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description="Keys, accounts, broker and store of a town 管理城鎮的金鑰、帳號、訊息代理與資料庫",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def action(
-        name: str, words: str, run: Callable[[argparse.Namespace], int]
-    ) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=words, description=words)
-        one.set_defaults(run=run)
-        return one
-
+    action = partial(_action, actions)
     one = action(
         "init", "make an office from towns' files, or make again what is missing 建立或補齊", _init
     )
@@ -55,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _office(one)
     one = action("rotate", "a new key, certificate or password 更換金鑰、憑證或密碼", _rotate)
-    one.add_argument("what", metavar="COUNTY/GATEWAY|SERVICE|broker|store|ca")
+    one.add_argument("what", metavar="COUNTY/GATEWAY|SERVICE|broker|store|enrolment|ca")
     one.add_argument(
         "--finish",
         action="store_true",
@@ -113,14 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_gateway_actions(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="gateway_action", required=True, metavar="ACTION")
-
-    def action(
-        name: str, words: str, run: Callable[[argparse.Namespace], int]
-    ) -> argparse.ArgumentParser:
-        one = actions.add_parser(name, help=words, description=words)
-        one.set_defaults(run=run)
-        return one
-
+    action = partial(_action, actions)
     one = action("add", "add a gateway to its town's file, with a key or password 新增", _add)
     one.add_argument("gateway", type=_gateway, metavar="COUNTY/GATEWAY")
     one.add_argument("--site", default="", help="the field site where it stands 場域")
@@ -149,6 +140,17 @@ def _add_gateway_actions(parser: argparse.ArgumentParser) -> None:
         "--picture", type=Path, metavar="FILE.svg|FILE.png", help="the QR code 二維條碼"
     )
     _office(one)
+
+
+def _action(
+    actions: _SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    words: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    one = actions.add_parser(name, help=words, description=words)
+    one.set_defaults(run=run)
+    return one
 
 
 def _office(parser: argparse.ArgumentParser) -> None:
