@@ -145,7 +145,8 @@ def _address(asked: argparse.Namespace) -> Address:
 
 
 def _write(found: Report, asked: argparse.Namespace) -> None:
-    sys.stdout.write(reports.text(found, brief=asked.quiet))
+    """Write the files, whichever can be, then the text: who reads it may stop listening. Raises: ConfigError."""
+    failed: ConfigError | None = None
     for file, written in (
         (asked.json, reports.json),
         (asked.junit, reports.junit),
@@ -155,6 +156,7 @@ def _write(found: Report, asked: argparse.Namespace) -> None:
             try:
                 file.write_bytes(written(found))
             except OSError as error:
-                raise ConfigError(
-                    FILE, "report", str(file), f"must be writable: {error}"
-                ) from error
+                failed = ConfigError(FILE, "report", str(file), f"must be writable: {error}")
+    sys.stdout.write(reports.text(found, brief=asked.quiet))
+    if failed is not None:
+        raise failed

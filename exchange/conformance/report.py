@@ -63,7 +63,12 @@ def text(report: Report, *, brief: bool = False) -> str:
         lines += ["noticed 另外發現", *(f"  {note}" for note in report.notes), ""]
     summed = ", ".join(f"{WORDS[outcome]} {n}" for outcome, n in counts(report).items())
     lines.append(f"{summed}; {report.seconds:g} s")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(_harmless, "\n".join(lines).split("\n"))) + "\n"
+
+
+def _harmless(line: str) -> str:
+    """Return a line without what moves a terminal's cursor: a topic, too, is a stranger's word."""
+    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line)
 
 
 def _broken(one: Verdict) -> list[str]:
@@ -161,7 +166,8 @@ table{border-collapse:collapse;width:100%}td{padding:.1rem .8rem .1rem 0}
 details,.row{border-top:1px solid var(--line);padding:.45rem 0}
 summary{cursor:pointer}code,pre{font:13px/1.45 ui-monospace,monospace}
 .id{font-weight:600;white-space:nowrap}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.5rem;margin:.3rem 0}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.5rem;margin:.3rem 0;
+max-height:12rem;overflow-y:auto}
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from exchange.conformance import command
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.witness import Address
+from exchange.errors import ConfigError
 from onestreet.cli import main
 from tests.ports import free_port
 
@@ -143,3 +145,30 @@ def test_the_status_says_what_was_found_and_the_reports_are_written(
     assert all(file.stat().st_size > 500 for file in files.values())
     for requirement in broken:
         assert requirement in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoiled", ["a disk that is full", "a pipe that is closed"])
+def test_what_can_be_written_of_the_reports_is_written(
+    spoiled: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub = type("Stub", (Stub,), {"kept": ("EX-T-001",)})("stub")
+    monkeypatch.setitem(sys.modules, "exchange.conformance.device", stub)
+    page = tmp_path / "report.html"
+    words = ["--broker", "mqtt://127.0.0.1:1", "--county", "tw-tpe", "--html", str(page)]
+    if spoiled == "a pipe that is closed":
+
+        class Closed(io.StringIO):
+            def write(self, _words: str) -> int:
+                raise BrokenPipeError
+
+        monkeypatch.setattr(sys, "stdout", Closed())
+        with pytest.raises(BrokenPipeError):
+            command.run(["device", *words])
+    else:
+        with pytest.raises(ConfigError, match="/dev/full"):
+            command.run(["device", *words, "--json", "/dev/full"])
+        assert "EX-T-001" in capsys.readouterr().out
+    assert page.stat().st_size > 500

@@ -13,7 +13,7 @@ from exchange.conformance import report as reports
 from exchange.conformance.judgement import Judge, Report
 from exchange.requirements import REQUIREMENTS, binding
 
-NASTY = '<script>alert("街燈")</script> & \x00\ufffe ]]>'
+NASTY = '<script>alert("街燈")</script> & \x00\ufffe\x1b[2J\x9b\u202e ]]>'
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def test_what_was_taken_back_is_not_judged() -> None:
 
 def test_text_has_the_failures_first_and_the_declared_in_brief(report: Report) -> None:
     text = reports.text(report)
+    assert all(c == "\n" or c.isprintable() for c in text), "a topic moves no cursor"
     failed, passed = text.index("failed 不符合 (2)"), text.index("passed 符合 (1)")
     assert failed < text.index("EX-R-001") < passed < text.index("EX-T-001")
     assert "broken 7 of 7 times" in text
