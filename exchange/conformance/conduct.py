@@ -33,6 +33,10 @@ _EVERY_PACK = (
     *("EX-R-001", "EX-R-002", "EX-R-003", "EX-R-004", "EX-R-005", "EX-R-006", "EX-R-007"),
     *("EX-R-009", "EX-R-010", "EX-R-016", "EX-R-017"),
 )
+_UNREADABLE = (
+    *(ContractError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(RecursionError, cbor2.CBORError),
+)
 
 
 class Sent(NamedTuple):
@@ -614,5 +618,5 @@ def _epochs(seen: Seen) -> set[int]:
             state = decode_state(seen.payload)
             return set() if state is None else {state.epoch}
         return {int(one["v"]) for one in _records(seen.payload) if one.get("n") == "epoch"}
-    except (ContractError, ValueError, TypeError, LookupError, AttributeError, cbor2.CBORError):
+    except _UNREADABLE:
         return set()

@@ -17,9 +17,11 @@ from exchange.delivery import Key
 from exchange.readings import Sample, encode_pack
 from exchange.states import Descriptor, Location, State, encode_state
 from exchange.topics import Topic
+from tests.pure.test_fuzz_corpus import KNOWN, SEED, blind_cases
 
 PLACE = "city/v1/tw-tpe/street/gw-1/air/aq-7"
 INTERVAL_S = 1.0
+OURS = ("readings", "state", "results")
 
 
 class Watched:
@@ -280,3 +282,27 @@ def test_the_window_is_what_has_no_receipt(ledger: Ledger) -> None:
     for seq in (100, 101):
         ledger.arrived([Key("aq-7", 1, seq)], 100.0)
     assert broken(ledger) == {"EX-D-007"}
+
+
+# ---------------------------------------------------------------------------------------------------------- corpus
+
+
+def test_the_kit_goes_on_after_every_message_of_the_corpus() -> None:
+    """And names what each is known to break, if it binds whom it judges."""
+    judged = 0
+    for case in (*KNOWN, *blind_cases(SEED)):
+        levels = case.topic.split("/")
+        gateway = levels[4] if len(levels) > 4 else "gw-1"
+        for county in {"tw-tpe", levels[2] if len(levels) > 2 else "tw-tpe"}:
+            judge = Judge("gateway", gateway)
+            conduct = Conduct(judge, county, gateway, pace=Pace())
+            now_s, time_s = time.monotonic(), time.time()
+            seen = Seen(case.topic, case.payload, 1, False, now_s, time_s)
+            conduct.take(seen)
+            conduct.conclude({case.topic: seen} if levels[-1] == "state" else {})
+            found = {one.requirement for one in judge.report().failed}
+            is_ours = county == levels[2] if len(levels) > 2 else False
+            if is_ours and case.breaks and judge.binds(case.breaks) and levels[-1] in OURS:
+                assert case.breaks in found, case
+                judged += 1
+    assert judged > 100
