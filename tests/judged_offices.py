@@ -1,4 +1,4 @@
-"""An office whose broker the kit judges: a real Mosquitto with all its doors, and the ways in for whoever tries them."""
+"""An office whose broker the kit judges: a real Mosquitto, all its doors, and the ways in for whoever tries them."""
 
 from __future__ import annotations
 
