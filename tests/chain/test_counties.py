@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import random
-import socket
 import subprocess
 import sys
 import tomllib
@@ -34,6 +33,7 @@ from exchange.towns import read_towns
 from onestreet.processes import Child
 from tests.gateways import until
 from tests.influx import Influx, influxd
+from tests.offices import OfficeBroker
 from tests.ports import free_port
 
 # ISO 3166-2:TW: the code's end, names, living circle, about the middle of it.
@@ -195,30 +195,15 @@ async def running(office: Path) -> AsyncIterator[int]:
     """Run the broker and ingest of an office; yield the port of its services."""
     settings = read_towns((office / "towns").glob("*.toml"))[0].broker
     ports = (settings.port, settings.password_port, settings.service_port)
-    broker = Child(
-        "mosquitto",
-        ["env", "-C", str(office / "broker"), "mosquitto", "-c", "mosquitto.conf"],
-        office,
-        is_up=lambda: all(listens(port) for port in ports),
-    )
     file = office / "services" / "ingest" / "ingest.toml"
     ingest = Child("ingest", [*ONESTREET, "ingest", "run", str(file)], office)
-    try:
-        await broker.start()
-        await ingest.start()
-        yield settings.service_port
-        assert broker.restarts == ingest.restarts == 0
-    finally:
-        await ingest.stop(DEADLINE_S)
-        await broker.stop(DEADLINE_S)
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("localhost", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+    with OfficeBroker(office, ports):
+        try:
+            await ingest.start()
+            yield settings.service_port
+            assert ingest.restarts == 0
+        finally:
+            await ingest.stop(DEADLINE_S)
 
 
 class Party:
