@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.ports import free_port
+from tests.ports import free_port, is_open
 
 _START_DEADLINE_S = 10.0
 _STOP_DEADLINE_S = 5.0
@@ -56,7 +55,7 @@ class MosquittoProcess:
         self._process = process
         deadline_s = time.monotonic() + _START_DEADLINE_S
         for port in self._ports:
-            while not _accepts(port):
+            while not is_open(port):
                 try:
                     code = process.wait(0.01)
                 except subprocess.TimeoutExpired:
@@ -158,11 +157,3 @@ class Mosquitto(MosquittoProcess):
         replaced = {line.split()[0] for line in self._lines if line.strip()}
         kept = [line for line in defaults if line.split()[0] not in replaced]
         return "\n".join([*kept, *self._lines, ""])
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Ports that nobody uses."""
+"""Ports of this machine: one that nobody uses, and whether somebody listens."""
 
 import socket
 
@@ -9,3 +9,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody listens there, on 127.0.0.1."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

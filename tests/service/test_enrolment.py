@@ -52,7 +52,7 @@ from provisioning.office import opened
 from tests.agents import running_agent, until
 from tests.enrolments import BY_KEY, BY_PASSWORD, COUNTY, DEADLINE_S, ONESTREET, Bureau, command
 from tests.offices import signing_request
-from tests.ports import free_port
+from tests.ports import free_port, is_open
 
 
 @pytest.fixture
@@ -657,14 +657,6 @@ async def status_of(bureau: Bureau, code: Code, request: bytes) -> int:
 
 def used(bureau: Bureau, code: Code) -> bool:
     return read_codes(bureau.folder).codes[code.digest].used is not None
-
-
-def is_open(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 @asynccontextmanager
