@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiomqtt
 import pytest
 
 from exchange.conformance.judgement import Report
@@ -68,6 +69,22 @@ async def judge_mutants(broker: Mosquitto) -> None:
     outcomes = {one.requirement: one.outcome for one in reports[0].verdicts}
     not_shown = {name for name, outcome in outcomes.items() if outcome == "not applicable"}
     assert not_shown == {"EX-R-008", "EX-R-015"}, "one sample a pack, none marked"
+
+
+async def judge_beside_another_ingest(broker: Mosquitto) -> None:
+    """Somebody else sends receipts: then nothing can be said of delivery, and the report says why."""
+    name = "gateway-receipted"
+    judging = asyncio.create_task(judged(broker, name, RIGHT))
+    async with aiomqtt.Client(broker.host, broker.port) as other:
+        await asyncio.wait([judging], timeout=8.0)
+        await other.publish(f"city/v1/{COUNTY}/street/{name}/receipts", b'{"v":1}', qos=1)
+    report = await judging
+    assert not report.failed, shown(report)
+    outcomes = {one.requirement: one for one in report.verdicts}
+    for requirement in ("EX-D-004", "EX-D-006", "EX-D-008", "EX-D-010", "EX-C-007"):
+        assert outcomes[requirement].outcome == "not applicable"
+        assert "another ingest" in outcomes[requirement].reason
+    assert any("another ingest" in note for note in report.notes)
 
 
 # ------------------------------------------------------------------------------------------------ at the real pace
@@ -167,7 +184,10 @@ async def test_our_agent_is_green_and_every_mutant_of_a_gateway_is_found(
     broker: Mosquitto, tmp_path: Path
 ) -> None:
     results = await asyncio.gather(
-        judge_mutants(broker), judge_ours(tmp_path, broker), return_exceptions=True
+        judge_mutants(broker),
+        judge_beside_another_ingest(broker),
+        judge_ours(tmp_path, broker),
+        return_exceptions=True,
     )
     failures = [one for one in results if one is not None]
     assert not failures, "\n\n".join(map(str, failures))
