@@ -41,6 +41,7 @@ class Agent:
         self.config = config
         self._file = file
         config.broker.context(file)  # a file that is missing now is said now
+        config.broker.password(file)
         self.health = Health([device.id for device in config.device])
         self.outbox = Outbox(Path(config.gateway.state_dir) / "outbox.sqlite")
         self._since = datetime.now(UTC)
@@ -50,10 +51,10 @@ class Agent:
         self._intake = Intake(self.outbox, self._taken)
         self.uplink = Uplink(
             config,
-            config.broker.password(file),
             self.outbox,
             self.health,
             states=self._states,
+            password=partial(config.broker.password, file),
             tls=partial(config.broker.context, file),
             clock=clock,
         )

@@ -41,17 +41,17 @@ class Uplink:
     def __init__(
         self,
         config: Config,
-        password: str | None,
         outbox: Outbox,
         health: Health,
         *,
         states: Callable[[], Awaitable[Sequence[Message]]],
+        password: Callable[[], str | None] = lambda: None,
         tls: Callable[[], ssl.SSLContext | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`states` gives every retained state as it is now: all go out on every connect.
 
-        `tls` is asked for a context before each connection, so that a renewed certificate is taken up.
+        `password` and `tls` are asked before each connection, so that what was renewed is taken up.
         """
         gateway = config.gateway
         self.delivery = Delivery(window=config.delivery.window)
@@ -121,7 +121,7 @@ class Uplink:
             *broker.address,
             identifier=self._config.gateway.id,
             username=broker.username or None,
-            password=self._password,
+            password=self._password(),
             tls_context=self._tls(),
             clean_session=False,
             keepalive=broker.keepalive_s,
@@ -280,7 +280,7 @@ class Uplink:
         try:
             async with asyncio.timeout(self._config.broker.timeout_s), self._client() as client:
                 await client.publish(*self.will, qos=1, retain=True)
-        except (aiomqtt.MqttError, TimeoutError, OSError, ValueError) as error:
+        except (aiomqtt.MqttError, OnestreetError, TimeoutError, OSError, ValueError) as error:
             log.warning("could not say goodbye", extra={"reason": str(error)})
 
 

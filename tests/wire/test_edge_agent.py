@@ -454,6 +454,29 @@ async def test_a_broker_that_refuses_the_password(
                 assert [sample.seq for sample in samples] == list(range(len(samples)))
 
 
+async def test_a_password_that_is_replaced_while_it_runs_is_taken_up(
+    tmp_path: Path, lamps: Lamps, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uplink_module, "BACKOFF_LAST_S", 0.3)
+    word = tmp_path / "password"
+    word.touch(mode=0o600)
+    word.write_text("old")
+    broker = Mosquitto(tmp_path, accounts={"gw-1": "new"})
+    uplink = {"username": "gw-1", "password_file": "password"}
+    with broker:
+        path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], uplink=uplink)
+        async with running_agent(path) as agent:
+            await until(lambda: "not authorised" in broker.log)
+            word.unlink()
+            await until(lambda: len(logged("the uplink is down")) == 2)
+            assert "broker.password_file" in extra(logged("the uplink is down")[1], "reason")
+            word.touch(mode=0o600)
+            word.write_text("new")
+            await until(lambda: agent.uplink.connected)
+            word.unlink()
+    assert len(logged("could not say goodbye")) == 1, "it ends in peace all the same"
+
+
 async def test_a_wiped_broker_is_found_out(
     tmp_path: Path, lamps: Lamps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
