@@ -73,6 +73,10 @@ class Uplink:
         self._wake = asyncio.Event()
         self._states_due = False
         self._last_error = ""
+        self._library_said = ""
+        self._library_log = logging.Logger(f"{__name__}.library")  # noqa: LOG001 - its filter is this one's
+        self._library_log.parent = log
+        self._library_log.addFilter(self._is_warning)
 
     def wake(self) -> None:
         """There is something new to send."""
@@ -102,7 +106,15 @@ class Uplink:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             wait_s = min(2 * wait_s, BACKOFF_LAST_S)
 
+    def _is_warning(self, record: logging.LogRecord) -> bool:
+        """Keep what the library says of an error for the one line that reports it: the cause, such as a TLS alert."""
+        if record.levelno < logging.ERROR:
+            return True
+        self._library_said = record.getMessage()
+        return False
+
     async def _session(self) -> None:
+        self._library_said = ""
         async with self._client() as client:
             client.pending_calls_threshold = CONCURRENT_PUBLISHES  # as many are no surprise
             await client.subscribe(self._receipts_topic, qos=1)
@@ -128,6 +140,7 @@ class Uplink:
             timeout=broker.timeout_s,
             will=aiomqtt.Will(*self.will, qos=1, retain=True) if self.will else None,
             max_queued_incoming_messages=QUEUED_RECEIPTS,
+            logger=self._library_log,
         )
 
     def _report(self, group: ExceptionGroup[Exception]) -> None:
@@ -135,7 +148,7 @@ class Uplink:
         error: Exception = group
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
-        reason = str(error) or type(error).__name__
+        reason = self._library_said or str(error) or type(error).__name__
         if reason == self._last_error:
             return
         self._last_error = reason

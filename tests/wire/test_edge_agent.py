@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,11 +29,14 @@ from edge_agent import buses as buses_module
 from edge_agent import uplink as uplink_module
 from edge_agent.agent import Agent
 from edge_agent.outbox import Outbox
+from edge_agent.uplink import Uplink
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, PROOF_AGE_S, SILENCE_S, Key
 from exchange.readings import encode_pack
 from exchange.receipts import Receipt
 from onestreet.cli import main
 from onestreet.processes import Child
+from provisioning.authority import Authority
+from provisioning.files import write_private, write_public
 from simulators.line import Endpoint
 from simulators.pytest_plugin import BluezBench
 from simulators.serial_line import SerialLine
@@ -475,6 +479,52 @@ async def test_a_password_that_is_replaced_while_it_runs_is_taken_up(
             await until(lambda: agent.uplink.connected)
             word.unlink()
     assert len(logged("could not say goodbye")) == 1, "it ends in peace all the same"
+
+
+async def test_a_certificate_that_the_broker_refuses_is_named_and_told_once(
+    tmp_path: Path,
+    lamps: Lamps,
+    logged: Logged,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With TLS 1.3 the broker's no comes after our handshake, as an alert that only the library's log tells."""
+    monkeypatch.setattr(uplink_module, "BACKOFF_LAST_S", 0.1)
+    ours = Authority.create(tmp_path / "ours", "ours")
+    write_pair(tmp_path, "server", *ours.issue("broker", "server", names=["localhost"]))
+    another = Authority.create(tmp_path / "another", "another")
+    write_pair(tmp_path, "gateway", *another.issue("tw-tpe.gw-1", "client"))
+    lines = [
+        f"cafile {tmp_path / 'ours' / 'ca.pem'}",
+        f"certfile {tmp_path / 'server.pem'}",
+        f"keyfile {tmp_path / 'server.key'}",
+        "require_certificate true",
+    ]
+    files = {"ca_file": "ours/ca.pem", "certificate_file": "gateway.pem", "key_file": "gateway.key"}
+    uplink = {"host": "localhost", "timeout_s": 0.3, "tls": files}
+    tried: list[float] = []
+    monkeypatch.setattr(Uplink, "_client", counted(Uplink._client, tried))
+    with Mosquitto(tmp_path, lines) as broker:
+        more = {"uplink": uplink, "delivery": {"drain_s": 0.1}}
+        path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], **more)
+        async with running_agent(path):
+            await until(lambda: len(tried) >= 4)
+    (down,) = logged("the uplink is down")
+    assert "alert unknown ca" in extra(down, "reason")
+    assert [record for record in caplog.records if record.name.startswith("mqtt")] == []
+
+
+def write_pair(folder: Path, name: str, key: bytes, certificate: bytes) -> None:
+    write_private(folder / f"{name}.key", key)
+    write_public(folder / f"{name}.pem", certificate)
+
+
+def counted(method: Callable[[Any], Any], calls: list[float]) -> Callable[[Any], Any]:
+    def call(one: Any) -> Any:
+        calls.append(time.monotonic())
+        return method(one)
+
+    return call
 
 
 async def test_a_wiped_broker_is_found_out(
