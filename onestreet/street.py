@@ -21,11 +21,12 @@ import msgspec
 from msgspec.structs import replace
 
 from exchange import health, runtime
+from exchange.configuration import toml_table
 from exchange.errors import ConfigError
 from exchange.towns import Gateway, Site, Town, read_towns
-from onestreet.demo.files import bus_id, device_table, reached, table
-from onestreet.demo.town import TownProcess
+from onestreet.edge_tables import bus_id, device_table, reached
 from onestreet.processes import Child
+from onestreet.town_process import TownProcess
 from simulators.plan import TownPlan, street_plan
 from simulators.town import Place
 
@@ -108,7 +109,7 @@ def agent_file(
     """Return a gateway's edge.toml; `broker` is the broker's name, where it has another one here."""
     label = post.gateway.label or post.site.label
     tables = [
-        table(
+        toml_table(
             "[gateway]",
             id=post.gateway.id,
             county=post.town.county,
@@ -119,11 +120,11 @@ def agent_file(
             label={"en": label.en, "zh-TW": label.zh_tw},
             location=msgspec.to_builtins(post.site.location),
         ),
-        table("[broker]", **_broker(post.folder, broker)),
-        table("[delivery]", drain_s=DRAIN_S),
+        toml_table("[broker]", **_broker(post.folder, broker)),
+        toml_table("[delivery]", drain_s=DRAIN_S),
     ]
     tables += [
-        table("[[bus]]", id=bus_id(bus.id), **reached(endpoints[bus.id])) for bus in plan.buses
+        toml_table("[[bus]]", id=bus_id(bus.id), **reached(endpoints[bus.id])) for bus in plan.buses
     ]
     tables += [
         device_table(device, plan, number, _interval_s(post, device.domain))

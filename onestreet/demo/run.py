@@ -19,8 +19,8 @@ from ingest.stores import Point, Store, open_store
 from onestreet.broker import BrokerFiles, GatewayAccount
 from onestreet.demo.audit import Audit, DeviceAudit, Entry, StoredRow, audit_device, total
 from onestreet.demo.files import DRAIN_S, GATEWAY, INTERVAL_S, agent_file, ingest_file
-from onestreet.demo.town import TownProcess
 from onestreet.processes import Change, Child, ProcessFailed
+from onestreet.town_process import TownProcess
 from simulators.plan import TownPlan
 from simulators.truth import read_truth
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import aiomqtt
 import pytest
 
+from exchange.configuration import toml_table
 from exchange.conformance.judgement import Report
-from onestreet.demo.files import bus_id, device_table, reached, table
-from onestreet.demo.town import TownProcess
+from onestreet.edge_tables import bus_id, device_table, reached
 from onestreet.processes import Child
+from onestreet.town_process import TownProcess
 from simulators.plan import street_plan
 from tests.brokers import Mosquitto
 from tests.kits import SCALE, broken, judge_gateway, shown
@@ -126,11 +127,11 @@ async def our_agent(folder: Path, broker: Mosquitto, cable: int) -> AsyncIterato
         file = folder / "agent.toml"
         place = {"lat": 25.0375, "lon": 121.5637}
         tables = [
-            table("[gateway]", id=GATEWAY, county=plan.county, site=plan.site, interval_s=2.0,
-                  state_dir=str(folder / "state"), location=place),
-            table("[broker]", host="127.0.0.1", port=cable, keepalive_s=10),
-            table("[delivery]", window=AGENT_WINDOW, drain_s=0.0),
-            *(table("[[bus]]", id=bus_id(one.id), **reached(town.endpoints[one.id]))
+            toml_table("[gateway]", id=GATEWAY, county=plan.county, site=plan.site, interval_s=2.0,
+                       state_dir=str(folder / "state"), location=place),
+            toml_table("[broker]", host="127.0.0.1", port=cable, keepalive_s=10),
+            toml_table("[delivery]", window=AGENT_WINDOW, drain_s=0.0),
+            *(toml_table("[[bus]]", id=bus_id(one.id), **reached(town.endpoints[one.id]))
               for one in plan.buses),
             *(device_table(one, plan, number, 2.0) for number, one in enumerate(plan.devices)),
         ]  # fmt: skip
