@@ -96,6 +96,7 @@ class _Run:
         self._until_s = time.monotonic() + asked.seconds
         self._receipts: asyncio.Queue[tuple[str, bytes, set[Key]]] = asyncio.Queue()
         self._mine: set[bytes] = set()
+        self._begun_ms = time.time() * 1000
         self._places: dict[str, str] = {}  # device: where its receipts go
         self._is_holding = self._is_silent = False
         self._hold_results_of: UUID | None = None
@@ -177,12 +178,20 @@ class _Run:
 
     def _answer(self, device: str, keys: set[Key]) -> None:
         ledger = self._ledger
-        if self._is_holding and (
+        is_backlog = self._is_backlog(device, keys)
+        ledger.has_backlog |= is_backlog
+        if (self._is_holding and not is_backlog) and (
             keys & ledger.foretold or not any(key.device == device for key in ledger.held)
         ):
             ledger.held |= keys
         if not self._is_silent:
             self._receipt(keys - ledger.held)
+
+    def _is_backlog(self, device: str, keys: set[Key]) -> bool:
+        """Whether any may have been sent before we listened: how often, and when, is unknown."""
+        sent = self._conduct.devices[device].sent
+        times = [sent[key.epoch, key.seq].sample.time_ms for key in keys if key[1:] in sent]
+        return any(time_ms < self._begun_ms for time_ms in times)
 
     def _receipt(self, keys: set[Key]) -> None:
         """Receipt these, by the device and the epoch."""

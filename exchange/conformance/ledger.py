@@ -49,6 +49,8 @@ class Ledger:
         """Samples that a receipt named before they were sent."""
         self.garbage_s: float | None = None
         """When the receipts went out that nobody can read."""
+        self.has_backlog = False
+        """Whether samples came that may have been sent before we listened."""
         self.again: list[Again] = []
         self.most = 0
         self._judge, self._pace, self._window = judge, pace, window
@@ -202,6 +204,8 @@ class Ledger:
                 self._judge.kept("EX-D-008", "only the oldest pack came again")
         elif self._judge.is_broken("EX-D-004"):
             self._judge.apart("EX-D-008", "it sends nothing again: EX-D-004")
+        elif self.has_backlog:
+            self._judge.apart("EX-D-008", "its oldest pack may be from before the run")
         elif oldest and to_s >= self.probed_s(oldest, from_s):
             words = f"no receipt for {to_s - from_s:.0f} s, and the oldest pack did not come again"
             self._judge.broken("EX-D-008", words)

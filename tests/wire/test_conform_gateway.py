@@ -15,6 +15,7 @@ import pytest
 
 from exchange.configuration import toml_table
 from exchange.conformance.judgement import Report
+from exchange.conformance.listening import until
 from onestreet.edge_tables import bus_id, device_table, reached
 from onestreet.processes import Child
 from onestreet.town_process import TownProcess
@@ -30,6 +31,7 @@ AGENT_WINDOW = 100
 GATEWAY = "gw-judged"
 DEVICES = ("lamp-001", "bay-001", "air-001")
 STOP_S = 10.0
+BACKLOG_S = 60.0
 
 
 @pytest.fixture
@@ -70,6 +72,19 @@ async def judge_mutants(broker: Mosquitto) -> None:
     outcomes = {one.requirement: one.outcome for one in reports[0].verdicts}
     not_shown = {name for name, outcome in outcomes.items() if outcome == "not applicable"}
     assert not_shown == {"EX-R-008", "EX-R-015"}, "one sample a pack, none marked"
+
+
+async def judge_with_a_backlog(broker: Mosquitto) -> None:
+    """What the gateway sent before the run, and how often, is unknown, and held against nobody."""
+    name, cable = "gateway-backlog", free_port()
+    with running(Publisher, name, broker.port, scale=SCALE) as one:
+        await until(lambda: any(waiting.resends > 1 for waiting in list(one.outbox)), BACKLOG_S)
+        assert len(one.outbox) > SMALL_WINDOW
+        report = await judge_gateway(broker, name, cable)
+    assert not report.failed, shown(report)
+    outcomes = {one.requirement: one for one in report.verdicts}
+    assert outcomes["EX-D-004"].outcome == outcomes["EX-D-006"].outcome == "passed"
+    assert "did not connect by the cable" in outcomes["EX-S-004"].reason
 
 
 async def judge_beside_another_ingest(broker: Mosquitto) -> None:
@@ -187,6 +202,7 @@ async def test_our_agent_is_green_and_every_mutant_of_a_gateway_is_found(
     results = await asyncio.gather(
         judge_mutants(broker),
         judge_beside_another_ingest(broker),
+        judge_with_a_backlog(broker),
         judge_ours(tmp_path, broker),
         return_exceptions=True,
     )
