@@ -505,8 +505,14 @@ async def test_a_certificate_that_the_broker_refuses_is_named_and_told_once(
     tried: list[float] = []
     monkeypatch.setattr(Uplink, "_client", counted(Uplink._client, tried))
     with Mosquitto(tmp_path, lines) as broker:
-        more = {"uplink": uplink, "delivery": {"drain_s": 0.1}}
-        path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], **more)
+        path = write_config(
+            tmp_path,
+            broker,
+            [lamps(1)],
+            [lamp("rs485", 1)],
+            delivery={"drain_s": 0.1},
+            uplink=uplink,
+        )
         async with running_agent(path):
             await until(lambda: len(tried) >= 4)
     (down,) = logged("the uplink is down")
