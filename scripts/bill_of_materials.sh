@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-for image in services runtime; do
+for image in services street; do
     # an environment with exactly the locked packages: what is in it is what is shipped
     "$uv" venv --quiet --no-project --python "$(command -v python3)" "$work/$image"
     "$uv" pip sync --quiet --python "$work/$image/bin/python" --require-hashes "deploy/$image.lock"

@@ -17,4 +17,4 @@ lock() {
 rm -f deploy/*.lock # what stands in them would be kept
 echo hatchling | lock build -
 lock services pyproject.toml --extra ingest --extra town
-lock runtime pyproject.toml --all-extras
+lock street pyproject.toml --all-extras

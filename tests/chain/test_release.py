@@ -27,12 +27,12 @@ def test_a_releases_bill_of_materials_is_complete_and_the_same_each_time(tmp_pat
     made = sorted(path.name for path in (tmp_path / "once").iterdir())
     assert made == [
         f"onestreet-{image}{kind}"
-        for image in ("runtime", "services")
+        for image in ("services", "street")
         for kind in ("-licences.md", ".cdx.json")
     ]
     for name in made:
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    for image in ("services", "runtime"):
+    for image in ("services", "street"):
         bill = json.loads((tmp_path / "once" / f"onestreet-{image}.cdx.json").read_text())
         assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == (
             "CycloneDX",

@@ -309,7 +309,7 @@ def pins(file: Path) -> dict[str, str]:
     return dict(found)
 
 
-@pytest.mark.parametrize("name", ["build", "services", "runtime"])
+@pytest.mark.parametrize("name", ["build", "services", "street"])
 def test_an_images_packages_are_the_tested_ones(name: str) -> None:
     file = ROOT / "deploy" / f"{name}.lock"
     everything = pins(ROOT / "requirements.lock")
@@ -321,13 +321,11 @@ def test_an_images_packages_are_the_tested_ones(name: str) -> None:
 
 
 def test_services_have_no_more_packages_than_everything_and_no_tools() -> None:
-    services_lock, runtime = (
-        pins(ROOT / "deploy" / f"{one}.lock") for one in ("services", "runtime")
-    )
-    assert services_lock.keys() < runtime.keys()
+    services, street = (pins(ROOT / "deploy" / f"{one}.lock") for one in ("services", "street"))
+    assert services.keys() < street.keys()
     tools = {"pytest", "ruff", "mypy", "hypothesis", "hatchling", "cyclonedx-bom", "pip", "uv"}
-    assert runtime.keys().isdisjoint(tools)
-    assert {"mqtt5", "aiohttp", "cryptography", "uvloop"} <= services_lock.keys()
+    assert street.keys().isdisjoint(tools)
+    assert {"mqtt5", "aiohttp", "cryptography", "uvloop"} <= services.keys()
 
 
 # -------------------------------------------------------------------------------------------------------- Grafana
