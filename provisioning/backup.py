@@ -39,7 +39,7 @@ from provisioning.files import locked, make_folder
 from provisioning.office import RESTORING, check_office
 
 CONTENTS = "backup.json"
-PASSING = ("street", ".lock", "broker/data", "store/data", "services/*/data")
+PASSING = ("street", "broker/data", "store/data", "services/*/data")
 """What an office holds beside its files: written by those that run, and copied by their own means, if at all."""
 ANSWER_S = 60.0
 """How long the store may be silent; a backup of years is one long answer."""
@@ -186,7 +186,7 @@ def _copy_office(office: Path, into: Path) -> None:
     passing = {path for pattern in PASSING for path in office.glob(pattern)}
     for name in _names(office):
         source = office / name
-        if passing.isdisjoint({source, *source.parents}) and source.name != ".lock":
+        if passing.isdisjoint({source, *source.parents}):
             make_folder((into / name).parent)
             shutil.copyfile(source, into / name)
             (into / name).chmod(source.stat().st_mode & 0o777)
@@ -325,7 +325,8 @@ async def _body(part: aiohttp.BodyPartReader) -> AsyncIterator[bytes]:
 
 async def _write(file: Path, content: AsyncIterable[bytes]) -> None:
     """Write a body as it comes, packed: shards shrink a lot."""
-    with gzip.open(f"{file}.gz", "wb", compresslevel=1) as target:
+    handle = os.open(f"{file}.gz", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as raw, gzip.open(raw, "wb", compresslevel=1) as target:
         async for data in content:
             await asyncio.to_thread(target.write, data)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import threading
@@ -22,18 +21,12 @@ class Busy(OnestreetError):
 
 
 @contextmanager
-def locked(office: Path) -> Iterator[None]:
-    """Keep every other process out of an office. The kernel unlocks what a killed process held.
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process out of an office, or of another folder. The kernel unlocks what a killed process held.
 
     Raises: Busy. Not to be entered twice: the second would wait for the first.
     """
-    try:
-        handle = os.open(office / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _give_to_owner(handle, office)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        handle = os.open(office / ".lock", os.O_RDONLY | os.O_CLOEXEC)  # a backup's container
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # read-only ones, too
     try:
         deadline_s = time.monotonic() + LOCK_DEADLINE_S
         while True:
@@ -42,7 +35,7 @@ def locked(office: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline_s:
-                    words = f"another command has held {office} for {LOCK_DEADLINE_S:g} s"
+                    words = f"another command has held {folder} for {LOCK_DEADLINE_S:g} s"
                     raise Busy(words) from None
                 threading.Event().wait(_LOCK_LOOK_S)
         yield

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from provisioning import files
 from provisioning.backup import (
     CONTENTS,
     BackupError,
+    _write,
     back_up,
     check,
     restore_office,
@@ -184,7 +186,7 @@ def test_a_store_that_does_not_answer_leaves_no_half_backup(tmp_path: Path) -> N
     with pytest.raises(StoreError) as failed:
         back_up(office, tmp_path / "backups")
     assert "a-token-that-nobody-sees" not in str(failed.value)
-    assert [file.name for file in (tmp_path / "backups").iterdir()] == [".lock"]
+    assert list((tmp_path / "backups").iterdir()) == []
 
 
 def test_a_broken_file_is_no_backup(office: Path, tmp_path: Path) -> None:
@@ -197,6 +199,15 @@ def test_a_broken_file_is_no_backup(office: Path, tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(OnestreetError, match=r"quarantine\.sqlite"):
         back_up(office, tmp_path / "backups")
-    assert [file.name for file in (tmp_path / "backups").iterdir()] == [".lock"]
+    assert list((tmp_path / "backups").iterdir()) == []
     shutil.rmtree(file.parent)
     assert back_up(office, tmp_path / "backups").exists()
+
+
+async def test_rows_in_a_backup_are_their_owners_alone(tmp_path: Path) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"tokens are in it"
+
+    await _write(tmp_path / "kv", content())
+    assert stat.S_IMODE((tmp_path / "kv.gz").stat().st_mode) == 0o600
+    assert gzip.decompress((tmp_path / "kv.gz").read_bytes()) == b"tokens are in it"
