@@ -27,7 +27,7 @@ _MISSING = re.compile(r"Object missing required field `(.+?)`")
 def read_toml(path: Path, shape: type[T]) -> T:
     """Return the file as the type. Raises: ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Notepad's mark at the beginning, too
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "file", str(error), "must be a readable TOML file") from error
     try:

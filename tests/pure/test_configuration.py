@@ -105,6 +105,12 @@ def test_what_is_no_toml(tmp_path: Path, content: bytes, allowed: str) -> None:
     assert caught.value.key == "file"
 
 
+def test_what_windows_makes_of_a_file_is_taken(tmp_path: Path) -> None:
+    house = read(tmp_path, WIRE)
+    (tmp_path / "house.toml").write_bytes(b"\xef\xbb\xbf" + WIRE.replace("\n", "\r\n").encode())
+    assert read_toml(tmp_path / "house.toml", House) == house
+
+
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.toml", tmp_path):
         with pytest.raises(ConfigError, match="must be a readable TOML file") as caught:
