@@ -178,20 +178,21 @@ class _Run:
 
     def _answer(self, device: str, keys: set[Key]) -> None:
         ledger = self._ledger
-        is_backlog = self._is_backlog(device, keys)
-        ledger.has_backlog |= is_backlog
-        if (self._is_holding and not is_backlog) and (
+        age_s = self._age_s(device, keys)
+        ledger.has_backlog |= age_s > self._pace.slack_s
+        # what may have been sent before we listened is not held: how often, and when, is unknown
+        if (self._is_holding and age_s <= 0) and (
             keys & ledger.foretold or not any(key.device == device for key in ledger.held)
         ):
             ledger.held |= keys
         if not self._is_silent:
             self._receipt(keys - ledger.held)
 
-    def _is_backlog(self, device: str, keys: set[Key]) -> bool:
-        """Whether any may have been sent before we listened: how often, and when, is unknown."""
+    def _age_s(self, device: str, keys: set[Key]) -> float:
+        """Return how long before we listened the oldest of these was measured; below 0 for after."""
         sent = self._conduct.devices[device].sent
         times = [sent[key.epoch, key.seq].sample.time_ms for key in keys if key[1:] in sent]
-        return any(time_ms < self._begun_ms for time_ms in times)
+        return (self._begun_ms - min(times, default=self._begun_ms)) / 1000
 
     def _receipt(self, keys: set[Key]) -> None:
         """Receipt these, by the device and the epoch."""
