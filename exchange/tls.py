@@ -54,6 +54,11 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             if file is None:
                 allowed = "certificate_file and key_file belong together"
                 raise ConfigError(config, f"{table}.{key}", None, allowed)
+            try:
+                file.open("rb").close()  # loading both at once does not say which is not there
+            except OSError as error:
+                allowed = f"must be a readable file in PEM: {_words(error)}"
+                raise ConfigError(config, f"{table}.{key}", str(file), allowed) from error
         assert self.certificate_file is not None
         assert self.key_file is not None
         check_private(config, f"{table}.key_file", self.key_file)

@@ -78,7 +78,7 @@ def test_a_file_that_is_none_is_named(
     with pytest.raises(ConfigError) as caught:
         Tls(**given).context("edge.toml", "broker.tls")
     # a key that does not fit is found with its certificate
-    key = "certificate_file" if missing == "key_file" else missing
+    key = "certificate_file" if missing == "key_file" and content is not None else missing
     assert caught.value.key == f"broker.tls.{key}"
 
 
