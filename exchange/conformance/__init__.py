@@ -1,6 +1,6 @@
 """The conformance kit: watches one party from outside and says, requirement by requirement, what it saw.
 
-    command         `onestreet conform ROLE`: arguments, exit status, reports to files
+    command         `onestreet conform ROLE`: exit status, reports to files; arguments: those of several roles
     judgement       what was kept, broken, not shown; report: the same as text, JSON, JUnit XML, HTML
     witness         the kit's own MQTT client; listening: what it sees, handed to a judge
 

@@ -8,7 +8,7 @@ import asyncio
 import msgspec
 
 from exchange.commands import decode_command
-from exchange.conformance import command
+from exchange.conformance import arguments
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.listening import listening
 from exchange.conformance.witness import Address, Seen
@@ -21,9 +21,9 @@ LONGEST_S = 50.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this role asks for."""
-    parser.add_argument("--gateway", type=command.level, help="default: every one of the county")
+    parser.add_argument("--gateway", type=arguments.level, help="default: every one of the county")
     parser.add_argument(
-        "--seconds", type=command.seconds, default=LONGEST_S, help="default: %(default)g"
+        "--seconds", type=arguments.seconds, default=LONGEST_S, help="default: %(default)g"
     )
 
 
@@ -31,15 +31,15 @@ async def judge(asked: argparse.Namespace, address: Address) -> Report:
     """Judge whoever gives commands. Raises: UplinkError."""
     where = f"{asked.county}/{asked.gateway or ''}".rstrip("/")
     judged = Judge("application", f"commands in {where}")
-    listener = _Listener(judged)
+    commands = _CommandJudge(judged)
     topics = f"+/+/{asked.county}/+/{asked.gateway or '+'}/#"
-    async with listening(address, topics, listener.take):
-        command.progress(asked, f"watching {judged.subject} for {asked.seconds:g} s")
+    async with listening(address, topics, commands.take):
+        arguments.progress(asked, f"watching {judged.subject} for {asked.seconds:g} s")
         await asyncio.sleep(asked.seconds)
     return judged.report()
 
 
-class _Listener:
+class _CommandJudge:
     """Knows what each device announces, and judges each command."""
 
     def __init__(self, judged: Judge) -> None:

@@ -12,12 +12,12 @@ from importlib import import_module
 from pathlib import Path
 
 from exchange.configuration import secret
+from exchange.conformance import arguments
 from exchange.conformance import report as reports
 from exchange.conformance.judgement import Report
 from exchange.conformance.witness import Address, address
 from exchange.errors import ConfigError, UplinkError
 from exchange.tls import Tls, is_loopback
-from exchange.topics import COUNTY
 
 FILE = "command line"
 ROLES = {
@@ -65,36 +65,11 @@ def run(argv: Sequence[str]) -> int:
     return PASSED if any(one.outcome == "passed" for one in found.verdicts) else UNJUDGED
 
 
-def progress(asked: argparse.Namespace, words: str) -> None:
-    """Tell whoever waits what happens now; on stderr, so that the report stands alone."""
-    if not asked.quiet:
-        sys.stderr.write(f"… {words}\n")
-        sys.stderr.flush()
-
-
-def level(text: str) -> str:
-    """Return one level of a topic; whether it is a right one is for the judgement."""
-    if not text or set(text) & set("/+#\0") or len(text) > 200:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one level of a topic")
-    return text
-
-
-def seconds(text: str) -> float:
-    """Return a duration of a run."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 86400")
-    return value
-
-
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--broker", required=True, metavar="URL", help="mqtt[s]://[user@]host[:port]"
     )
-    parser.add_argument("--county", required=True, type=_county, help="such as tw-tpe")
+    parser.add_argument("--county", required=True, type=arguments.county, help="such as tw-tpe")
     door = parser.add_argument_group("credentials of the kit")
     password = door.add_mutually_exclusive_group()
     password.add_argument("--password-file", type=Path, metavar="FILE")
@@ -106,12 +81,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     for kind in ("json", "junit", "html"):
         out.add_argument(f"--{kind}", type=Path, metavar="FILE")
     out.add_argument("--quiet", action="store_true", help="nothing but failures on the terminal")
-
-
-def _county(text: str) -> str:
-    if not COUNTY.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not ISO 3166-2 in lower case, as tw-tpe")
-    return text
 
 
 def _check(asked: argparse.Namespace) -> None:

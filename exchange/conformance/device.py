@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from exchange.conformance import command
+from exchange.conformance import arguments
 from exchange.conformance.conduct import Conduct, DeviceConduct
 from exchange.conformance.judgement import Judge, Report
-from exchange.conformance.listening import Ear, listening, until
-from exchange.conformance.orders import REQUIREMENTS, Orders
+from exchange.conformance.listening import Listener, listening, until
+from exchange.conformance.orders import Orders, refrain
 from exchange.conformance.pace import Pace
 from exchange.conformance.witness import Address
 
@@ -19,14 +19,14 @@ AROUND_LEAST_S, AROUND_MOST_S = 1.0, 8.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this role asks for."""
-    parser.add_argument("--gateway", required=True, type=command.level)
-    parser.add_argument("--device", required=True, type=command.level)
+    parser.add_argument("--gateway", required=True, type=arguments.level)
+    parser.add_argument("--device", required=True, type=arguments.level)
     parser.add_argument(
         "--profile", default="", help="default: the one of its domain that fits best"
     )
     parser.add_argument(
         "--seconds",
-        type=command.seconds,
+        type=arguments.seconds,
         default=LONGEST_S,
         help="how long to watch at most, default: %(default)g; ends when enough was seen",
     )
@@ -42,23 +42,23 @@ async def judge(asked: argparse.Namespace, address: Address, *, pace: Pace | Non
     conduct = Conduct(
         judged, asked.county, asked.gateway, asked.device, pace=pace, profile=asked.profile
     )
-    async with listening(address, conduct.filter, conduct.take) as ear:
-        command.progress(asked, f"watching {judged.subject} for at most {asked.seconds:g} s")
-        acting = asyncio.create_task(_act(asked, judged, conduct, ear, pace))
+    async with listening(address, conduct.filter, conduct.take) as listener:
+        arguments.progress(asked, f"watching {judged.subject} for at most {asked.seconds:g} s")
+        acting = asyncio.create_task(_act(asked, judged, conduct, listener, pace))
         try:
             await until(lambda: _is_enough(conduct, asked.device), asked.seconds)
             await acting
         finally:
             acting.cancel()
-        conduct.conclude(await ear.retained(conduct.filter))
-        await look_around(conduct, ear)
+        conduct.conclude(await listener.retained(conduct.filter))
+        await look_around(conduct, listener)
     return judged.report()
 
 
-async def look_around(conduct: Conduct, ear: Ear) -> None:
+async def look_around(conduct: Conduct, listener: Listener) -> None:
     """Listen for a while to who else publishes for the same devices."""
     if conduct.neighbours:
-        await ear.move(conduct.filter, conduct.neighbours, conduct.take_neighbour)
+        await listener.move(conduct.filter, conduct.neighbours, conduct.take_neighbour)
         await asyncio.sleep(min(AROUND_MOST_S, AROUND_LEAST_S + 2 * conduct.interval_s))
     conduct.conclude_publishers()
 
@@ -69,7 +69,7 @@ def _is_enough(conduct: Conduct, device: str) -> bool:
 
 
 async def _act(
-    asked: argparse.Namespace, judged: Judge, conduct: Conduct, ear: Ear, pace: Pace
+    asked: argparse.Namespace, judged: Judge, conduct: Conduct, listener: Listener, pace: Pace
 ) -> None:
     """Give commands to a device that announces some, if we may."""
     if not asked.commands:
@@ -84,11 +84,5 @@ async def _act(
         refrain(judged, "its state announces no command")
         return
     device = announcing()[0]
-    command.progress(asked, f"giving {device.name} commands")
-    await Orders(judged, conduct, device, device.topic("commands"), ear.publish, pace).give()
-
-
-def refrain(judged: Judge, reason: str) -> None:
-    """Say why no command was given."""
-    for requirement in REQUIREMENTS:
-        judged.apart(requirement, reason)
+    arguments.progress(asked, f"giving {device.name} commands")
+    await Orders(judged, conduct, device, device.topic("commands"), listener.publish, pace).give()

@@ -17,14 +17,14 @@ from uuid import UUID
 
 import msgspec
 
-from exchange.conformance import command
+from exchange.conformance import arguments
 from exchange.conformance.cable import Cable
 from exchange.conformance.conduct import Answer, Conduct, DeviceConduct
-from exchange.conformance.device import look_around, refrain
+from exchange.conformance.device import look_around
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.ledger import EARLY, Ledger
-from exchange.conformance.listening import Ear, listening, until
-from exchange.conformance.orders import Orders
+from exchange.conformance.listening import Listener, listening, until
+from exchange.conformance.orders import Orders, refrain
 from exchange.conformance.pace import Pace
 from exchange.conformance.witness import Address, Seen
 from exchange.delivery import Key
@@ -51,25 +51,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Judges a gateway, all of its devices, and delivery: the kit plays ingest, so no other may"
         " run. Takes about two minutes. 檢測閘道器與其全部設備；檢測期間請勿執行其他資料接收端。"
     )
-    parser.add_argument("--gateway", required=True, type=command.level)
+    parser.add_argument("--gateway", required=True, type=arguments.level)
     parser.add_argument(
-        "--window", type=_window, default=WINDOW, help="the W that it states, default: %(default)d"
+        "--window",
+        type=arguments.samples,
+        default=WINDOW,
+        help="the W that it states, default: %(default)d",
     )
     parser.add_argument(
         "--cable",
-        type=_listen,
+        type=arguments.endpoint,
         metavar="PORT|HOST:PORT",
         help="listen here for the gateway, pass everything on to the broker, and break it once",
     )
     parser.add_argument(
         "--cable-to",
-        type=_listen,
+        type=arguments.endpoint,
         metavar="PORT|HOST:PORT",
         help="where the cable ends, when gateways go to another port than the kit does",
     )
     parser.add_argument(
         "--seconds",
-        type=command.seconds,
+        type=arguments.seconds,
         default=LONGEST_S,
         help="how long to wait at most for what its back-offs bring, default: %(default)g",
     )
@@ -115,32 +118,32 @@ class _Run:
             if self._asked.cable:
                 broker = self._asked.cable_to or (self._address.host, self._address.port)
                 cable = await stack.enter_async_context(Cable(self._asked.cable, broker))
-            ear = await stack.enter_async_context(
+            listener = await stack.enter_async_context(
                 listening(self._address, self._conduct.filter, self._take)
             )
-            ear.start(self._send_receipts(ear))
-            await self._phases(ear, cable)
+            listener.start(self._send_receipts(listener))
+            await self._phases(listener, cable)
             # before the cable goes: its end lets the broker publish the last will
-            self._conduct.conclude(await ear.retained(self._conduct.filter))
+            self._conduct.conclude(await listener.retained(self._conduct.filter))
             self._ledger.conclude(time.monotonic())
-            await look_around(self._conduct, ear)
+            await look_around(self._conduct, listener)
         self._conclude_own_state()
         self._conclude_receipts()
 
-    async def _phases(self, ear: Ear, cable: Cable | None) -> None:
+    async def _phases(self, listener: Listener, cable: Cable | None) -> None:
         self._say(f"waiting for the first readings of {self.judge.subject}")
         if not await until(lambda: self._places, min(FIRST_S, self._asked.seconds)):
             self._no_orders("nothing came")
             return
         self._say("playing ingest")
-        await asyncio.gather(asyncio.sleep(self._pace.listen_s), self._give_orders(ear))
-        await self._confuse(ear)
+        await asyncio.gather(asyncio.sleep(self._pace.listen_s), self._give_orders(listener))
+        await self._confuse(listener)
         await self._hold()
         if self._has_stopped:
             self._conclude_stopped()
             return
         if cable is not None:
-            await self._pull(cable, ear)
+            await self._pull(cable, listener)
         else:
             self._without_cable("only with --cable: the kit has to break the connection")
         await self._await_again()
@@ -209,9 +212,9 @@ class _Run:
         self._mine.add(payload)
         self._receipts.put_nowait((topic, payload, set(keys)))
 
-    async def _send_receipts(self, ear: Ear) -> None:
+    async def _send_receipts(self, listener: Listener) -> None:
         async def send(topic: str, payload: bytes, keys: set[Key]) -> None:
-            await ear.publish(topic, payload)
+            await listener.publish(topic, payload)
             self._ledger.receipted(keys, time.monotonic())
 
         while True:
@@ -262,7 +265,7 @@ class _Run:
 
     # --------------------------------------------------------------------------------------------------- the phases
 
-    async def _confuse(self, ear: Ear) -> None:
+    async def _confuse(self, listener: Listener) -> None:
         """Send receipts that nobody can read, go on as before, and receipt samples that are still to come."""
         self._say("receipts that cannot be read, and some that come too early")
         ledger = self._ledger
@@ -270,7 +273,7 @@ class _Run:
         for topic in sorted(set(self._places.values())):
             for payload in GARBAGE:
                 self._mine.add(payload)
-                await ear.publish(topic, payload)
+                await listener.publish(topic, payload)
         # one that is receipted afterwards shows whether receipts are still taken
         await until(lambda: ledger.newest_receipted_s > garbage_s, self._pace.listen_s)
         for name in self._places:
@@ -314,7 +317,7 @@ class _Run:
         self._conduct.quiet.append((time.time() - self._pace.slack_s - FIRST_S, math.inf))
         self._without_cable(words)
 
-    async def _pull(self, cable: Cable, ear: Ear) -> None:
+    async def _pull(self, cable: Cable, listener: Listener) -> None:
         """Let the connection hang, break it, see the will, and let the gateway come back."""
         if not cable.connections:
             host, port = self._asked.cable
@@ -331,7 +334,7 @@ class _Run:
         self._is_pulled = True
         cable.pull()
         await until(lambda: self._wills, self._pace.slack_s)
-        held = await ear.retained(self._conduct.filter)
+        held = await listener.retained(self._conduct.filter)
         self._judge_will(state, held)
         self._is_pulled = False
         cable.restore()
@@ -455,7 +458,7 @@ class _Run:
             DRAIN_SLACKS * self._pace.slack_s,
         )
 
-    async def _give_orders(self, ear: Ear) -> None:
+    async def _give_orders(self, listener: Listener) -> None:
         if not self._asked.commands:
             self._no_orders("a command acts on a real device: only with --commands")
             return
@@ -465,7 +468,7 @@ class _Run:
             return
         device: DeviceConduct = announcing[0]
         topic = device.topic("commands")
-        orders = Orders(self.judge, self._conduct, device, topic, ear.publish, self._pace)
+        orders = Orders(self.judge, self._conduct, device, topic, listener.publish, self._pace)
         await orders.give()
         self._orders = orders
 
@@ -499,21 +502,4 @@ class _Run:
         return left_s
 
     def _say(self, words: str) -> None:
-        command.progress(self._asked, words)
-
-
-def _window(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= 10_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value
-
-
-def _listen(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PORT or HOST:PORT")
-    return host.strip("[]") or "127.0.0.1", int(port)
+        arguments.progress(self._asked, words)

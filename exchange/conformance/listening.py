@@ -17,7 +17,7 @@ RETAINED_S = 10.0
 _LOOK_S = 0.05
 
 
-class Ear:
+class Listener:
     """Hands on what comes, in order."""
 
     def __init__(
@@ -77,20 +77,20 @@ class Ear:
 @asynccontextmanager
 async def listening(
     address: Address, topics: str, take: Callable[[Seen], object]
-) -> AsyncIterator[Ear]:
+) -> AsyncIterator[Listener]:
     """Connect, subscribe, and hand on what comes until the end.
 
     Raises: UplinkError, as soon as the connection breaks.
     """
     try:
         async with witness(address) as seen, asyncio.TaskGroup() as group:
-            ear = Ear(seen, take, group)
+            listener = Listener(seen, take, group)
             try:
-                ear.start(ear.listen())
-                await ear.subscribe(topics)
-                yield ear
+                listener.start(listener.listen())
+                await listener.subscribe(topics)
+                yield listener
             finally:
-                ear.end()
+                listener.end()
     except ExceptionGroup as several:  # what broke first; the rest follows from it
         raise several.exceptions[0] from several
 

@@ -159,6 +159,12 @@ class Orders:
         return answers[-1].seen.payload if answers else b""
 
 
+def refrain(judged: Judge, reason: str) -> None:
+    """Say why no command was given."""
+    for requirement in REQUIREMENTS:
+        judged.apart(requirement, reason)
+
+
 def _arguments(domain: str, name: str) -> dict[str, Argument]:
     """Return arguments that every device takes: the highest of each range, which leaves a lamp on."""
     taken: dict[str, ProfileCommand] = {}
