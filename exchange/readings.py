@@ -321,11 +321,15 @@ class _Tags(dict[int, Callable[[Any, bool], Any]]):
 
 
 _TAGS = _Tags({2: _bignum, 3: _bignum, 4: _decimal_fraction})
+_JSON_BEGINS = frozenset({b"{", b" ", b"\t", b"\n", b"\r"})  # none of them begins an array in CBOR
 _CBOR_DEPTH = 8  # a pack needs 4: array, map, tag, array
 
 
 def _cbor_items(payload: bytes) -> list[dict[str, object]]:
     """Return the pack's maps, by JSON's labels."""
+    if payload[:1] in _JSON_BEGINS:
+        begins = payload[:1].decode()
+        raise ReadingError("EX-R-001", f"a pack in JSON begins with '[', this one with {begins!r}")
     stream = io.BytesIO(payload)
     try:
         items = cbor2.load(stream, semantic_decoders=_TAGS, max_depth=_CBOR_DEPTH)

@@ -107,6 +107,14 @@ def test_the_row_time_keeps_epochs_apart() -> None:
     assert later.row_time_ns == first.row_time_ns + 1
 
 
+@pytest.mark.parametrize("payload", [b'{"pm1": 1}', b' [{"n":"seq","v":0}]', b"\n[]"])
+def test_json_that_is_no_array_is_not_read_as_cbor(payload: bytes) -> None:
+    with pytest.raises(
+        ReadingError, match=r"EX-R-001: a pack in JSON begins with '\[', this one with"
+    ):
+        decode_pack(payload, AIR)
+
+
 # ------------------------------------------------------------------------------------- each rule, broken by itself
 
 TWO_PACKS = cbor2.dumps([{0: "epoch"}]) * 2
