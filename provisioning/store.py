@@ -107,6 +107,18 @@ async def _set_up(office: Path, towns: Sequence[Town], url: str, *, rotate: bool
     return written
 
 
+def _shard_s(retention_s: int) -> int:
+    """Return how much time one shard holds.
+
+    A shard costs the server a megabyte of memory, and a gateway may send times from 1978 to 2262: what is kept for ever
+    is in shards of a year, so that nobody can have it make thousands. What is not is deleted by the shard, so they are
+    as short as InfluxDB makes them.
+    """
+    if not retention_s:
+        return 364 * _DAY_S
+    return 7 * _DAY_S if retention_s > 180 * _DAY_S else _DAY_S
+
+
 class _Grant(NamedTuple):
     """What one token is for."""
 
@@ -190,16 +202,20 @@ class _Server:
 
     async def bucket(self, org_id: str, name: str, retention_s: int) -> str:
         """Return its id; made if it is missing, and its retention as told."""
-        rules = [{"type": "expire", "everySeconds": retention_s}]
+        rule = {
+            "type": "expire",
+            "everySeconds": retention_s,
+            "shardGroupDurationSeconds": _shard_s(retention_s),
+        }
         query = {"orgID": org_id, "name": name}
         found = await self.call("GET", "/api/v2/buckets", query=query, absent={"buckets": []})
         if not found["buckets"]:
-            asked = {"orgID": org_id, "name": name, "retentionRules": rules}
+            asked = {"orgID": org_id, "name": name, "retentionRules": [rule]}
             return str((await self.call("POST", "/api/v2/buckets", asked))["id"])
         [bucket] = found["buckets"]
-        if sum(rule["everySeconds"] for rule in bucket["retentionRules"]) != retention_s:
+        if bucket["retentionRules"] != [rule]:
             path = f"/api/v2/buckets/{bucket['id']}"
-            await self.call("PATCH", path, {"retentionRules": rules})
+            await self.call("PATCH", path, {"retentionRules": [rule]})
         return str(bucket["id"])
 
     async def issue(self, grant: _Grant, file: Path, *, anew: bool) -> bool:

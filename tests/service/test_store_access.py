@@ -335,15 +335,22 @@ def test_towns_with_stores_of_their_own_do_not_see_each_other(
 def test_retention_is_as_the_town_says(
     server: Influx, office: Path, bucket: str, admin: As
 ) -> None:
-    def kept_s() -> int:
-        return sum(rule["everySeconds"] for rule in admin.bucket(bucket)["retentionRules"])
+    def kept_days() -> list[tuple[float, float]]:
+        return [
+            (rule["everySeconds"] / 86_400, rule["shardGroupDurationSeconds"] / 86_400)
+            for rule in admin.bucket(bucket)["retentionRules"]
+        ]
 
-    set_up(office, [in_bucket(server, bucket, retention_days=90)])
-    assert kept_s() == 90 * 86_400
-    set_up(office, [in_bucket(server, bucket, retention_days=400)])
-    assert kept_s() == 400 * 86_400
     set_up(office, [in_bucket(server, bucket)])
-    assert kept_s() == 0
+    assert kept_days() == [(0, 364)], "few shards, whatever times a gateway sends"
+    set_up(office, [in_bucket(server, bucket, retention_days=1)])
+    assert kept_days() == [(1, 1)]
+    set_up(office, [in_bucket(server, bucket, retention_days=90)])
+    assert kept_days() == [(90, 1)]
+    set_up(office, [in_bucket(server, bucket, retention_days=400)])
+    assert kept_days() == [(400, 7)]
+    set_up(office, [in_bucket(server, bucket)])
+    assert kept_days() == [(0, 364)]
 
 
 def test_another_organisation_is_made(server: Influx, office: Path, bucket: str) -> None:
