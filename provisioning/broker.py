@@ -23,9 +23,12 @@ _ITERATIONS = 101
 _SALT_BYTES = 12  # Mosquitto 2.0 takes no other length
 
 
-def configuration(broker: Broker) -> str:
-    """Return mosquitto.conf."""
-    owner = pwd.getpwuid(os.geteuid()).pw_name
+def configuration(broker: Broker, owner_id: int) -> str:
+    """Return mosquitto.conf; started by root, Mosquitto becomes the user with that number."""
+    try:
+        owner = pwd.getpwuid(owner_id).pw_name
+    except KeyError:  # a number without a name: a container's, where nothing starts as root
+        owner = str(owner_id)
     return _CONFIGURATION.format(broker=broker, owner=owner)
 
 

@@ -239,7 +239,8 @@ class Office:
         ]
         write_public(folder / "acl", access_rules(self._open_towns(), here))
         write_public(folder / "crl.pem", self.authority.crl())
-        write_public(folder / "mosquitto.conf", broker.configuration(self.towns[0].broker))
+        owner = folder.stat().st_uid  # whoever runs this command
+        write_public(folder / "mosquitto.conf", broker.configuration(self.towns[0].broker, owner))
 
     def _open_towns(self) -> list[Town]:
         """Return the towns without the gateways that were revoked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -209,6 +210,8 @@ def test_what_root_does_in_an_office_its_owner_can_go_on_with(folder: Path) -> N
     for path in folder.rglob("*"):
         found = path.stat()
         assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid), path
+    user = "12345" if os.geteuid() == 0 else pwd.getpwuid(owner.st_uid).pw_name
+    assert f"\nuser {user}\n" in (folder / "broker" / "mosquitto.conf").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------- being added to
