@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from itertools import product
 from pathlib import Path
 
+from exchange.conformance.arguments import seconds
 from exchange.conformance.authentication import judge_plain, judge_strangers
 from exchange.conformance.authorization import Markers, Sent
 from exchange.conformance.credentials import Party, Ways, read_ways
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this role asks beside the common options."""
     say = parser.add_argument
     say("--credentials", type=Path, required=True, metavar="FILE", help="the ways in, TOML")
-    say("--deadline", type=float, default=ARRIVE_S, metavar="SECONDS", help="for what is granted")
+    say("--deadline", type=seconds, default=ARRIVE_S, metavar="SECONDS", help="for what is granted")
     say(
         "--quiet-for",
         type=float,

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from exchange.configuration import secret
+from exchange.conformance.arguments import seconds
 from exchange.conformance.cases import Case
 from exchange.conformance.judgement import Judge, Report
 from exchange.conformance.receipts import Receipts
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     say = parser.add_argument
     say("--site", default="conform", help="the site of the played gateways; default: %(default)s")
     say("--gateway", default=f"{name}-a", help="the gateway to play; default: a new one")
-    say("--deadline", type=float, default=ANSWER_S, metavar="SECONDS", help="for any receipt")
+    say("--deadline", type=seconds, default=ANSWER_S, metavar="SECONDS", help="for any receipt")
     say("--flood", type=int, default=FLOOD, metavar="N", help="unreadable payloads in a row")
     beside = parser.add_argument_group("a second gateway, that must hear nothing of the first")
     beside.add_argument("--neighbour", default=f"{name}-b", help="default: a new one")

@@ -135,7 +135,7 @@ async def test_another_ingest_is_green_and_nothing_is_left_behind(broker: Mosqui
 
 
 async def test_a_silent_county_is_no_success(broker: Mosquitto) -> None:
-    report = await judged(broker, "zz-b", "--deadline", "0.5")
+    report = await judged(broker, "zz-b", "--deadline", "1")
     assert [one.requirement for one in report.failed] == ["EX-D-020"]
     assert "passed" not in outcomes(report).values()
 
