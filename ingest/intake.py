@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from exchange.commands import decode_result
-from exchange.errors import ContractError, TopicError
+from exchange.errors import CommandError, ContractError, TopicError
 from exchange.mqtt import Message
-from exchange.readings import Refusal
+from exchange.readings import Refusal, Row
 from exchange.topics import PREFIX, parse_topic
 from ingest.batch import Batch, Route
 from ingest.quarantine import Evidence, Refused, evidence
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MAX_ROUTES = 200_000
 MAX_REFUSED_METRICS = 100
 """Named one by one, per payload; the quarantine keeps the payload, so the others can be seen there."""
+AHEAD_S = 86_400
+"""How far ahead of our clock a time may be: a store opens files for each week or year that a row is in."""
+_AHEAD = "its time is more than a day ahead of the clock of ingest"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -54,6 +57,7 @@ class Intake:
         max_points: int,
         receive_maximum: int,
         clock_s: Callable[[], float] = time.monotonic,
+        time_s: Callable[[], float] = time.time,
     ) -> None:
         self.counties = frozenset(counties)
         self.counts = Counts()
@@ -61,6 +65,7 @@ class Intake:
         self._max_points = max_points
         self._receive_maximum = receive_maximum
         self._clock_s = clock_s
+        self._time_s = time_s
         self._generation = 0
         self._routes: dict[str, Route] = {}
 
@@ -83,6 +88,7 @@ class Intake:
         batch = self._open_batch()
         max_points, routes = self._max_points, self._routes
         points = 0
+        latest_ns = int((self._time_s() + AHEAD_S) * 1e9)
         for message in messages:
             if len(batch.packet_ids) >= max_points or len(batch.points) >= max_points:
                 batch = self._open_batch()
@@ -91,9 +97,11 @@ class Intake:
             try:
                 route = routes.get(topic) or self._route(topic)
                 if not route.is_readings:
-                    _take_result(batch, route, message)
+                    _take_result(batch, route, message, latest_ns)
                     continue
                 rows, refusals = route.rows(message.payload)
+                if rows and rows[-1].time_ns > latest_ns:  # time rises within a pack
+                    rows, refusals = _without_future(rows, refusals, latest_ns)
                 points += len(rows)
                 for row in rows:
                     batch.points.append(Point(route.series, row.time_ns, row.fields))
@@ -185,7 +193,19 @@ class Intake:
             self.batches.clear()
 
 
-def _take_result(batch: Batch, route: Route, message: Message) -> None:
+def _without_future(
+    rows: Sequence[Row], refusals: Sequence[Refusal], latest_ns: int
+) -> tuple[list[Row], list[Refusal]]:
+    """Return the rows that are not ahead of our clock, and the others among the refusals."""
+    ahead = [
+        Refusal("EX-R-023", _AHEAD, int(row.fields["epoch"]), int(row.fields["seq"]))
+        for row in rows
+        if row.time_ns > latest_ns
+    ]
+    return [row for row in rows if row.time_ns <= latest_ns], [*refusals, *ahead]
+
+
+def _take_result(batch: Batch, route: Route, message: Message, latest_ns: int) -> None:
     result = decode_result(message.payload)
     fields: dict[str, FieldValue] = {"id": str(result.id), "status": result.status}
     if result.reason:
@@ -194,6 +214,8 @@ def _take_result(batch: Batch, route: Route, message: Message) -> None:
         fields["readback"] = _encode(result.readback).decode()
     # Like a reading's: a resend meets its own row, two commands of one millisecond do not.
     time_ns = int(result.at.timestamp() * 1000) * 1_000_000 + result.id.int % 1_000_000
+    if time_ns > latest_ns:
+        raise CommandError("EX-C-003", f"at: {_AHEAD}")
     batch.points.append(Point(route.series, time_ns, fields))
     batch.routes.append(route)
     batch.messages.append(message)

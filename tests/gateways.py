@@ -25,7 +25,7 @@ from tests.brokers import Mosquitto
 
 DEADLINE_S = 20.0
 COUNTY, SITE = "tw-tpe", "street"
-EPOCH = 1_795_000_000_777
+EPOCH = 1_750_000_000_777
 
 
 async def until(condition: Callable[[], object]) -> None:

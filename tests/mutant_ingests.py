@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -70,7 +71,10 @@ class PlainIngest:
         for refusal in pack.refusals:
             if not refusal.metric:
                 refused[refusal.requirement].append(refusal.seq)
-        stored = [sample.seq for sample in pack.samples]
+        latest_ms = 1000 * (time.time() + 86_400)
+        stored = [sample.seq for sample in pack.samples if sample.time_ms <= latest_ms]
+        if ahead := [sample.seq for sample in pack.samples if sample.time_ms > latest_ms]:
+            refused["EX-R-023"] += ahead
         self.stored.update((topic.device, epoch, seq) for seq in stored)
         return self.of_samples(topic.device, epoch, stored, refused)
 

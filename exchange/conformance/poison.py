@@ -15,6 +15,7 @@ from exchange.conformance.cases import STORED, Case, Key, Played, Record, packed
 
 OVER_A_PACK_BYTES = 257 * 1024
 LARGEST_BYTES = 1_900_000  # with its topic and header below the 2 MiB that an ingest must take
+DAY_S = 86_400
 _GOOD: Record = {"n": "temperature", "u": "Cel", "v": 21.5}
 
 METRICS: dict[str, tuple[list[Record], str]] = {
@@ -69,6 +70,19 @@ def backwards(device: Played, seqs: count[int]) -> Case:
         topic=device.topic(),
         payload=packed(records),
         keys={device.key(seq): becomes for seq, becomes in wanted.items()},
+        proves=("EX-D-026",),
+    )
+
+
+def ahead(device: Played, seqs: count[int]) -> Case:
+    """Return a pack of two samples of which the later one is of the day after tomorrow."""
+    now, later = next(seqs), next(seqs)
+    future = [record | {"t": record["t"] + 2 * DAY_S} for record in device.sample(later)]
+    return Case(
+        what="a sample of the day after tomorrow",
+        topic=device.topic(),
+        payload=packed([device.head(), *device.sample(now), *future]),
+        keys={device.key(now): STORED, device.key(later): "EX-R-023"},
         proves=("EX-D-026",),
     )
 

@@ -79,6 +79,7 @@ class Traffic:
         yield self.beside.case("a second gateway", islice(seqs, 4), "EX-D-022")
         yield from poison.metrics(air, seqs)
         yield poison.backwards(air, seqs)
+        yield poison.ahead(air, seqs)
         yield self._result(air, "done")
         yield self._result(self.beside, "rejected")
 

@@ -105,8 +105,8 @@ counties = {counties}
 GATEWAYS = ("gw-key", "gw-word")
 DEVICES = {"gw-key": ("air", "aq-1"), "gw-word": ("parking", "bay-1")}
 SAMPLES = 12
-EPOCH = 1_795_000_000_777
-FORGED = 1_795_000_000_666
+EPOCH = 1_750_000_000_777
+FORGED = 1_750_000_000_666
 """The epoch of everything that is forged."""
 SEED = 22
 DEADLINE_S = 30.0

@@ -46,7 +46,12 @@ def readings(to: Topic, *seqs: int, epoch: int = EPOCH) -> mqtt5.PublishPacket:
 
 
 def intake(max_points: int = 100, receive_maximum: int = 1000) -> Intake:
-    return Intake(["tw-tpe"], max_points=max_points, receive_maximum=receive_maximum)
+    return Intake(
+        ["tw-tpe"],
+        max_points=max_points,
+        receive_maximum=receive_maximum,
+        time_s=lambda: EPOCH / 1000 + 3600,
+    )
 
 
 def test_a_sample_becomes_a_point_with_its_row_key() -> None:
@@ -64,6 +69,32 @@ def test_quality_is_a_field_when_something_is_wrong() -> None:
     sample = Sample(EPOCH, EPOCH, 0, {"pm2_5": 1.0}, "uncertain:warmup")
     taking.take([message(topic(), encode_pack(topic(), [sample]))], 1)
     assert taking.batches[0].points[0].fields["quality"] == "uncertain:warmup"
+
+
+def test_what_is_more_than_a_day_ahead_is_refused_and_the_rest_of_its_pack_stored() -> None:
+    taking = intake()
+    day_s = (
+        86_400  # a sample a second, so that seq is the seconds since EPOCH; now is an hour later
+    )
+    taking.take([readings(topic(), 0, day_s + 3590, day_s + 3602, 10 * day_s)], 1)
+    [batch] = taking.batches
+    assert [point.fields["seq"] for point in batch.points] == [0, day_s + 3590]
+    found = [(one.requirement, one.epoch, one.seq) for one in batch.refused]
+    assert found == [("EX-R-023", EPOCH, day_s + 3602), ("EX-R-023", EPOCH, 10 * day_s)]
+    assert taking.counts.refused_samples == 2
+    assert taking.counts.points == 2
+
+
+def test_a_result_that_is_more_than_a_day_ahead_is_refused() -> None:
+    taking = intake()
+    to = str(topic(domain="streetlight", device="lamp-1")).replace("/readings", "/results")
+    for day in ("2026-11-19", "2099-01-01"):
+        uuid = "0b6c5d7e-3c53-4b61-9d0f-6f0f6a8f3f10"
+        body = {"v": 1, "id": uuid, "status": "done", "at": f"{day}T00:00:00.000Z"}
+        taking.take([message(to, json.dumps(body).encode())], 1)
+    [batch] = taking.batches
+    assert len(batch.points) == 1
+    assert [one.requirement for one in batch.refused] == ["EX-C-003"]
 
 
 def test_a_full_batch_is_followed_by_another() -> None:

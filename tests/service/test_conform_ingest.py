@@ -175,8 +175,8 @@ AIR = Played(
     gateway="gw-1",
     domain="air",
     device="aq-1",
-    epoch=1_795_000_000_777,
-    begun_s=1_795_000_000,
+    epoch=1_750_000_000_777,
+    begun_s=1_750_000_000,
 )
 
 

@@ -25,7 +25,7 @@ from tests.brokers import Mosquitto
 from tests.gateways import COUNTY, DEADLINE_S, EPOCH, SITE, Gateway, Ingest, sample, until
 from tests.influx import Influx
 
-RECORD_0 = {"bn": "tw-tpe:aq-1:", "bt": 1_795_000_100, "bver": 26, "n": "epoch", "v": EPOCH}
+RECORD_0 = {"bn": "tw-tpe:aq-1:", "bt": 1_750_000_100, "bver": 26, "n": "epoch", "v": EPOCH}
 
 
 def pack(*records: dict[str, object]) -> bytes:
