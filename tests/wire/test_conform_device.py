@@ -11,6 +11,7 @@ import pytest
 
 from exchange.conformance.judgement import Report
 from exchange.errors import UplinkLost
+from tests.agents import until
 from tests.brokers import Mosquitto
 from tests.kits import broken, judge_application, judge_device, shown
 from tests.mutants import COUNTY, Mutant, Publisher, commands, device_mutants, running
@@ -18,7 +19,7 @@ from tests.mutants import COUNTY, Mutant, Publisher, commands, device_mutants, r
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as one:
+    with Mosquitto(tmp_path, ["log_type error", "log_type subscribe"]) as one:
         yield one
 
 
@@ -36,8 +37,12 @@ async def test_a_plain_script_is_green(broker: Mosquitto) -> None:
 
 async def test_every_mutant_of_a_device_is_found(broker: Mosquitto) -> None:
     async def judged(number: int, mutant: Mutant) -> Report:
-        with running(mutant.publisher, f"mutant-{number}", broker.port):
-            return await judge_device(broker, f"mutant-{number}")
+        name = f"mutant-{number}"
+        judging = asyncio.create_task(judge_device(broker, name))
+        # a sin that is done once is not done before the kit listens
+        await until(lambda: f"/{name}/" in broker.log)
+        with running(mutant.publisher, name, broker.port):
+            return await judging
 
     mutants = device_mutants()
     reports = await asyncio.gather(*(judged(*one) for one in enumerate(mutants)))
