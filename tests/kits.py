@@ -18,7 +18,7 @@ from tests.mutants import COUNTY
 SCALE = 0.3  # of the contract's times, for publishers that run them as fast
 SLACK_S = 2.0  # many run at once
 FAST = msgspec.structs.replace(Pace().faster(SCALE), slack_s=SLACK_S)
-DEVICE_S, GATEWAY_S = 7.0, 60.0
+DEVICE_S, GATEWAY_S = 10.0, 60.0
 
 
 def address(broker: Mosquitto) -> Address:

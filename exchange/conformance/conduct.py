@@ -196,7 +196,9 @@ class DeviceConduct:
         """Whether a longer look would show nothing new of a device that goes on like this."""
         if self.interval_s is None or len(self.sent) < ENOUGH_SAMPLES:
             return False
-        return time.monotonic() - self._begun_s > 2 * self.interval_s + self._pace.slack_s
+        if time.monotonic() - self._begun_s <= 2 * self.interval_s + self._pace.slack_s:
+            return False
+        return not self.has_new_gap
 
     @property
     def is_behind(self) -> bool:
@@ -208,8 +210,16 @@ class DeviceConduct:
 
     def missing(self) -> list[tuple[int, int]]:
         """Return the samples that were measured while we watched and did not come, until long enough ago."""
+        return [(epoch, seq) for epoch, seq, is_settled in self._gaps() if is_settled]
+
+    @property
+    def has_new_gap(self) -> bool:
+        """Whether a gap is so new that what fills it may be on its way."""
+        return not all(is_settled for _, _, is_settled in self._gaps())
+
+    def _gaps(self) -> Iterator[tuple[int, int, bool]]:
+        """Yield epoch and seq of what was left out, and whether that is long enough ago."""
         now_s = time.monotonic()
-        gone = []
         for epoch, seqs in self._seqs.items():
             known = sorted({*seqs, *(seq for each, seq in self._refused if each == epoch)})
             starts = [(-1, known[0])] if epoch >= 1000 * self._begun_time_s else []
@@ -221,9 +231,9 @@ class DeviceConduct:
                     before.sample.time_ms < 1000 * self._begun_time_s
                 )
                 is_settled = after is None or now_s - after.at_s > self._pace.slack_s
-                if not is_backlog and is_settled:
-                    gone += [(epoch, seq) for seq in range(last + 1, min(following, last + 1000))]
-        return gone
+                if not is_backlog:
+                    for seq in range(last + 1, min(following, last + 1000)):
+                        yield epoch, seq, is_settled
 
     def conclude(self, retained: Seen | None, quiet: Iterable[tuple[float, float]] = ()) -> None:
         """Judge the whole.

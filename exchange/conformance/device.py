@@ -47,6 +47,7 @@ async def judge(asked: argparse.Namespace, address: Address, *, pace: Pace | Non
         acting = asyncio.create_task(_act(asked, judged, conduct, listener, pace))
         try:
             await until(lambda: _is_enough(conduct, asked.device), asked.seconds)
+            await until(lambda: not _has_new_gap(conduct, asked.device), pace.slack_s + 1)
             await acting
         finally:
             acting.cancel()
@@ -66,6 +67,11 @@ async def look_around(conduct: Conduct, listener: Listener) -> None:
 def _is_enough(conduct: Conduct, device: str) -> bool:
     found = conduct.devices.get(device)
     return found is not None and found.is_seen_enough
+
+
+def _has_new_gap(conduct: Conduct, device: str) -> bool:
+    found = conduct.devices.get(device)
+    return found is not None and found.has_new_gap
 
 
 async def _act(

@@ -306,3 +306,13 @@ def test_the_kit_goes_on_after_every_message_of_the_corpus() -> None:
                 assert case.breaks in found, case
                 judged += 1
     assert judged > 100
+
+
+def test_a_gap_that_is_new_keeps_the_kit_looking(watched: Watched) -> None:
+    for second in range(595, 600):
+        watched.readings(second + 0.1, [second])
+    device = watched.conduct.devices["aq-7"]
+    assert not device.has_new_gap
+    watched.readings(600.0, [602])
+    assert device.has_new_gap
+    assert not device.is_seen_enough
