@@ -123,11 +123,11 @@ async def conform(report: Path, role: str, broker: Mosquitto, *words: str) -> Ru
     )
     out, _ = await process.communicate()
     assert process.returncode is not None
-    return Run(process.returncode, out.decode(), _read(report))
+    return Run(process.returncode, out.decode(), _read(report, out.decode()))
 
 
-def _read(report: Path) -> Any:
-    assert report.exists()
+def _read(report: Path, said: str) -> Any:
+    assert report.exists(), said
     return json.loads(report.read_bytes())
 
 
