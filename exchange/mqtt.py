@@ -307,6 +307,7 @@ class Client:
             on_ready=self._ready,
             on_messages=self._deliver,
         )
+        established = False
         try:
             async with asyncio.timeout(settings.connect_timeout_s) as self._handshake:
                 await asyncio.get_running_loop().create_connection(
@@ -315,6 +316,7 @@ class Client:
                     settings.port,
                     ssl=self._tls() if self._tls else None,
                 )
+                established = True
                 await connection.ready
             self._handshake = None
             if not self._stopping.is_set():
@@ -333,7 +335,10 @@ class Client:
             raise UplinkLost(f"{where}: {error}") from error
         finally:
             self._connection = self._handshake = None
-            await connection.close()
+            if established:
+                await connection.close()
+            else:
+                connection.abandon()
 
     def _lost(self, error: Exception | None) -> None:
         assert error is not None
@@ -548,10 +553,17 @@ class _Connection(asyncio.Protocol):
         if self._deaf:
             self._transport.resume_reading()
 
+    def abandon(self) -> None:
+        """Give up a connection that the loop has closed, or never made."""
+        # uvloop's transport looks open then, and raises when written to.
+        transport, self._transport = self._transport, None
+        self.end(UplinkLost(_CLOSED_BY_US))
+        if transport is not None:
+            transport.abort()
+
     async def close(self) -> None:
-        """Leave nothing open, whatever state the connection is in."""
-        if self._transport is None:
-            return
+        """Leave nothing open, whatever state the established connection is in."""
+        assert self._transport is not None
         self.end(UplinkLost(_CLOSED_BY_US))
         try:
             await asyncio.wait([self._closed], timeout=_CLOSE_DEADLINE_S)

@@ -243,7 +243,9 @@ def parser() -> argparse.ArgumentParser:
         prog="onestreet street",
         description="Every gateway of an office's towns, simulated, until SIGTERM. 模擬各場域的閘道器",
     )
-    parser.add_argument("office", type=Path, nargs="?", default=Path("office"), help="default: %(default)s")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "office", type=Path, nargs="?", default=Path("office"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--lamps", type=_count, default=4, help="a gateway 每閘道路燈數 (default: 4)"
     )
@@ -251,7 +253,12 @@ def parser() -> argparse.ArgumentParser:
         "--bays", type=_count, default=4, help="a gateway 每閘道車位數 (default: 4)"
     )
     parser.add_argument("--air", type=_count, default=1, help="a gateway 空氣盒子 (default: 1)")
-    parser.add_argument("--broker", default="", metavar="NAME", help="its name from here, if another than in the towns' files 由此處連線訊息代理的名稱")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--broker",
+        default="",
+        metavar="NAME",
+        help="its name from here, if another than in the towns' files 由此處連線訊息代理的名稱",
+    )
     return parser
 
 

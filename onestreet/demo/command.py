@@ -30,7 +30,13 @@ def parser() -> argparse.ArgumentParser:
         help="run this long, then drain and audit (default: until Ctrl-C)",
     )
     parser.add_argument("--report", type=Path, help="write the audit to this JSON file")
-    parser.add_argument("--store", default="", metavar="URL", help="influxdb://HOST:PORT/ORG/BUCKET, the token in INFLUX_TOKEN (default: SQLite in the demo's folder)")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="URL",
+        help="influxdb://HOST:PORT/ORG/BUCKET, the token in INFLUX_TOKEN "
+        "(default: SQLite in the demo's folder)",
+    )
     parser.add_argument(
         "--folder", type=Path, help="where everything is kept (default: demo-runs/DATE-TIME)"
     )
@@ -49,7 +55,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--speed", type=_positive, default=60.0, help="town seconds a second (default: 60)"
     )
-    parser.add_argument("--kill", type=_kill, action="append", default=[], metavar="WHO@SECONDS", help="kill -9 agent, ingest or broker (whose memory is wiped) after some seconds; may be repeated")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--kill",
+        type=_kill,
+        action="append",
+        default=[],
+        metavar="WHO@SECONDS",
+        help="kill -9 agent, ingest or broker (whose memory is wiped) after some seconds; "
+        "may be repeated",
+    )
     return parser
 
 

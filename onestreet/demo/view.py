@@ -108,7 +108,7 @@ class Board:
             ("   unreceipted 未回條 ", "dim"), (str(fields.get("unreceipted", "–")), "bold"),
             ("   round trip 往返 ", "dim"), (_number(fields.get("uplink_rtt"), "ms"), "bold"),
             ("   first sample 首筆 ", "dim"), (_number(self.first_s, "s"), "bold"),
-        )  # fmt: skip
+        )  # fmt: skip  # a row of pairs
         return Panel(
             words, title=f"onestreet demo · {GATEWAY} · {self._demo.store_url}", title_align="left"
         )

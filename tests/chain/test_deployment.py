@@ -193,7 +193,7 @@ def test_a_town_runs_is_backed_up_is_lost_and_comes_back(
     gateways = 2
     for domain, each in DOMAINS.items():
         wait_for(
-            lambda domain=domain, each=each: len(read.heard(domain)) == each * gateways,  # type: ignore[misc]
+            lambda domain=domain, each=each: len(read.heard(domain)) == each * gateways,  # type: ignore[misc]  # bound at once
             parts,
             f"not every device of {domain} is in the store: {read.heard(domain)}",
         )

@@ -87,7 +87,7 @@ def test_known_conversions(source: str, target: str, value: float, expected: flo
 @pytest.mark.parametrize(
     ("source", "target"),
     [("Cel", "K"), ("%RH", "/100"), ("%", "/"), ("g", "kg"), ("m", "s"), ("", "m"), ("W", "VA"), ("W", "Wh")],
-)  # fmt: skip
+)  # fmt: skip  # a table
 def test_what_is_no_scale_of_the_same_unit_does_not_convert(source: str, target: str) -> None:
     assert converter(source, target) is None
 

@@ -373,6 +373,18 @@ async def test_twenty_thousand_messages_arrive_once_in_order_in_batches(tmp_path
     assert inbox.reads < count / 10
 
 
+async def test_a_client_stops_at_any_moment_of_connecting(broker: Mosquitto) -> None:
+    # uvloop closes the handle of a cancelled connection under a transport that looks open.
+    for moment in range(40):
+        client = Client(settings_for(broker), [], Inbox())
+        async with running(client):
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            if moment >= 20:
+                await asyncio.sleep((moment - 20) * 50e-6)
+        assert client.last_error is None, f"stopped after {moment} turns of the loop"
+
+
 async def test_wrong_password_is_said_once_and_retried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
