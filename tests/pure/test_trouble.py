@@ -87,7 +87,7 @@ def test_the_log_stays_within_its_bound_and_tells_the_truth_at_last(
         watched.now_s += pause_s
         watched.trouble.report(why) if why else watched.trouble.over()
     assert len(watched.said) <= 2 * (1 + watched.now_s / QUIET_S)
-    watched.now_s += QUIET_S
+    watched.now_s += QUIET_S + 1
     watched.trouble.report("c")
     assert watched.said[-1] == "it fails: c"
     watched.trouble.over()
