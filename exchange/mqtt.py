@@ -278,6 +278,27 @@ class Client:
             # Nothing is left to wait for but closing, which has a deadline of its own.
             await self._stopped.wait()
 
+    async def unsubscribe(self, filters: Sequence[str], deadline_s: float) -> None:
+        """Have the broker forget filters that a kept session may hold; one that it does not know is none.
+
+        Raises: UplinkRefused when the broker says no; UplinkLost when there is no connection, it breaks,
+            or the deadline passes.
+        """
+        connection = self._require()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await connection.unsubscribe(filters)
+        except TimeoutError:
+            raise UplinkLost(f"filters not taken back within {deadline_s} s") from None
+
+    async def end_session(self, deadline_s: float) -> None:
+        """Do as `stop`, and have the broker forget this session and all that waits in it.
+
+        Raises: UplinkLost when there is no connection to say so on.
+        """
+        self._require().last_expiry_s = 0
+        await self.stop(deadline_s)
+
     def _require(self) -> _Connection:
         if self._connection is None:
             raise UplinkLost(f"not connected: {self.last_error or 'not yet'}")
@@ -399,6 +420,8 @@ class _Connection(asyncio.Protocol):
         self._keepalive_s = 0
         self._timer: asyncio.TimerHandle | None = None
         self.in_flight: dict[int, asyncio.Future[None] | None] = {}
+        self._unsubscribing: dict[int, asyncio.Future[None]] = {}
+        self.last_expiry_s: int | None = None  # how long the session outlives us, if not as agreed
         self.session_present = False
         self.error: Exception | None = None
         # The first two also come true by an error; look at `error` then.
@@ -515,6 +538,12 @@ class _Connection(asyncio.Protocol):
         if self._deaf:
             self._pace()
 
+    async def unsubscribe(self, filters: Sequence[str]) -> None:
+        packet_id = self._last_id = self._free_id()
+        answered = self._unsubscribing[packet_id] = self._loop.create_future()
+        self._write(mqtt5.UnsubscribePacket(packet_id, list(filters)).write())
+        await self._listening(answered)
+
     def acknowledge(self, packet_ids: Iterable[int | None]) -> None:
         # A PUBACK that says success is these four bytes: type, length, packet id.
         words = [0x4002_0000 | packet_id for packet_id in packet_ids if packet_id is not None]
@@ -538,6 +567,10 @@ class _Connection(asyncio.Protocol):
             elif not answered.done():
                 answered.set_exception(UplinkLost(str(error)))
         self.in_flight.clear()
+        for answer in self._unsubscribing.values():
+            if not answer.done():
+                answer.set_exception(UplinkLost(str(error)))
+        self._unsubscribing.clear()
         self._wake()
         for future in (self.ready, self.ended):
             if not future.done():
@@ -545,7 +578,10 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         reason = say or mqtt5.DisconnectReasonCode.NORMAL_DISCONNECTION
-        self._write(mqtt5.DisconnectPacket(reason_code=reason).write())
+        goodbye = mqtt5.DisconnectPacket(
+            reason_code=reason, session_expiry_interval=self.last_expiry_s
+        )
+        self._write(goodbye.write())
         # Closing a socket that still receives resets it, and our last PUBACKs are lost with it: so
         # only the sending half closes, and the broker closes the rest.
         if self._transport.can_write_eof():
@@ -582,6 +618,8 @@ class _Connection(asyncio.Protocol):
                 self._on_connack(packet)
             case mqtt5.SubAckPacket() if self._accepted and not self.ready.done():
                 self._on_suback(packet)
+            case mqtt5.UnsubAckPacket() if packet.packet_id in self._unsubscribing:
+                self._on_unsuback(packet)
             case mqtt5.DisconnectPacket():
                 self.end(_as_error("the broker disconnected", packet))
             case _:
@@ -648,6 +686,17 @@ class _Connection(asyncio.Protocol):
             else:
                 answered.set_result(None)
 
+    def _on_unsuback(self, packet: mqtt5.UnsubAckPacket) -> None:
+        answered = self._unsubscribing.pop(packet.packet_id)
+        refused = [code for code in packet.reason_codes if int(code) >= 0x80]
+        if answered.done():
+            return
+        if refused:
+            words = f"filters taken back: the broker said {refused[0].name}"
+            answered.set_exception(UplinkRefused(words, int(refused[0])))
+        else:
+            answered.set_result(None)
+
     def _keep_alive(self) -> None:
         silent_s = 0.0 if self._deaf else self._loop.time() - self._heard_s
         patience_s = 1.5 * self._keepalive_s - silent_s
@@ -684,7 +733,7 @@ class _Connection(asyncio.Protocol):
 
     def _free_id(self) -> int:
         packet_id = self._last_id % 0xFFFF + 1
-        while packet_id in self.in_flight:
+        while packet_id in self.in_flight or packet_id in self._unsubscribing:
             packet_id = packet_id % 0xFFFF + 1
         return packet_id
 
