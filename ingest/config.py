@@ -53,9 +53,12 @@ class BatchLimits(_Table, frozen=True, kw_only=True):
 
 
 class QuarantineFile(_Table, frozen=True, kw_only=True):
-    """Where refused messages are kept."""
+    """Where refused messages are kept, how many and for how long; what is oldest goes first."""
 
     path: Path = Path("quarantine.sqlite")
+    max_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 256
+    """The file and what SQLite writes beside it stay below this."""
+    max_age_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 90.0
 
 
 class WatchSettings(_Table, frozen=True, kw_only=True):
@@ -134,7 +137,7 @@ def store_of(config: Config, file: Path) -> Store:
 
 def _anchored(config: Config, folder: Path) -> Config:
     """Return the configuration with every path absolute, seen from its file's folder."""
-    broker, store = config.broker, config.store
+    broker, store, quarantine = config.broker, config.store, config.quarantine
     if broker.password_file is not None:
         broker = msgspec.structs.replace(broker, password_file=folder / broker.password_file)
     if broker.tls is not None:
@@ -148,5 +151,5 @@ def _anchored(config: Config, folder: Path) -> Config:
         store=store,
         store_token_file=None if token is None else folder / token,
         store_ca_file=None if ca is None else folder / ca,
-        quarantine=QuarantineFile(path=folder / config.quarantine.path),
+        quarantine=msgspec.structs.replace(quarantine, path=folder / quarantine.path),
     )
