@@ -9,6 +9,8 @@ is_missing() {
     case $1 in
         python3-venv) ! python3 -c 'import ensurepip, venv' 2>/dev/null ;;
         mosquitto-clients) ! command -v mosquitto_pub >/dev/null ;;
+        maven) ! command -v mvn >/dev/null ;;
+        default-jdk-headless) ! command -v javac >/dev/null ;;
         libc6-dev) ! [ -e /usr/include/stdlib.h ] ;;
         *) ! command -v "$1" >/dev/null ;;
     esac

@@ -1,26 +1,30 @@
-"""A real Mosquitto for a test: own process, free ports, killed and brought back at will."""
+"""Real brokers for a test: own process, free ports, killed and brought back at will."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from tests.ports import free_port, is_open
 
-_START_DEADLINE_S = 10.0
-_STOP_DEADLINE_S = 5.0
+_START_DEADLINE_S = 30.0
+_STOP_DEADLINE_S = 10.0
 _PORT_ATTEMPTS = 5
 
 
-class MosquittoProcess:
-    """Mosquitto on a configuration that is there, running between `start` and `stop` or inside `with`."""
+class BrokerProcess:
+    """A broker on a configuration that is there, running between `start` and `stop` or inside `with`."""
 
-    def __init__(self, config: Path, log: Path, ports: Iterable[int]) -> None:
-        self._config, self._log = config, log
+    def __init__(
+        self, command: Sequence[str], *, folder: Path, log: Path, ports: Iterable[int]
+    ) -> None:
+        """`folder` is where it runs; it is up when it accepts on all `ports`."""
+        self._command, self._folder, self._log = command, folder, log
         self._ports = list(ports)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -46,12 +50,7 @@ class MosquittoProcess:
         """Return when it accepts connections on every port."""
         assert self._process is None, "already running"
         with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                ["mosquitto", "-c", self._config.name],
-                cwd=self._config.parent,
-                stdout=log,
-                stderr=log,
-            )
+            process = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log)
         self._process = process
         deadline_s = time.monotonic() + _START_DEADLINE_S
         for port in self._ports:
@@ -62,9 +61,9 @@ class MosquittoProcess:
                     if time.monotonic() < deadline_s:
                         continue
                     self.kill()
-                    raise RuntimeError(f"mosquitto does not accept:\n{self.log}") from None
+                    raise RuntimeError(f"the broker does not accept:\n{self.log}") from None
                 self._process = None
-                raise RuntimeError(f"mosquitto ended with {code}:\n{self.log}")
+                raise RuntimeError(f"the broker ended with {code}:\n{self.log}")
 
     def stop(self) -> None:
         """End it in an orderly way: persistence is written."""
@@ -83,8 +82,51 @@ class MosquittoProcess:
             self._process = None
 
 
-class Mosquitto(MosquittoProcess):
-    """One broker at 127.0.0.1:`port`; a later start keeps the port.
+class Broker(BrokerProcess, ABC):
+    """One broker at 127.0.0.1:`port`; a later start keeps the port."""
+
+    def __init__(self, command: Sequence[str], *, folder: Path) -> None:
+        """`folder` is its own, and need not be there."""
+        super().__init__(command, folder=folder, log=folder / "log", ports=())
+        self.host = "127.0.0.1"
+        self.port = 0
+
+    def start(self) -> None:
+        """Return when it accepts connections."""
+        self._folder.mkdir(exist_ok=True)
+        if self.port:
+            self._start_on(self.port)
+            return
+        for _ in range(_PORT_ATTEMPTS):
+            try:
+                self._start_on(free_port())
+            except RuntimeError:
+                if "already in use" not in self.log:
+                    raise
+            else:
+                return
+        raise RuntimeError(f"no free port in {_PORT_ATTEMPTS} attempts")
+
+    def _start_on(self, port: int) -> None:
+        self.port, self._ports = port, [port]
+        self._configure()
+        super().start()
+
+    @abstractmethod
+    def _configure(self) -> None:
+        """Write its configuration, for `port`."""
+
+
+class MosquittoProcess(BrokerProcess):
+    """Mosquitto on a configuration that is there."""
+
+    def __init__(self, config: Path, log: Path, ports: Iterable[int]) -> None:
+        command = ["mosquitto", "-c", config.name]
+        super().__init__(command, folder=config.parent, log=log, ports=ports)
+
+
+class Mosquitto(Broker):
+    """One Mosquitto at 127.0.0.1:`port`.
 
     Shape: `lines` are further lines of mosquitto.conf; one that sets what a default sets replaces
         it. `accounts` maps user names to passwords, none means that anybody may connect; `acl` is
@@ -100,42 +142,18 @@ class Mosquitto(MosquittoProcess):
         acl: str = "",
         persistent: bool = False,
     ) -> None:
-        self._folder = folder / "mosquitto"
-        super().__init__(self._folder / "mosquitto.conf", self._folder / "log", ())
-        self.host = "127.0.0.1"
-        self.port = 0
+        super().__init__(["mosquitto", "-c", "mosquitto.conf"], folder=folder / "mosquitto")
         self._lines = list(lines)
         self._accounts = accounts
         self._acl = acl
         self._persistent = persistent
-
-    def start(self) -> None:
-        """Return when it accepts connections."""
-        self._folder.mkdir(exist_ok=True)
-        if self.port:
-            self._start_on(self.port)
-            return
-        for _ in range(_PORT_ATTEMPTS):
-            try:
-                self._start_on(free_port())
-            except RuntimeError:
-                if "Address already in use" not in self.log:
-                    raise
-            else:
-                return
-        raise RuntimeError(f"no free port in {_PORT_ATTEMPTS} attempts")
-
-    def _start_on(self, port: int) -> None:
-        self.port, self._ports = port, [port]
-        self._config.write_text(self._text())
-        super().start()
 
     def wipe(self) -> None:
         """Forget every session and message; only while it does not run."""
         assert self._process is None, "still running"
         (self._folder / "mosquitto.db").unlink(missing_ok=True)
 
-    def _text(self) -> str:
+    def _configure(self) -> None:
         defaults = [
             f"listener {self.port} {self.host}",
             f"allow_anonymous {'true' if self._accounts is None else 'false'}",
@@ -156,4 +174,4 @@ class Mosquitto(MosquittoProcess):
             defaults.append(f"acl_file {self._folder / 'acl'}")
         replaced = {line.split()[0] for line in self._lines if line.strip()}
         kept = [line for line in defaults if line.split()[0] not in replaced]
-        return "\n".join([*kept, *self._lines, ""])
+        (self._folder / "mosquitto.conf").write_text("\n".join([*kept, *self._lines, ""]))

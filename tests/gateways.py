@@ -21,7 +21,7 @@ from ingest.config import load_config
 from ingest.service import Service, serve
 from ingest.stores import Point, Store, open_store
 from ingest.watch import Watch
-from tests.brokers import Mosquitto
+from tests.brokers import Broker
 
 DEADLINE_S = 20.0
 COUNTY, SITE = "tw-tpe", "street"
@@ -49,7 +49,7 @@ def sample(seq: int, *, epoch: int = EPOCH, quality: str = "", **metrics: Value)
 class Gateway:
     """A gateway with its own connection: what it got is kept as plain JSON, not in our types."""
 
-    def __init__(self, broker: Mosquitto, name: str, *, will: Will | None = None) -> None:
+    def __init__(self, broker: Broker, name: str, *, will: Will | None = None) -> None:
         self.name = name
         self.receipts: list[Any] = []
         self.on_receipt: Callable[[Any], None] = lambda _receipt: None
@@ -147,7 +147,7 @@ class Ingest:
     """Ingest as its configuration file makes it, in this process or in one of its own."""
 
     def __init__(
-        self, folder: Path, broker: Mosquitto, *, store: str = "", top: str = "", account: str = ""
+        self, folder: Path, broker: Broker, *, store: str = "", top: str = "", account: str = ""
     ) -> None:
         """`top` and `account` are further lines of the file and of its table [broker]."""
         self.rows_file = folder / "rows.sqlite"
