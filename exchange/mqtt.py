@@ -100,8 +100,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct):
-    """What became of messages that nobody awaits (`publish_soon`), over all connections."""
+    """Connections, and what became of messages that nobody awaits (`publish_soon`), over all of them."""
 
+    connects: int = 0
+    connections_lost: int = 0
     refused: int = 0
     lost: int = 0
 
@@ -148,6 +150,7 @@ class Client:
         self._on_disconnect = on_disconnect
         self._tls = tls
         self._connection: _Connection | None = None
+        self._held = False
         self._handshake: asyncio.Timeout | None = None
         self._running = False
         self._up = asyncio.Event()
@@ -265,6 +268,12 @@ class Client:
         if self._connection is not None and generation == self.generation:
             self._connection.acknowledge(packet_ids)
 
+    def hold(self, held: bool) -> None:
+        """Read nothing more, on this connection and the next, or go on: for a receiver that is full."""
+        self._held = held
+        if self._connection is not None:
+            self._connection.hold(held)
+
     async def stop(self, deadline_s: float) -> None:
         """Let the broker answer what is in flight, say DISCONNECT, close, and end `run`."""
         self._stopping.set()
@@ -364,6 +373,7 @@ class Client:
     def _lost(self, error: Exception | None) -> None:
         assert error is not None
         was_connected, self._connection = self._connection is not None, None
+        self.counts.connections_lost += was_connected
         if isinstance(error, UplinkError):
             self._report(error)
             if was_connected and self._on_disconnect is not None:
@@ -372,6 +382,8 @@ class Client:
 
     def _ready(self, connection: _Connection) -> None:
         self._connection = connection
+        self.counts.connects += 1
+        connection.hold(self._held)
         self._greeting = self._next_greeting
         self.last_error = None
         log.info("connected to %s:%d", self.settings.host, self.settings.port)
@@ -416,6 +428,7 @@ class _Connection(asyncio.Protocol):
         self._heard_s = self._loop.time()
         self._in_hand = 0  # QoS 1 messages delivered and not acknowledged
         self._awaited = 0  # callers who wait for the broker to say something
+        self._held = False  # the receiver has no room
         self._deaf = False  # reading is paused
         self._keepalive_s = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -551,6 +564,10 @@ class _Connection(asyncio.Protocol):
             self._write(struct.pack(f">{len(words)}L", *words))
             self._in_hand -= len(words)
             self._pace()
+
+    def hold(self, held: bool) -> None:
+        self._held = held
+        self._pace()
 
     def end(self, error: Exception, *, say: mqtt5.DisconnectReasonCode | None = None) -> None:
         """End for good; `say` tells the broker why, otherwise it is a plain goodbye."""
@@ -711,11 +728,8 @@ class _Connection(asyncio.Protocol):
     def _pace(self) -> None:
         # Mosquitto 2.0 sends a backlog beyond the receive maximum, so the socket has to wait: but not
         # while somebody waits for an answer that may be behind it, or our filters are not granted.
-        deaf = (
-            self._in_hand > self._settings.receive_maximum
-            and not self._awaited
-            and self.ready.done()
-        )
+        full = self._held or self._in_hand > self._settings.receive_maximum
+        deaf = full and not self._awaited and self.ready.done()
         if deaf != self._deaf and self.error is None:
             assert self._transport is not None
             self._deaf = deaf

@@ -19,18 +19,24 @@ from ingest.stores import FieldValue, Point, Series
 
 # An entry is at most about 100 bytes, so a receipt stays below 100 KB, which any client can take.
 RECEIPT_ENTRIES = 1000
+POINT_BYTES = 600
+"""About what a point of a handful of metrics takes, with its dict and numbers."""
 
 T = TypeVar("T")
 
 
 class Route:
-    """What a topic means, worked out once. Two are the same only when they are one object."""
+    """What a topic means, worked out once. Two are the same only when they are one object.
 
-    __slots__ = ("is_readings", "receipts", "rows", "series", "topic")
+    Shape: `credit_ns` and `newest_ns` are the device's rate budget: see `ingest.intake`.
+    """
+
+    __slots__ = ("credit_ns", "is_readings", "newest_ns", "receipts", "rows", "series", "topic")
 
     def __init__(self, topic: Topic, series: Series) -> None:
         self.topic = topic
         self.series = series
+        self.credit_ns = self.newest_ns = 0
         self.receipts = topic.receipts
         self.is_readings = topic.channel == "readings"
         self.rows = PackReader(topic).rows
@@ -40,10 +46,21 @@ class Batch:
     """Points in the order of their arrival, and what was refused beside them.
 
     Shape: `routes` and `messages` are in step with `points`; `packet_ids` are of the connection
-        `generation`.
+        `generation`. `payload_bytes` is what its messages weigh,
+        `settled` that its receipts are out.
     """
 
-    __slots__ = ("begun_s", "generation", "messages", "packet_ids", "points", "refused", "routes")
+    __slots__ = (
+        "begun_s",
+        "generation",
+        "messages",
+        "packet_ids",
+        "payload_bytes",
+        "points",
+        "refused",
+        "routes",
+        "settled",
+    )
 
     def __init__(self, generation: int, begun_s: float) -> None:
         self.generation = generation
@@ -53,6 +70,13 @@ class Batch:
         self.messages: list[Message] = []
         self.refused: list[Refused] = []
         self.packet_ids: list[int | None] = []
+        self.payload_bytes = 0
+        self.settled = False
+
+    @property
+    def held_bytes(self) -> int:
+        """About how much memory it takes."""
+        return self.payload_bytes + POINT_BYTES * len(self.points)
 
     def receipts(self, rejected: Collection[int] = ()) -> Iterator[tuple[str, bytes]]:
         """Yield (topic, payload) of the receipts; `rejected` points, by their place, have none."""

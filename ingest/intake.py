@@ -19,6 +19,7 @@ from exchange.mqtt import Message
 from exchange.readings import Refusal, Row
 from exchange.topics import PREFIX, parse_topic
 from ingest.batch import Batch, Route
+from ingest.hand import Hand
 from ingest.quarantine import Evidence, Refused, evidence
 from ingest.stores import FieldValue, Point, Series
 
@@ -27,27 +28,37 @@ log = logging.getLogger(__name__)
 MAX_ROUTES = 200_000
 MAX_REFUSED_METRICS = 100
 """Named one by one, per payload; the quarantine keeps the payload, so the others can be seen there."""
-AHEAD_S = 86_400
+MINUTE_NS = 60_000_000_000
+AHEAD_NS = 86_400_000_000_000
 """How far ahead of our clock a time may be: a store opens files for each week or year that a row is in."""
 _AHEAD = "its time is more than a day ahead of the clock of ingest"
+_OVER = "more samples than the rate budget of a device allows in a minute of its own time"
+_UNREAD = "it was in hand at two crashes of ingest, and was not read again"
 _encode = msgspec.json.Encoder().encode
 
 
 class Counts(msgspec.Struct):
-    """What came in."""
+    """What came in. `refused` is by kind (sample, metric or payload) and requirement."""
 
     messages: int = 0
     points: int = 0
+    late: int = 0
     unreadable: int = 0
     refused_samples: int = 0
     refused_metrics: int = 0
+    over_budget: int = 0
+    discarded: int = 0
+    misjudged: int = 0
+    refused: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
 
 
 class Intake:
     """What has arrived and is not yet being written: batches of about `max_points`, oldest first.
 
     Shape: at most `receive_maximum` messages of a connection are in hand, because the broker sends
-        no more before they are acknowledged.
+        no more before they are acknowledged. `budget_per_min` is how many samples a minute of its
+        own time a device may take, 0 for any number; `late_s` how old one is at arrival to count as
+        late. With a `hand` messages that were in hand at a crash are noted while they are read.
     """
 
     def __init__(
@@ -56,6 +67,9 @@ class Intake:
         *,
         max_points: int,
         receive_maximum: int,
+        budget_per_min: int = 0,
+        late_s: float = 3600.0,
+        hand: Hand | None = None,
         clock_s: Callable[[], float] = time.monotonic,
         time_s: Callable[[], float] = time.time,
     ) -> None:
@@ -64,10 +78,14 @@ class Intake:
         self.batches: deque[Batch] = deque()
         self._max_points = max_points
         self._receive_maximum = receive_maximum
+        self._cost_ns = MINUTE_NS // budget_per_min if budget_per_min else 0
+        self._late_s = late_s
+        self._hand = hand
         self._clock_s = clock_s
         self._time_s = time_s
         self._generation = 0
         self._routes: dict[str, Route] = {}
+        self._mistakes: set[str] = set()
 
     @property
     def full(self) -> bool:
@@ -85,25 +103,51 @@ class Intake:
         """Judge messages and put them into batches."""
         if generation != self._generation:
             self._reconnected(generation)
+        if self._hand is not None and any(message.duplicate for message in messages):
+            messages = self._take_with_care(messages, self._hand)
+        self._take(messages)
+
+    def _take_with_care(self, messages: Sequence[Message], hand: Hand) -> list[Message]:
+        """Read those that come again one at a time, each in the hand; return the others."""
+        for message in messages:
+            if message.duplicate:
+                if hand.takes(message):
+                    self._take([message])
+                    hand.release()
+                else:
+                    self._refuse_unread(message)
+        return [message for message in messages if not message.duplicate]
+
+    def _take(self, messages: Sequence[Message]) -> None:
         batch = self._open_batch()
-        max_points, routes = self._max_points, self._routes
-        points = 0
-        latest_ns = int((self._time_s() + AHEAD_S) * 1e9)
+        max_points, routes, cost_ns = self._max_points, self._routes, self._cost_ns
+        points = late = payload_bytes = 0
+        now_ns = int(self._time_s() * 1e9)
+        latest_ns, late_ns = now_ns + AHEAD_NS, now_ns - int(self._late_s * 1e9)
         for message in messages:
             if len(batch.packet_ids) >= max_points or len(batch.points) >= max_points:
+                batch.payload_bytes += payload_bytes
+                payload_bytes = 0
                 batch = self._open_batch()
             batch.packet_ids.append(message.packet_id)
-            topic = message.topic
+            topic, payload = message.topic, message.payload
+            payload_bytes += len(payload)
             try:
                 route = routes.get(topic) or self._route(topic)
                 if not route.is_readings:
                     _take_result(batch, route, message, latest_ns)
+                    points += 1
                     continue
-                rows, refusals = route.rows(message.payload)
+                rows, refusals = route.rows(payload)
                 if rows and rows[-1].time_ns > latest_ns:  # time rises within a pack
-                    rows, refusals = _without_future(rows, refusals, latest_ns)
+                    ahead = [row for row in rows if row.time_ns > latest_ns]
+                    rows, refusals = _without(rows, refusals, ahead, "EX-R-023", _AHEAD)
+                if cost_ns and rows and (over := _over_budget(route, rows, cost_ns)):
+                    self.counts.over_budget += len(over)
+                    rows, refusals = _without(rows, refusals, over, "EX-R-027", _OVER)
                 points += len(rows)
                 for row in rows:
+                    late += row.time_ns < late_ns
                     batch.points.append(Point(route.series, row.time_ns, row.fields))
                     batch.routes.append(route)
                     batch.messages.append(message)
@@ -111,12 +155,13 @@ class Intake:
                     self._refuse_parts(batch, route, message, refusals)
             except ContractError as error:
                 self._refuse(batch, message, error.requirement, str(error))
-            except Exception as error:
-                # One message must not end the intake of a town, whatever our own mistake is.
-                log.exception("a message could not be judged", extra={"topic": topic})
+            except Exception as error:  # noqa: BLE001 - one message must not end the intake of a town, whatever our mistake
+                self._say_mistake(error, topic)
                 self._refuse(batch, message, "EX-R-001", f"{type(error).__name__}: {error}")
+        batch.payload_bytes += payload_bytes
         self.counts.messages += len(messages)
         self.counts.points += points
+        self.counts.late += late
 
     def _refuse_parts(
         self, batch: Batch, route: Route, message: Message, refusals: Sequence[Refusal]
@@ -131,6 +176,9 @@ class Intake:
         metrics = [refusal for refusal in refusals if refusal.metric]
         self.counts.refused_samples += len(samples)
         self.counts.refused_metrics += len(metrics)
+        for refusal in refusals:
+            kind = "metric" if refusal.metric else "sample"
+            self._count(kind, refusal.requirement, refusal.detail, message.topic)
         if len(metrics) > MAX_REFUSED_METRICS:
             first = metrics[MAX_REFUSED_METRICS]
             words = f"and {len(metrics) - MAX_REFUSED_METRICS} more metrics: {first.detail}"
@@ -153,10 +201,35 @@ class Intake:
 
     def _refuse(self, batch: Batch, message: Message, requirement: str, detail: str) -> None:
         self.counts.unreadable += 1
-        if self.counts.unreadable == 1:
-            log.warning("refused: %s", detail, extra={"topic": message.topic})
+        self._count("payload", requirement, detail, message.topic)
         receipts = _receipts_of(message.topic)
         batch.refused.append(Refused(_evidence(message), requirement, detail, receipts))
+
+    def _refuse_unread(self, message: Message) -> None:
+        batch = self._open_batch()
+        batch.packet_ids.append(message.packet_id)
+        batch.payload_bytes += len(message.payload)
+        self.counts.messages += 1
+        self._refuse(batch, message, "EX-R-001", _UNREAD)
+
+    def _count(self, kind: str, requirement: str, detail: str, topic: str) -> None:
+        """Count a refusal, and say the first of each kind: the quarantine holds the others."""
+        counts, key = self.counts.refused, (kind, requirement)
+        if key not in counts:
+            log.warning(
+                "the first %s refused by %s",
+                kind,
+                requirement,
+                extra={"topic": topic[:200], "why": detail[:200]},
+            )
+        counts[key] = counts.get(key, 0) + 1
+
+    def _say_mistake(self, error: Exception, topic: str) -> None:
+        self.counts.misjudged += 1
+        name = type(error).__name__
+        if name not in self._mistakes:
+            self._mistakes.add(name)
+            log.error("a message could not be judged", extra={"topic": topic[:200]}, exc_info=error)
 
     def _route(self, text: str) -> Route:
         topic = parse_topic(text)
@@ -190,19 +263,55 @@ class Intake:
         """
         self._generation = generation
         if sum(len(batch.packet_ids) for batch in self.batches) >= self._receive_maximum:
+            self.counts.discarded += sum(len(batch.points) for batch in self.batches)
             self.batches.clear()
 
 
-def _without_future(
-    rows: Sequence[Row], refusals: Sequence[Refusal], latest_ns: int
+def _without(
+    rows: Sequence[Row],
+    refusals: Sequence[Refusal],
+    refused: Sequence[Row],
+    requirement: str,
+    why: str,
 ) -> tuple[list[Row], list[Refusal]]:
-    """Return the rows that are not ahead of our clock, and the others among the refusals."""
-    ahead = [
-        Refusal("EX-R-023", _AHEAD, int(row.fields["epoch"]), int(row.fields["seq"]))
-        for row in rows
-        if row.time_ns > latest_ns
+    """Return the rows but for some, and these among the refusals."""
+    times = {row.time_ns for row in refused}
+    more = [
+        Refusal(requirement, why, int(row.fields["epoch"]), int(row.fields["seq"]))
+        for row in refused
     ]
-    return [row for row in rows if row.time_ns <= latest_ns], [*refusals, *ahead]
+    return [row for row in rows if row.time_ns not in times], [*refusals, *more]
+
+
+def _over_budget(route: Route, rows: Sequence[Row], cost_ns: int) -> list[Row]:
+    """Return the rows that exceed the device's budget.
+
+    The budget is spent in the device's own time: a sample costs, and the time since the newest one pays, up to a
+    minute's worth. What is not newer than the newest costs nothing, so that a resend, or a backlog behind live
+    samples, is never refused; a backlog in its order pays for itself.
+    """
+    newest_ns, last_ns = route.newest_ns, rows[-1].time_ns
+    if last_ns <= newest_ns:
+        return []
+    if not newest_ns:
+        newest_ns, route.credit_ns = rows[0].time_ns, MINUTE_NS
+    if rows[0].time_ns >= newest_ns:  # nearly always: all of it is new, and within the budget
+        credit_ns = route.credit_ns + last_ns - newest_ns - cost_ns * len(rows)
+        if credit_ns >= 0:
+            route.newest_ns, route.credit_ns = last_ns, min(credit_ns, MINUTE_NS)
+            return []
+    over: list[Row] = []
+    credit_ns = route.credit_ns
+    for row in rows:
+        if row.time_ns > route.newest_ns:
+            left_ns = min(credit_ns + max(row.time_ns - newest_ns, 0), MINUTE_NS) - cost_ns
+            if left_ns < 0:
+                over.append(row)
+                continue
+            newest_ns = route.newest_ns = row.time_ns
+            credit_ns = left_ns
+    route.credit_ns = credit_ns
+    return over
 
 
 def _take_result(batch: Batch, route: Route, message: Message, latest_ns: int) -> None:

@@ -1,8 +1,9 @@
-"""The writer: a batch into the store, its refusals into the quarantine, then receipts, then PUBACKs.
+"""The writer: batches into the store, their refusals into the quarantine, then receipts, then PUBACKs.
 
-One write is in flight at a time; what arrives meanwhile is the next batch, so batches grow with the
-load by themselves. While the store cannot be used everything waits, and the broker, which sends no
-more than `receive_maximum` messages ahead, waits with us.
+A write begins as soon as none is in flight, so that batches grow with the load by themselves; up to `max_writes` are in
+flight while whole batches wait. Receipts go out when their batch is durable, PUBACKs in the order of arrival, as MQTT
+asks. While the store cannot be used everything waits, and the broker, which sends no more than `receive_maximum`
+messages ahead, waits with us; what is in hand is bounded in bytes too.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 import msgspec
 
 from exchange.errors import UplinkError, UplinkRefused
 from exchange.mqtt import Client, Message
+from exchange.trouble import Trouble
 from ingest.batch import Batch
 from ingest.intake import Intake
 from ingest.quarantine import Quarantine, Refused, evidence
@@ -31,12 +33,13 @@ RECEIPT_DEADLINE_S = 10.0
 
 
 class Counts(msgspec.Struct):
-    """What became of the points."""
+    """What became of the points. `errors` are by `StoreUnavailable.kind`."""
 
     stored: int = 0
     rejected: int = 0
     writes: int = 0
-    store_errors: int = 0
+    retries: int = 0
+    errors: dict[str, int] = msgspec.field(default_factory=dict)
     receipts: int = 0
     receipts_unsent: int = 0
 
@@ -44,7 +47,8 @@ class Counts(msgspec.Struct):
 class Writer:
     """Takes what the intake holds, oldest first, until it is stopped.
 
-    Shape: `on_ready(ready, why)` comes when the store fails and when it is back.
+    Shape: `on_ready(ready, why)` comes when the store fails and when it is back; `on_write(seconds,
+        points)` after each write that the store took.
     """
 
     def __init__(
@@ -55,23 +59,53 @@ class Writer:
         *,
         max_points: int,
         max_age_s: float = 0.0,
+        max_writes: int = 2,
+        max_held_bytes: int = 256 * 2**20,
         on_ready: Callable[[bool, str], None] = lambda _ready, _why: None,
+        on_write: Callable[[float, Sequence[Point]], None] = lambda _seconds, _points: None,
     ) -> None:
         self.counts = Counts()
-        self.ready = True
-        self._why = ""
         self._intake = intake
         self._store = store
         self._quarantine = quarantine
         self._max_points = max_points
         self._max_age_s = max_age_s
+        self._max_writes = max_writes
+        self._max_held_bytes = max_held_bytes
         self._on_ready = on_ready
+        self._on_write = on_write
         self._client: Client | None = None
-        self._arrived = asyncio.Event()
-        self._full = asyncio.Event()
+        self._settling: deque[Batch] = deque()  # in the order of their arrival
+        self._waiting: dict[int, str] = {}  # batches that the store does not take, and why
+        self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._store_trouble = Trouble(
+            log, "the store takes nothing, everything waits", "the store takes points again"
+        )
+        self._receipt_trouble = Trouble(log, "receipts cannot be sent", "receipts are sent again")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the store takes what it is given."""
+        return not self._waiting
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that are being settled."""
+        return len(self._settling)
+
+    @property
+    def in_hand_messages(self) -> int:
+        """Messages that have arrived and are not settled."""
+        return sum(len(batch.packet_ids) for batch in self._in_hand())
+
+    @property
+    def in_hand_bytes(self) -> int:
+        """About how much memory they take."""
+        return sum(batch.held_bytes for batch in self._in_hand())
 
     def attach(self, client: Client) -> None:
         """Receipts and PUBACKs go out through this client."""
@@ -83,35 +117,39 @@ class Writer:
             return
         self._intake.take(messages, generation)
         self._idle.clear()
-        self._arrived.set()
-        if self._intake.full:
-            self._full.set()
+        self._changed.set()
+        self._hold()
 
     async def run(self) -> None:
         """Write for ever."""
         batches = self._intake.batches
-        while True:
-            await self._arrived.wait()
-            await self._grow(batches[0])
-            await self._settle(batches.popleft())
-            if not (self._intake.full or self._stopping):
-                self._full.clear()
-            if not batches:
-                self._arrived.clear()
-                self._idle.set()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                while batches and self._may_begin():
+                    batch = batches.popleft()
+                    self._settling.append(batch)
+                    tasks.create_task(self._settle(batch), name="batch")
 
-    async def _grow(self, batch: Batch) -> None:
-        """Give the only batch its time to become larger."""
-        if self._max_age_s and not self._full.is_set():
-            rest_s = batch.begun_s + self._max_age_s - time.monotonic()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, rest_s)):
-                    await self._full.wait()
+    def _may_begin(self) -> bool:
+        """Whether the oldest batch is to be written now: without haste, one at a time and in its time."""
+        if self._intake.full or self._stopping:
+            return len(self._settling) < self._max_writes
+        if self._settling:
+            return False
+        rest_s = self._intake.batches[0].begun_s + self._max_age_s - time.monotonic()
+        if self._max_age_s and rest_s > 0:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = asyncio.get_running_loop().call_later(rest_s, self._changed.set)
+            return False
+        return True
 
     async def drain(self, deadline_s: float) -> bool:
         """Take nothing more, and return whether everything in hand was settled in time."""
         self._stopping = True
-        self._full.set()
+        self._changed.set()
         try:
             await asyncio.wait_for(self._idle.wait(), deadline_s)
         except TimeoutError:
@@ -120,37 +158,68 @@ class Writer:
 
     async def _settle(self, batch: Batch) -> None:
         """End every message of a batch: durable first, then the receipts, then the PUBACKs."""
-        points = batch.points
         rejected: dict[int, str] = {}
-        for start in range(0, len(points), self._max_points):
-            await self._write(points, start, min(start + self._max_points, len(points)), rejected)
-        self.counts.stored += len(points) - len(rejected)
-        for place, reason in rejected.items():
-            batch.refused.append(_rejected(batch, place, reason))
-        if batch.refused:
-            await self._quarantine.put(batch.refused)
-        if await self._send(batch.receipts(rejected)):
-            assert self._client is not None
+        async with asyncio.TaskGroup() as tasks:
+            if batch.refused:
+                tasks.create_task(self._quarantine.put(tuple(batch.refused)))
+            await self._write_all(batch, rejected)
+        self.counts.stored += len(batch.points) - len(rejected)
+        if rejected:
+            bad = [_rejected(batch, place, reason) for place, reason in rejected.items()]
+            await self._quarantine.put(bad)
+            batch.refused += bad
+        sent = await self._send(batch.receipts(rejected))
+        batch.settled = True
+        # What has no receipt comes again with the next connection, which takes no PUBACK of this one.
+        batch.packet_ids = batch.packet_ids if sent else []
+        self._acknowledge()
+        self._hold()
+        self._changed.set()
+        if not self._settling and not self._intake.batches:
+            self._idle.set()
+
+    def _acknowledge(self) -> None:
+        """Send the PUBACKs of the batches that are settled, but none before those of an earlier one."""
+        assert self._client is not None
+        while self._settling and self._settling[0].settled:
+            batch = self._settling.popleft()
             self._client.acknowledge(batch.packet_ids, batch.generation)
 
-    async def _write(
-        self, points: Sequence[Point], start: int, end: int, rejected: dict[int, str]
-    ) -> None:
+    def _in_hand(self) -> Iterable[Batch]:
+        return *self._settling, *self._intake.batches
+
+    def _hold(self) -> None:
+        """Read nothing more while too much is in hand: payloads may be large, and hold many points."""
+        assert self._client is not None
+        self._client.hold(self.in_hand_bytes > self._max_held_bytes)
+
+    async def _write_all(self, batch: Batch, rejected: dict[int, str]) -> None:
+        """Write every point; note by place why the store rejects some."""
+        points = batch.points
+        for start in range(0, len(points), self._max_points):
+            await self._write(batch, start, min(start + self._max_points, len(points)), rejected)
+
+    async def _write(self, batch: Batch, start: int, end: int, rejected: dict[int, str]) -> None:
         """Write points[start:end]; a request that cannot pass is halved, down to its bad points."""
         try:
-            await self._write_until_taken(points[start:end])
+            await self._write_until_taken(batch, batch.points[start:end])
         except (StoreRejected, StoreOverfull) as error:
-            if end - start == 1:
+            dropped = error.dropped if isinstance(error, StoreRejected) else 0
+            if end - start in (1, dropped):
                 if not self.counts.rejected:
-                    log.warning("the store rejects a point: %s", error)
-                self.counts.rejected += 1
-                rejected[start] = str(error)
+                    log.warning(
+                        "the store rejects a point: %s",
+                        error,
+                        extra={"requirement": "EX-D-003", "topic": batch.messages[start].topic},
+                    )
+                self.counts.rejected += end - start
+                rejected.update(dict.fromkeys(range(start, end), str(error)))
                 return
             middle = (start + end) // 2
-            await self._write(points, start, middle, rejected)
-            await self._write(points, middle, end, rejected)
+            await self._write(batch, start, middle, rejected)
+            await self._write(batch, middle, end, rejected)
 
-    async def _write_until_taken(self, points: Sequence[Point]) -> None:
+    async def _write_until_taken(self, batch: Batch, points: Sequence[Point]) -> None:
         """Write, again and again while it is not the points' fault.
 
         Raises: StoreRejected; StoreOverfull when there is more than one point.
@@ -158,28 +227,34 @@ class Writer:
         delay_s = BACKOFF_FIRST_S
         while True:
             self.counts.writes += 1
+            began_s = time.monotonic()
             try:
                 await self._store.write(points)
             except StoreUnavailable as error:
                 if isinstance(error, StoreOverfull) and len(points) > 1:
                     raise
-                self.counts.store_errors += 1
-                self._become_ready(False, str(error))
+                self.counts.errors[error.kind] = self.counts.errors.get(error.kind, 0) + 1
+                self.counts.retries += 1
+                self._waits(batch, error)
                 await asyncio.sleep(_pause_s(delay_s, error.retry_after_s))
                 delay_s = min(2 * delay_s, BACKOFF_LAST_S)
+            except StoreRejected:
+                self._goes_on(batch)
+                raise
             else:
-                self._become_ready(True, "")
+                self._goes_on(batch)
+                self._on_write(time.monotonic() - began_s, points)
                 return
 
-    def _become_ready(self, ready: bool, why: str) -> None:
-        if ready == self.ready and why == self._why:
-            return
-        if ready:
-            log.info("the store takes points again")
-        else:
-            log.warning("the store takes nothing, everything waits: %s", why)
-        self.ready, self._why = ready, why
-        self._on_ready(ready, why)
+    def _waits(self, batch: Batch, error: StoreUnavailable) -> None:
+        self._waiting[id(batch)] = str(error)
+        self._store_trouble.report(str(error), kind=error.kind)
+        self._on_ready(False, str(error))
+
+    def _goes_on(self, batch: Batch) -> None:
+        if self._waiting.pop(id(batch), None) and not self._waiting:
+            self._store_trouble.over()
+            self._on_ready(True, "")
 
     async def _send(self, receipts: Iterable[tuple[str, bytes]]) -> bool:
         """Write receipts to the connection; False when it is gone: the messages will come again."""
@@ -196,12 +271,14 @@ class Writer:
                         sent = True
                 except UplinkError as error:
                     self.counts.receipts_unsent += 1
-                    log.warning("a receipt could not be sent: %s", error)
+                    self._receipt_trouble.report(str(error), topic=topic)
                     if not client.connected:
                         return False
                     # Refused by the broker: the gateway will ask again. Else tried again: the
                     # connection lives, so its messages would wait for their PUBACK for ever.
                     sent = isinstance(error, UplinkRefused)
+                else:
+                    self._receipt_trouble.over()
             self.counts.receipts += 1
         return True
 

@@ -20,15 +20,20 @@ from exchange.tls import is_loopback
 
 FieldValue: TypeAlias = float | int | str
 
+STORE_ERROR_KINDS = ("timeout", "429", "5xx", "refused", "other")
+
 _URLS = "sqlite:///PATH or influxdb://HOST:PORT/ORG/BUCKET (influxdbs:// with TLS)"
 
 
 class StoreUnavailable(StoreError):
     """The store cannot take anything now; the points are kept and written again."""
 
-    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
-        """Keep what the store said of when to come back."""
+    def __init__(
+        self, detail: str, *, kind: str = "other", retry_after_s: float | None = None
+    ) -> None:
+        """Keep what happened, one of STORE_ERROR_KINDS, and what the store said of when to come back."""
         super().__init__(detail)
+        self.kind = kind
         self.retry_after_s = retry_after_s
 
 
@@ -37,7 +42,11 @@ class StoreOverfull(StoreUnavailable):
 
 
 class StoreRejected(StoreError):
-    """The store will never take this request as it is."""
+    """The store will never take this request as it is; `dropped` points of it, 0 when it does not say."""
+
+    def __init__(self, detail: str, *, dropped: int = 0) -> None:
+        super().__init__(detail)
+        self.dropped = dropped
 
 
 class Series(NamedTuple):

@@ -10,10 +10,13 @@ Source: docs.influxdata.com, InfluxDB v2, "Line protocol" and "InfluxDB v1 compa
 from __future__ import annotations
 
 import os
+import re
 import ssl
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,6 +34,7 @@ _WRITE_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
 
 _REJECTED = (400, 422)
 _TOO_LARGE = 413
+_DROPPED = re.compile(r"partial write: .* dropped=(\d+)")
 _MAX_HEADS = 200_000
 _TAGS = ("county", "site", "device", "domain")
 _in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
@@ -115,7 +119,7 @@ class InfluxStore:
                 if answer.status != 204:
                     raise await self._refusal(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
+            raise self._away(error) from error
 
     async def rows(
         self,
@@ -143,7 +147,7 @@ class InfluxStore:
                 if answer.status != 204:
                     raise StoreUnavailable(f"{self._url}: HTTP {answer.status}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
+            raise self._away(error) from error
 
     async def close(self) -> None:
         if self._session is not None:
@@ -178,20 +182,31 @@ class InfluxStore:
                         for series in result.get("series", []):
                             yield series["columns"], series["values"]
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
-            raise StoreUnavailable(f"{self._url}: {error or type(error).__name__}") from error
+            raise self._away(error) from error
+
+    def _away(self, error: Exception) -> StoreUnavailable:
+        """Return what a failed request means."""
+        words = f"{self._url}: {error or type(error).__name__}"
+        if isinstance(error, TimeoutError):
+            return StoreUnavailable(words, kind="timeout")
+        refused = isinstance(error, aiohttp.ClientConnectorError)
+        return StoreUnavailable(words, kind="refused" if refused else "other")
 
     async def _refusal(self, answer: aiohttp.ClientResponse) -> StoreUnavailable | StoreRejected:
         said = (await answer.content.read(2000)).decode(errors="replace")
         text = f"{self._url}: HTTP {answer.status}: {said}"
         if answer.status in _REJECTED:
-            return StoreRejected(text)
+            dropped = _DROPPED.search(said)
+            return StoreRejected(text, dropped=int(dropped[1]) if dropped else 0)
         if answer.status in (401, 403):
             with suppress(OSError):
                 self._token.refresh()
         if answer.status == _TOO_LARGE:
             return StoreOverfull(text)
-        after = answer.headers.get("Retry-After", "")
-        return StoreUnavailable(text, retry_after_s=float(after) if after.isdigit() else None)
+        kind = "429" if answer.status == 429 else "5xx" if answer.status >= 500 else "other"
+        return StoreUnavailable(
+            text, kind=kind, retry_after_s=_seconds(answer.headers.get("Retry-After", ""))
+        )
 
 
 class LineWriter:
@@ -280,6 +295,16 @@ def _literally(text: str) -> bytes:
         return text.replace("%", "%%").encode()
     except UnicodeEncodeError as error:
         raise StoreRejected(f"not to be written in UTF-8: {error}") from error
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return how long to wait: the header holds seconds or a date (RFC 9110 section 10.2.3)."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _unavailable(error: StoreUnavailable | StoreRejected) -> StoreUnavailable:

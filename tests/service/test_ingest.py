@@ -495,7 +495,7 @@ async def test_a_store_that_is_away_is_waited_for(
         try:
             for seq in range(1, 50):
                 await gateway.send("aq-1", sample(seq))
-            await until(lambda: service.writer.counts.store_errors > 1)
+            await until(lambda: service.writer.counts.retries > 1)
             assert not service.ready
             assert gateway.stored("aq-1") == {(EPOCH, 0)}
         finally:
@@ -556,7 +556,7 @@ async def test_a_wrong_token_is_retried_and_nothing_is_refused(
     async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
         for seq in range(20):
             await gateway.send("aq-1", sample(seq))
-        await until(lambda: service.writer.counts.store_errors > 2)
+        await until(lambda: service.writer.counts.retries > 2)
         assert not service.ready
         assert gateway.receipts == []
         token.write_text(bucket.token)
