@@ -15,7 +15,7 @@ OnestreetError
 │   └── UplinkLost         unreachable or broken off; retried
 └── of one room alone      EnrolmentError (exchange.enrolment); OutboxBlocked, OutboxDamaged (edge_agent.outbox);
                            AuthorityError, OfficeError, BackupError, Busy (provisioning); SimulatorError
-                           (simulators); ProcessFailed (onestreet.processes)
+                           (simulators); ProcessFailed (exchange.processes)
 
 Final and retryable errors are different classes, so that a caller never has to read a message to decide.
 """

@@ -43,10 +43,10 @@ async def answering(judge: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
         path.unlink(missing_ok=True)  # noqa: ASYNC240 - the same
 
 
-async def ask(path: str) -> str:
+async def ask(path: str, deadline_s: float = ANSWER_S) -> str:
     """Return what the process at a socket says of itself, or why it says nothing."""
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(deadline_s):
             reader, writer = await asyncio.open_unix_connection(path)
             with closing(writer):
                 answer = (await reader.read()).decode()

@@ -55,9 +55,14 @@ def stop_on_signals() -> asyncio.Event:
     return stop
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this process with its parent. Run it in the child, before its program."""
+def end_with_parent(parent_id: int = 0) -> None:
+    """Have the kernel end this process with its parent. Run it in the child, before its program.
+
+    With the parent's id, a parent that died before this was called counts too.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent_id and os.getppid() != parent_id:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def notify(message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from onestreet.processes import ProcessFailed
+from exchange.processes import ProcessFailed
 from provisioning.access import gateway_rules, ingest_rules, watch_rules
 from provisioning.broker import password_hash, written_passwords
 from provisioning.files import write_private

@@ -23,9 +23,9 @@ from msgspec.structs import replace
 from exchange import health, runtime
 from exchange.configuration import toml_table
 from exchange.errors import ConfigError
+from exchange.processes import Child
 from exchange.towns import Gateway, Site, Town, read_towns
 from onestreet.edge_tables import bus_id, device_table, reached
-from onestreet.processes import Child
 from onestreet.town_process import TownProcess
 from simulators.plan import TownPlan, street_plan
 from simulators.town import Place

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from onestreet.processes import ProcessFailed
+from exchange.processes import ProcessFailed
 from simulators.plan import TownPlan
 
 ANSWER_S = 20.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exchange.enrolment import Code
-from onestreet.processes import Child
+from exchange.processes import Child
 from provisioning.enrolment import add_code
 from provisioning.office import init, opened
 from tests.offices import OfficeBroker, broker_table, town_text

@@ -14,12 +14,12 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 from exchange.errors import ConfigError
+from exchange.processes import Change, Child, ProcessFailed
 from ingest.quarantine import refused_samples
 from ingest.stores import Point, Store, open_store
 from onestreet.broker import BrokerFiles, GatewayAccount
 from onestreet.demo.audit import Audit, DeviceAudit, Entry, StoredRow, audit_device, total
 from onestreet.demo.files import DRAIN_S, GATEWAY, INTERVAL_S, agent_file, ingest_file
-from onestreet.processes import Change, Child, ProcessFailed
 from onestreet.town_process import TownProcess
 from simulators.plan import TownPlan
 from simulators.truth import read_truth

@@ -25,12 +25,12 @@ import msgspec
 import pytest
 
 from exchange.mqtt import Client, Message, Settings, Subscription
+from exchange.processes import Child
 from exchange.readings import Sample, encode_pack
 from exchange.states import State, encode_state
 from exchange.tls import Tls
 from exchange.topics import DeviceChannel, Topic
 from exchange.towns import read_towns
-from onestreet.processes import Child
 from tests.gateways import until
 from tests.influx import Influx, influxd
 from tests.offices import OfficeBroker

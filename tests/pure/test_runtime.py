@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from exchange.processes import Child, ProcessFailed
 from exchange.runtime import JsonLines, notify, run, stop_on_signals
-from onestreet.processes import Child, ProcessFailed
 
 DEADLINE_S = 20.0
 
@@ -216,7 +216,7 @@ async def test_a_killed_child_comes_back_until_it_is_stopped(tmp_path: Path) -> 
 def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     program = (
         "import asyncio, os, signal, sys; from pathlib import Path\n"
-        "from onestreet.processes import Child\n"
+        "from exchange.processes import Child\n"
         f"child = Child('child', [sys.executable, '-c', {READY + 'import signal; signal.pause()'!r}],"
         f" Path({str(tmp_path)!r}))\n"
         "async def main():\n"
@@ -230,6 +230,38 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         ended, _, _ = select.select([orphan], [], [], DEADLINE_S)
         os.close(orphan)
         assert ended
+
+
+async def test_one_that_waits_for_others_says_what_for(tmp_path: Path) -> None:
+    waits = (
+        "import signal, sys; from exchange.runtime import notify; notify('STATUS=waiting for 燈')\n"
+    )
+    ready = "signal.sigwait({signal.SIGUSR1}); notify('READY=1\\nSTATUS=lit'); signal.pause()"
+    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
+    said: list[str] = []
+    argv = [sys.executable, "-c", blocked + waits + ready]
+    one = Child("child", argv, tmp_path, ready_s=None, on_words=lambda: said.append(one.words))
+    await one.begin()
+    async with asyncio.timeout(DEADLINE_S):
+        while not said:  # noqa: ASYNC110 - the test's own list
+            await asyncio.sleep(0.01)
+    assert not one.ready.is_set()
+    os.kill(one.pid, signal.SIGUSR1)
+    async with asyncio.timeout(DEADLINE_S):
+        await one.ready.wait()
+    assert said == ["waiting for 燈", "lit"]
+    assert await one.stop(DEADLINE_S)
+    assert one.exit_code == -signal.SIGTERM
+
+
+async def test_one_that_never_gets_ready_is_brought_back_and_stopped(tmp_path: Path) -> None:
+    one = Child("child", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path, ready_s=None)
+    await one.begin()
+    async with asyncio.timeout(DEADLINE_S):
+        while one.restarts < 2:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+    assert await one.stop(DEADLINE_S)
+    assert one.exit_code in (3, -signal.SIGTERM)
 
 
 async def test_stopping_one_that_is_just_being_brought_back(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from exchange.configuration import toml_table
 from exchange.conformance.judgement import Report
 from exchange.conformance.listening import until
+from exchange.processes import Child
 from onestreet.edge_tables import bus_id, device_table, reached
-from onestreet.processes import Child
 from onestreet.town_process import TownProcess
 from simulators.plan import street_plan
 from tests.brokers import Mosquitto

@@ -31,10 +31,10 @@ from edge_agent.agent import Agent
 from edge_agent.outbox import Outbox
 from edge_agent.uplink import Uplink
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, PROOF_AGE_S, SILENCE_S, Key
+from exchange.processes import Child
 from exchange.readings import encode_pack
 from exchange.receipts import Receipt
 from onestreet.cli import main
-from onestreet.processes import Child
 from provisioning.authority import Authority
 from provisioning.files import write_private, write_public
 from simulators.line import Endpoint

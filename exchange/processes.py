@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import secrets
@@ -10,11 +11,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from exchange.errors import OnestreetError
 from exchange.runtime import end_with_parent
+
+log = logging.getLogger(__name__)
 
 READY_S = 20.0
 RESTART_FIRST_S = 0.2
@@ -28,33 +32,41 @@ class ProcessFailed(OnestreetError):
 
 
 class Child:
-    """One process, kept alive between `start` and `stop`.
+    """One process, kept alive between `start` or `begin` and `stop`.
 
-    Shape: `argv` is the command; its output is appended to `{run_dir}/{name}.log`. It is ready when
-    it says so (sd_notify) or, where `is_up` is given, when that returns true.
+    Shape: `argv` is the command; its output is appended to `{run_dir}/{name}.log`, or goes where ours
+        goes. It is ready when it says so (sd_notify) or, where `is_up` is given, when that returns true;
+        one that takes longer than `ready_s` is ended and brought back, None is for one that has to wait
+        for others. `on_words` comes whenever it says how it is (STATUS=…): `words`.
     """
 
     def __init__(
         self,
         name: str,
         argv: Sequence[str],
-        run_dir: Path,
+        run_dir: Path | None,
         *,
         environment: Mapping[str, str] | None = None,
         is_up: Callable[[], bool] | None = None,
         on_change: Callable[[Change], None] | None = None,
+        on_words: Callable[[], None] | None = None,
+        ready_s: float | None = READY_S,
     ) -> None:
         """Nothing runs yet."""
         self.name = name
         self.argv = list(argv)
         self.restarts = 0
+        self.words = ""
         self.ready = asyncio.Event()
-        self._log = run_dir / f"{name}.log"
+        self._log = run_dir / f"{name}.log" if run_dir is not None else None
         # in Linux's abstract namespace: a path may be too long for a socket, and outlives kill -9
         self._notify = f"onestreet-{secrets.token_hex(8)}"
         self._environment = dict(environment or {})
         self._is_up = is_up
         self._on_change = on_change
+        self._on_words = on_words
+        self._ready_s = ready_s
+        self._begun_s = 0.0
         self._before_restart: Callable[[], None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -68,6 +80,16 @@ class Child:
         """Of the process that runs now, 0 when none does."""
         alive = self._process is not None and self._process.returncode is None
         return self._process.pid if alive and self._process else 0
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that ran last; None while it runs, or when none ever did."""
+        return self._process.returncode if self._process is not None else None
+
+    async def begin(self) -> None:
+        """Start it and return at once: what goes wrong from now on is tried again."""
+        await self._launch()
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
 
     async def start(self) -> None:
         """Start it and return when it is ready. Raises: ProcessFailed with the end of its log."""
@@ -104,22 +126,27 @@ class Child:
 
     async def _launch(self) -> None:
         self._open_channel()
-        environment = {**os.environ, **self._environment, "NOTIFY_SOCKET": f"@{self._notify}"}
-        with self._log.open("ab") as log:
+        self._begun_s = time.monotonic()
+        output = self._log.open("ab") if self._log is not None else None
+        try:
             self._process = await asyncio.create_subprocess_exec(
                 *self.argv,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **self._environment, "NOTIFY_SOCKET": f"@{self._notify}"},
                 start_new_session=True,  # Ctrl-C is ours to hand on
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
+        finally:
+            if output is not None:
+                output.close()
 
     def _open_channel(self) -> None:
         """Listen to what the process says of itself for as long as it lives."""
         self._close_channel()
         self._said_ready.clear()
+        self.words = ""
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         channel.setblocking(False)
         channel.bind(f"\0{self._notify}")
@@ -127,8 +154,14 @@ class Child:
         self._channel = channel
 
     def _hear(self, channel: socket.socket) -> None:
-        if b"READY=1" in channel.recv(4096).splitlines():
+        said = channel.recv(4096).decode(errors="replace").splitlines()
+        if "READY=1" in said:
             self._said_ready.set()
+        for line in said:
+            if line.startswith("STATUS="):
+                self.words = line.removeprefix("STATUS=")
+                if self._on_words is not None:
+                    self._on_words()
 
     def _close_channel(self) -> None:
         if self._channel is not None:
@@ -141,7 +174,7 @@ class Child:
         ended = asyncio.ensure_future(self._process.wait())
         said = asyncio.ensure_future(self._is_ready())
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout(self._ready_s):
                 await asyncio.wait({ended, said}, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             pass
@@ -169,13 +202,18 @@ class Child:
         wait_s = RESTART_FIRST_S
         while True:
             assert self._process is not None
-            begun_s = time.monotonic()
+            if not self.ready.is_set():
+                try:
+                    await self._become_ready()
+                except ProcessFailed:
+                    if self.pid:
+                        self._process.kill()
             await self._process.wait()
             self.ready.clear()
             if self._stopping.is_set():
                 return
             self._changed("died")
-            if time.monotonic() - begun_s > RESTART_LAST_S:
+            if time.monotonic() - self._begun_s > RESTART_LAST_S:
                 wait_s = RESTART_FIRST_S
             await self._pause(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             wait_s = min(2 * wait_s, RESTART_LAST_S)
@@ -186,12 +224,10 @@ class Child:
                     self._before_restart()
                     self._before_restart = None
                 self.restarts += 1
-                await self._launch()
-            try:
-                await self._become_ready()
-            except ProcessFailed:
-                if self.pid:
-                    self._process.kill()
+                try:
+                    await self._launch()
+                except OSError as error:  # no memory or no process left: later there may be
+                    log.warning("%s cannot be brought back now: %s", self.name, error)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, not longer than until it is to be stopped."""
@@ -206,5 +242,7 @@ class Child:
             self._on_change(change)
 
     def _last_words(self) -> str:
+        if self._log is None:
+            return "(with ours)"
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-15:]) or "(nothing)"
