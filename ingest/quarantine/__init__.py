@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from exchange.trouble import Trouble
 from ingest.quarantine.budget import Budget
 from ingest.quarantine.database import Database, chunks, is_damage
 from ingest.quarantine.evidence import MAX_BODY_BYTES, Entry, Evidence, Refused, evidence
@@ -105,7 +106,12 @@ class Quarantine:
         self._waiting: list[Entry] = []
         self._job: asyncio.Future[Any] | None = None
         self._rest_until_s = float("-inf")
-        self._failing_since: int | None = None
+        self._trouble = Trouble(
+            log,
+            "the quarantine cannot be written, what is refused is dropped and counted",
+            "the quarantine is written again",
+            clock_s=clock_s,
+        )
 
     async def put(self, refused: Sequence[Refused]) -> None:
         """Return when they are durable, or dropped and counted; after PUT_DEADLINE_S in any case."""
@@ -179,18 +185,12 @@ class Quarantine:
 
     def _count(self, outcome: _Outcome) -> None:
         """Count, and say when it begins to fail and when it is over."""
-        if outcome.why and self._failing_since is None:
-            self._failing_since = self.counts.dropped
-            log.error(
-                "the quarantine cannot be written: what is refused is dropped and counted",
-                extra={"path": str(self.path), "why": outcome.why},
-            )
         self.counts.kept += outcome.kept
         self.counts.dropped += outcome.dropped
-        if outcome.kept and not outcome.why and self._failing_since is not None:
-            dropped = self.counts.dropped - self._failing_since
-            self._failing_since = None
-            log.info("the quarantine is written again", extra={"dropped": dropped})
+        if outcome.why:
+            self._trouble.report(outcome.why, path=str(self.path), dropped=self.counts.dropped)
+        elif outcome.kept:
+            self._trouble.over(dropped=self.counts.dropped)
 
     # ------------------------------------------------------------------------------ in the thread
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from exchange.trouble import Trouble
 from ingest.quarantine.evidence import Entry, Refused
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,19 @@ class Budget:
         self._ends_s = float("-inf")
         self._all = _Spent()
         self._of: defaultdict[str, _Spent] = defaultdict(_Spent)
-        self._exceeded = self._flooded = False
+        self._exceeded = False
+        self._trouble = Trouble(
+            log,
+            "a flood of refused messages",
+            "the flood of refused messages is over",
+            clock_s=clock_s,
+        )
 
     def admit(self, refused: Iterable[Refused]) -> Admitted:
         """Return what may be written of these."""
         self._turn_window()
         admitted = Admitted([])
-        entries: dict[int, Entry] = {}
+        entries: dict[tuple[str, str], Entry] = {}
         for each in refused:
             if self._all.refusals >= REFUSALS:
                 admitted.only_counted += 1
@@ -61,14 +68,18 @@ class Budget:
                 continue
             self._all.refusals += 1
             spent.refusals += 1
-            entry = entries.get(id(each.evidence))
+            key = each.evidence.sha256, each.evidence.topic
+            entry = entries.get(key)
             if entry is None:
-                entry = entries[id(each.evidence)] = self._entry(each, spent)
+                entry = entries[key] = self._entry(each, spent)
                 admitted.bodies_dropped += entry.body is None
             entry.refused.append(each)
         admitted.entries = list(entries.values())
         if admitted.only_counted or admitted.bodies_dropped:
-            self._exceed()
+            self._exceeded = True
+            self._trouble.report(
+                "what exceeds the budget is only counted, or kept without its body"
+            )
         return admitted
 
     def _entry(self, first: Refused, spent: _Spent) -> Entry:
@@ -86,16 +97,9 @@ class Budget:
         now_s = self._clock_s()
         if now_s < self._ends_s:
             return
-        if self._flooded and not self._exceeded:
-            self._flooded = False
-            log.info("the flood of refused messages is over: all are kept again")
+        if not self._exceeded:
+            self._trouble.over()
         self._ends_s = now_s + WINDOW_S
         self._all = _Spent()
         self._of.clear()
         self._exceeded = False
-
-    def _exceed(self) -> None:
-        self._exceeded = True
-        if not self._flooded:
-            self._flooded = True
-            log.warning("a flood of refused messages: what exceeds the budget is only counted")

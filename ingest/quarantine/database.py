@@ -133,8 +133,9 @@ class Database:
 
     def shrink(self) -> None:
         """Give the disk back what is free in the file."""
-        free = 1
-        while free:
+        before, free = -1, 0
+        while free != before:
+            before = free
             with self._transaction() as connection:
                 connection.execute(f"PRAGMA incremental_vacuum({SHRUNK_PAGES})").fetchall()
                 free, _ = connection.execute(_FREE_PAGES).fetchone()
