@@ -21,7 +21,11 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message and whatever `extra` held."""
+    """One JSON object a line: time, level, logger, message, `fields`, and whatever `extra` held."""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__()
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -30,6 +34,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._fields,
         }
         line |= {key: value for key, value in vars(record).items() if key not in _PLAIN}
         if record.exc_info:
@@ -37,10 +42,10 @@ class JsonLines(logging.Formatter):
         return _encode(line).decode()
 
 
-def log_to_stderr(level: str = "INFO") -> None:
-    """Send every log line to stderr as JSON."""
+def log_to_stderr(level: str = "INFO", **fields: object) -> None:
+    """Send every log line to stderr as JSON, each with these fields."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(**fields))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 

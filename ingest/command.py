@@ -6,7 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ingest import service, watch
+from exchange import runtime
+from exchange.errors import ConfigError
+from ingest import service, watch, workers
+from ingest.config import by_certificate, load_config
 
 CONFIG = Path("/etc/onestreet/ingest.toml")
 
@@ -15,8 +18,27 @@ def run(argv: Sequence[str]) -> int:
     """Run ingest until SIGTERM and return the exit status. Raises: ConfigError."""
     parser = _parser("ingest", "from the broker into the store, until SIGTERM")
     parser.add_argument("--with-watch", action="store_true", help="run the watch in this process")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that share the work (default: workers in CONFIG, 1)",
+    )
+    parser.add_argument("--worker", type=int, metavar="K", help=argparse.SUPPRESS)  # one of them
     asked = parser.parse_args(argv)
-    return service.main(asked.config, asked.with_watch)
+    file: Path = asked.config
+    config = load_config(file, asked.workers)
+    if asked.with_watch and by_certificate(config):
+        allowed = (
+            "its certificate is for one connection, and the watch needs another: run"
+            " `onestreet watch run` with the watch's own folder (in an office: services/watch/ingest.toml)"
+        )
+        raise ConfigError("command line", "--with-watch", str(file), allowed)
+    worker = {} if asked.worker is None else {"worker": asked.worker}
+    runtime.log_to_stderr(**worker)
+    if config.workers > 1 and asked.worker is None:
+        return workers.main(config, file, with_watch=asked.with_watch)
+    return service.main(config, file, worker=asked.worker, with_watch=asked.with_watch)
 
 
 def run_watch(argv: Sequence[str]) -> int:

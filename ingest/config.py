@@ -15,10 +15,12 @@ from exchange.errors import ConfigError
 from exchange.mqtt import Settings
 from exchange.tls import Tls, check_plain
 from exchange.topics import County
+from ingest.metrics import Endpoint
 from ingest.stores import Store, open_store
 
 MAX_PACKET_BYTES = 2 * 1024 * 1024  # of MQTT; a pack may be 256 KiB, what is larger is quarantined
 SESSION_EXPIRY_S = 600
+MAX_WORKERS = 64
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -38,10 +40,21 @@ class Broker(_Table, frozen=True, kw_only=True):
     username: str | None = None
     password_file: Path | None = None
     password_env: str | None = None
-    client_id: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = "onestreet-ingest"
-    """Stable: the broker keeps this client's session while it restarts."""
+    client_id: Annotated[
+        str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^/+#\x00-\x1f]+$")
+    ] = "onestreet-ingest"
+    """Stable: the broker keeps this client's session while it restarts. Worker 2 is `{client_id}.2`, and so on;
+    the name of what they share, too."""
     receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 10_000
-    """Messages in hand, not yet stored and acknowledged, at most: what an outage of the store costs in memory."""
+    """Messages in hand, not yet stored and acknowledged, at most."""
+    max_held_mb: Annotated[int, msgspec.Meta(ge=8, le=65_536)] = 256
+    """About how much memory they may take: what an outage of the store costs. Beyond it nothing more is read."""
+
+
+class Worker(_Table, frozen=True, kw_only=True):
+    """What a worker has for itself."""
+
+    tls: Tls
 
 
 class BatchLimits(_Table, frozen=True, kw_only=True):
@@ -50,6 +63,8 @@ class BatchLimits(_Table, frozen=True, kw_only=True):
     max_points: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 5000
     max_age_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
     """How long a batch may wait for more while no write is in flight; 0 is not at all."""
+    max_writes: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    """Writes in flight at most; the second begins when a whole batch waits."""
 
 
 class QuarantineFile(_Table, frozen=True, kw_only=True):
@@ -76,29 +91,66 @@ class Config(_Table, frozen=True, kw_only=True):
     store_token_file: Path | None = None
     store_ca_file: Path | None = None
     """Whose word to take for an `influxdbs://` store, unless the system's authorities are meant."""
+    rate_budget_per_min: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1200
+    """Samples that a device may take in a minute of its own time (EX-R-027); 0 is any number."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_WORKERS)] = 1
+    """How many processes share the work, each with a connection of its own."""
+    further: list[Worker] = msgspec.field(name="worker", default_factory=list)
+    """Workers 2, 3, …: needed where clients are known by certificate. There may be more than `workers`: those of
+    an earlier start, whose sessions are to be emptied."""
     batch: BatchLimits = BatchLimits()
     quarantine: QuarantineFile = QuarantineFile()
     watch: WatchSettings = WatchSettings()
+    metrics: Endpoint = Endpoint()
 
 
-def load_config(path: Path) -> Config:
-    """Return the settings in a file. Raises: ConfigError naming file, key, value and what is allowed."""
+def load_config(path: Path, workers: int | None = None) -> Config:
+    """Return the settings in a file; `workers` goes before the file's key.
+
+    Raises: ConfigError naming file, key, value and what is allowed.
+    """
     config = read_toml(path, Config)
+    if workers is not None:
+        if not 1 <= workers <= MAX_WORKERS:
+            raise ConfigError("command line", "--workers", workers, f"1 to {MAX_WORKERS}")
+        config = msgspec.structs.replace(config, workers=workers)
     broker = config.broker
     if broker.password_file is not None and broker.password_env is not None:
         raise ConfigError(
             str(path), "broker.password_env", broker.password_env, "not beside password_file"
         )
     check_plain(str(path), "broker", broker.host, broker.tls)
+    for worker in range(2, config.workers + 1):
+        check_identity(config, worker, file=path)
     return _anchored(config, path.resolve().parent)
 
 
-def broker_settings(config: Config, *, file: Path, suffix: str = "") -> Settings:
-    """Return how the client connects; `suffix` makes another client id of the same stem.
+def by_certificate(config: Config) -> bool:
+    """Whether the broker knows us by a certificate: it may be good for one connection."""
+    return config.broker.tls is not None and config.broker.tls.certificate_file is not None
+
+
+def check_identity(config: Config, worker: int, *, file: Path) -> None:
+    """Check that a worker after the first can be told from the others. Raises: ConfigError."""
+    if by_certificate(config) and len(config.further) < worker - 1:
+        raise ConfigError(
+            str(file),
+            "worker",
+            len(config.further),
+            f"for worker {worker} there must be a table [[worker]] with a certificate of its own (tls = "
+            "{ ca_file, certificate_file, key_file }), one for each worker from the second on: a broker that "
+            "takes the client id from the certificate lets each connect once. In an office: [store] workers in "
+            "the town's file, then onestreet town init --into OFFICE",
+        )
+
+
+def broker_settings(config: Config, *, file: Path, worker: int = 1, suffix: str = "") -> Settings:
+    """Return how a client connects; `suffix` makes another client id of the same stem.
 
     Raises: ConfigError when the password cannot be read.
     """
     broker = config.broker
+    suffix = suffix or (f".{worker}" if worker > 1 else "")
     return Settings(
         host=broker.host,
         port=broker.port or (8883 if broker.tls else 1883),
@@ -111,16 +163,22 @@ def broker_settings(config: Config, *, file: Path, suffix: str = "") -> Settings
     )
 
 
-def broker_tls(config: Config, *, file: Path) -> Callable[[], ssl.SSLContext] | None:
+def broker_tls(
+    config: Config, *, file: Path, worker: int = 1
+) -> Callable[[], ssl.SSLContext] | None:
     """Return what makes a TLS context for each connection, None for plain text.
 
     Raises: ConfigError when a file is missing now, or is a secret that others can read.
     """
-    tls = config.broker.tls
+    tls, table = config.broker.tls, "broker.tls"
     if tls is None:
         return None
-    tls.context(str(file), "broker.tls")
-    return partial(tls.context, str(file), "broker.tls")
+    if worker > 1:
+        check_identity(config, worker, file=file)
+        if worker - 2 < len(config.further):
+            tls, table = config.further[worker - 2].tls, f"worker[{worker - 2}].tls"
+    tls.context(str(file), table)
+    return partial(tls.context, str(file), table)
 
 
 def store_of(config: Config, file: Path) -> Store:
@@ -148,6 +206,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     return msgspec.structs.replace(
         config,
         broker=broker,
+        further=[Worker(tls=each.tls.anchored(folder)) for each in config.further],
         store=store,
         store_token_file=None if token is None else folder / token,
         store_ca_file=None if ca is None else folder / ca,
