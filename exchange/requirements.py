@@ -151,6 +151,12 @@ REQUIREMENTS: dict[str, Requirement] = {
         _GATEWAY,
         "declared",
     ),
+    "EX-R-027": Requirement(
+        "A device MUST NOT take more samples, counted by their times, than the rate budget of its"
+        " county allows.",
+        _DEVICE,
+        "declared",
+    ),
     # -------------------------------------------------------------------------------------------------- delivery
     "EX-D-001": Requirement(
         "A receipt MUST have the shape of the schema receipt.", _INGEST, "message"

@@ -290,15 +290,16 @@ def _over_budget(route: Route, rows: Sequence[Row], cost_ns: int) -> list[Row]:
     minute's worth. What is not newer than the newest costs nothing, so that a resend, or a backlog behind live
     samples, is never refused; a backlog in its order pays for itself.
     """
-    newest_ns, last_ns = route.newest_ns, rows[-1].time_ns
+    newest_ns, first_ns, last_ns = route.newest_ns, rows[0].time_ns, rows[-1].time_ns
     if last_ns <= newest_ns:
         return []
     if not newest_ns:
-        newest_ns, route.credit_ns = rows[0].time_ns, MINUTE_NS
-    if rows[0].time_ns >= newest_ns:  # nearly always: all of it is new, and within the budget
-        credit_ns = route.credit_ns + last_ns - newest_ns - cost_ns * len(rows)
-        if credit_ns >= 0:
-            route.newest_ns, route.credit_ns = last_ns, min(credit_ns, MINUTE_NS)
+        newest_ns, route.credit_ns = first_ns, MINUTE_NS
+    if first_ns >= newest_ns:  # nearly always: all of it is new, and can be paid at once
+        left_ns = min(route.credit_ns + first_ns - newest_ns, MINUTE_NS) - cost_ns * len(rows)
+        if left_ns >= 0:
+            route.newest_ns = last_ns
+            route.credit_ns = min(left_ns + last_ns - first_ns, MINUTE_NS)
             return []
     over: list[Row] = []
     credit_ns = route.credit_ns

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import mqtt5
 import pytest
@@ -16,6 +17,7 @@ import ingest.batch
 from exchange.readings import PackReader, Refusal, Row, Sample, encode_pack
 from exchange.receipts import decode_receipt
 from exchange.topics import Topic
+from ingest.hand import Hand
 from ingest.intake import MAX_REFUSED_METRICS, Intake
 from ingest.stores import Series
 
@@ -249,3 +251,125 @@ def test_a_pack_that_only_looks_like_one() -> None:
     taking = intake()
     taking.take([message(topic(), deep), message(topic(), huge)], 1)
     assert len(taking.batches[0].refused) == 2
+
+
+# ------------------------------------------------------------------------------------------------- the rate budget
+
+DAY_MS = 86_400_000
+
+
+def budgeted(budget_per_min: int = 60) -> Intake:
+    return Intake(
+        ["tw-tpe"],
+        max_points=10**6,
+        receive_maximum=10**6,
+        budget_per_min=budget_per_min,
+        time_s=lambda: (EPOCH + DAY_MS) / 1000,
+    )
+
+
+def sent(to: Topic, *samples: tuple[int, int]) -> mqtt5.PublishPacket:
+    """Return a pack of samples, each (ms since the epoch, seq)."""
+    return message(
+        to,
+        encode_pack(to, [Sample(EPOCH + ms, EPOCH, seq, {"pm2_5": 1.0}) for ms, seq in samples]),
+    )
+
+
+def stored(taking: Intake) -> list[int]:
+    return [int(point.fields["seq"]) for batch in taking.batches for point in batch.points]
+
+
+def refused(taking: Intake) -> list[tuple[str, int]]:
+    return [(each.requirement, each.seq) for batch in taking.batches for each in batch.refused]
+
+
+@pytest.mark.parametrize("pack_size", [1, 7, 100])
+def test_a_device_that_runs_wild_is_cut_to_its_budget(pack_size: int) -> None:
+    taking = budgeted(60)
+    times = [(10 * number, number) for number in range(3000)]  # 100 a second, for 30 s
+    for start in range(0, len(times), pack_size):
+        taking.take([sent(topic(), *times[start : start + pack_size])], 1)
+    assert len(stored(taking)) == 60 + 29  # a minute's worth, and what 30 s pay for
+    assert {requirement for requirement, _ in refused(taking)} == {"EX-R-027"}
+    assert sorted(stored(taking) + [seq for _, seq in refused(taking)]) == list(range(3000))
+    assert taking.counts.over_budget == taking.counts.refused["sample", "EX-R-027"] == 2911
+    taking.take([sent(topic("aq-2"), (0, 0)), sent(topic(), (90_000, 3000))], 1)
+    assert stored(taking)[-2:] == [0, 3000]  # a neighbour is not concerned, and it recovers
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("pack_size", [1, 50, 1000])
+def test_a_backlog_and_its_resends_are_never_over_the_budget(
+    newest_first: bool, pack_size: int
+) -> None:
+    taking = budgeted(60)
+    times = [(1000 * number, number) for number in range(5000)]  # a sample a second: just within
+    packs = [sent(topic(), *times[at : at + pack_size]) for at in range(0, 5000, pack_size)]
+    if newest_first:
+        packs.reverse()
+    for _ in range(3):
+        taking.take(packs, 1)
+    assert refused(taking) == []
+    assert len(stored(taking)) == 15_000
+
+
+def test_live_samples_in_a_drain_do_not_make_it_dear() -> None:
+    taking = budgeted(60)
+    for number in range(2000):
+        live = sent(topic(), (3_600_000 + 1000 * number, 10_000 + number))
+        taking.take([live, sent(topic(), (number, number))], 1)
+    assert refused(taking) == []
+
+
+def test_without_a_budget_nothing_is_counted() -> None:
+    taking = budgeted(0)
+    taking.take([sent(topic(), *[(number, number) for number in range(2000)])], 1)
+    assert len(stored(taking)) == 2000
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200_000), st.integers(1, 30)), max_size=60),
+    st.integers(1, 600),
+)
+def test_every_sample_is_stored_or_refused_and_a_minute_holds_twice_the_budget_at_most(
+    steps: list[tuple[int, int]], budget_per_min: int
+) -> None:
+    """Whatever the packs: times only rise here, so each counts."""
+    taking = budgeted(budget_per_min)
+    now_ms = seq = 0
+    for pause_ms, samples in steps:
+        now_ms += pause_ms
+        group = [(now_ms + 100 * at, seq + at) for at in range(samples)]
+        now_ms, seq = group[-1][0] + 1, seq + samples
+        taking.take([sent(topic(), *group)], 1)
+    assert sorted(stored(taking) + [seq for _, seq in refused(taking)]) == list(range(seq))
+    times = [point.time_ms for batch in taking.batches for point in batch.points]
+    for at, start_ms in enumerate(times):
+        within = [ms for ms in times[at:] if ms < start_ms + 60_000]
+        assert len(within) <= 2 * budget_per_min + 1
+
+
+# ------------------------------------------------------------------------------------------------- after a crash
+
+
+def test_what_was_in_hand_at_two_crashes_is_quarantined_unread(tmp_path: Path) -> None:
+    again = mqtt5.PublishPacket(
+        str(topic()),
+        encode_pack(topic(), [Sample(EPOCH, EPOCH, 0, {"pm2_5": 1.0})]),
+        qos=mqtt5.QoS.AT_LEAST_ONCE,
+        packet_id=7,
+        duplicate=True,
+    )
+    first = Hand(tmp_path / "hand")
+    first.open()
+    assert first.takes(again)  # and it dies
+    second = Hand(tmp_path / "hand")
+    second.open()
+    taking = Intake(["tw-tpe"], max_points=9, receive_maximum=9, hand=second)
+    taking.take([again, readings(topic("aq-2"), 1)], 1)
+    [batch] = taking.batches
+    assert [each.requirement for each in batch.refused] == ["EX-R-001"]
+    assert "two crashes" in batch.refused[0].detail
+    assert [point.series.device for point in batch.points] == ["aq-2"]
+    assert sorted(batch.packet_ids) == sorted([7, batch.messages[0].packet_id])

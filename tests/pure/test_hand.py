@@ -1,0 +1,81 @@
+"""The hand: what was being read at a crash is blamed at the second one, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mqtt5
+import pytest
+
+from ingest.hand import MAX_BLAMED, Hand
+
+
+def message(payload: bytes) -> mqtt5.PublishPacket:
+    return mqtt5.PublishPacket("city/v1/tw-tpe/street/gw-1/air/aq-1/readings", payload)
+
+
+def opened(path: Path) -> Hand:
+    hand = Hand(path)
+    hand.open()
+    return hand
+
+
+def test_an_orderly_end_blames_nothing(tmp_path: Path) -> None:
+    hand = opened(tmp_path / "hand")
+    assert not hand.crashed
+    assert hand.takes(message(b"a"))
+    hand.release()
+    hand.close()
+    again = opened(tmp_path / "hand")
+    assert not again.crashed
+    assert again.takes(message(b"a"))
+
+
+def test_what_was_released_before_a_crash_is_not_to_blame(tmp_path: Path) -> None:
+    hand = opened(tmp_path / "hand")
+    hand.takes(message(b"a"))
+    hand.release()
+    again = opened(tmp_path / "hand")
+    assert again.crashed
+    assert again.takes(message(b"a"))
+
+
+def test_what_was_in_hand_at_a_crash_stays_to_blame(tmp_path: Path) -> None:
+    opened(tmp_path / "hand").takes(message(b"a"))
+    for _ in range(3):  # it may crash again before the broker has its PUBACK
+        hand = opened(tmp_path / "hand")
+        assert not hand.takes(message(b"a"))
+        assert hand.takes(message(b"b"))
+        hand.release()
+
+
+def test_the_same_payload_elsewhere_is_another_message(tmp_path: Path) -> None:
+    opened(tmp_path / "hand").takes(message(b"a"))
+    elsewhere = mqtt5.PublishPacket("city/v1/tw-tpe/street/gw-1/air/aq-2/readings", b"a")
+    assert opened(tmp_path / "hand").takes(elsewhere)
+
+
+def test_the_list_is_bounded_and_forgets_the_oldest(tmp_path: Path) -> None:
+    for number in range(MAX_BLAMED + 2):
+        opened(tmp_path / "hand").takes(message(b"%d" % number))
+    hand = opened(tmp_path / "hand")
+    assert hand.takes(message(b"0"))
+    assert not hand.takes(message(b"%d" % MAX_BLAMED))
+    assert (tmp_path / "hand").stat().st_size < 100 * MAX_BLAMED
+
+
+@pytest.mark.parametrize("left", [b"", b"\0\xff" * 200, b"running\n", b"running\nshort\n\nx\n"])
+def test_a_spoilt_note_is_begun_anew(tmp_path: Path, left: bytes) -> None:
+    path = tmp_path / "hand"
+    path.write_bytes(left)
+    hand = opened(path)
+    assert hand.takes(message(b"a"))
+    assert not opened(path).takes(message(b"a"))
+
+
+def test_without_a_place_to_write_everything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "hand").mkdir()
+    hand = opened(tmp_path / "hand")
+    assert hand.takes(message(b"a"))
+    hand.release()
+    hand.close()
