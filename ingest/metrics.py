@@ -18,7 +18,12 @@ from typing import Annotated, NamedTuple
 import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -39,6 +44,7 @@ _WRITE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _WRITE_POINTS = (1, 10, 50, 100, 500, 1000, 2500, 5000, 10_000, 50_000)
 _LAG_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 21_600, 86_400, 604_800)
 _time_ns = attrgetter("time_ns")
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types; a series more for each, unread
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
