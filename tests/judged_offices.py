@@ -1,11 +1,17 @@
-"""An office whose broker the kit judges: a real Mosquitto, all its doors, and the ways in for whoever tries them."""
+"""An office whose broker the kit judges: all its doors, and the ways in for whoever tries them."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from exchange.conformance import broker as role
+from exchange.conformance.judgement import Report
+from exchange.conformance.witness import address
+from exchange.requirements import binding
+from exchange.tls import Tls
 from provisioning.authority import Authority
 from provisioning.office import init
 from tests.offices import OfficeBroker, broker_table, made_party, town_text
@@ -13,6 +19,8 @@ from tests.ports import free_port
 
 HOST = "0.0.0.0"  # noqa: S104 - of this machine, and yet not loopback: plain text must not be offered there
 COUNTY, ELSEWHERE = "tw-tpe", "tw-nwt"
+SHOWN = {name for name, one in binding("broker").items() if one.shown != "declared"}
+"""What the role broker shows to be kept."""
 
 
 class JudgedOffice:
@@ -107,3 +115,24 @@ class JudgedOffice:
         ):
             login("refused", folder, 0, f'reason = "{reason}"')
         return "\n".join([*lines, ""])
+
+
+async def judged(office: JudgedOffice, *more: str) -> Report:
+    """Let the role broker of the kit judge the office's broker, which runs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--broker")
+    parser.add_argument("--county")
+    role.add_arguments(parser)
+    common = ["--broker", office.url, "--county", COUNTY, "--plain-port", str(office.ports[3])]
+    asked = parser.parse_args([*common, "--credentials", str(office.credentials), *more])
+    tls = Tls(ca_file=office.folder / "ca/ca.pem").context("test", "tls")
+    return await role.judge(asked, address(office.url, password=None, tls=tls))
+
+
+def faults(report: Report) -> str:
+    """Return what a report complains of, in words."""
+    return "\n".join(
+        f"{one.requirement}: {each.topic} {each.note}"
+        for one in report.failed
+        for each in one.evidence
+    )

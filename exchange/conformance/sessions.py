@@ -86,7 +86,7 @@ class Session:
         assert self._connection is not None
         with suppress(UplinkLost):
             await self._connection.publish(topic, payload, retain=retain)
-        if self.thrown_out:
+        if self.thrown_out or self._connection.has_ended:
             await self.connect()
 
     async def _listen(self, connection: Witness) -> None:

@@ -92,10 +92,29 @@ class Witness:
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
     ) -> None:
         """Publish; with QoS 1 return when the broker has it. Raises: UplinkLost."""
+        end = self._end
+        sending = asyncio.ensure_future(
+            self._client.publish(topic, payload, qos=qos, retain=retain, timeout=CONNECT_S)
+        )
         try:
-            await self._client.publish(topic, payload, qos=qos, retain=retain, timeout=CONNECT_S)
+            # A broker may end the connection in place of an answer, and aiomqtt waits on for one.
+            await asyncio.wait([sending, end], return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise UplinkLost(f"{topic}: the broker ended the connection")
+            sending.result()
         except aiomqtt.MqttError as error:
             raise UplinkLost(f"{topic}: {error}") from error
+        finally:
+            sending.cancel()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection is over."""
+        return self._end.done()
+
+    @property
+    def _end(self) -> asyncio.Future[None]:
+        return self._client._disconnected  # noqa: SLF001 - aiomqtt tells it to who waits for messages only
 
     def vanish(self) -> None:
         """Break the connection off without a word, so that the broker publishes the will."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tomllib
 from collections.abc import Callable
@@ -11,40 +10,15 @@ from pathlib import Path
 import pytest
 
 from exchange.configuration import converted
-from exchange.conformance import broker as role
 from exchange.conformance.credentials import Credentials, read_ways
-from exchange.conformance.judgement import Report
-from exchange.conformance.witness import address
 from exchange.errors import ConfigError, UplinkRefused
-from exchange.requirements import binding
-from exchange.tls import Tls
-from tests.judged_offices import JudgedOffice
+from tests.judged_offices import SHOWN, JudgedOffice, faults, judged
 
-SHOWN = {name for name, one in binding("broker").items() if one.shown != "declared"}
 HERE = "city/v1/tw-tpe"
 BESIDE = "city/v1/tw-nwt"
 GATEWAY, INGEST, CONSOLE = "tw-tpe.gw-1", "ingest-tw-tpe", "app.console-tw-tpe"
 
 Mutation = Callable[[JudgedOffice], None]
-
-
-async def judged(office: JudgedOffice, *more: str) -> Report:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--broker")
-    parser.add_argument("--county")
-    role.add_arguments(parser)
-    common = ["--broker", office.url, "--county", "tw-tpe", "--plain-port", str(office.ports[3])]
-    asked = parser.parse_args([*common, "--credentials", str(office.credentials), *more])
-    tls = Tls(ca_file=office.folder / "ca/ca.pem").context("test", "tls")
-    return await role.judge(asked, address(office.url, password=None, tls=tls))
-
-
-def faults(report: Report) -> str:
-    return "\n".join(
-        f"{one.requirement}: {each.topic} {each.note}"
-        for one in report.failed
-        for each in one.evidence
-    )
 
 
 async def test_a_towns_broker_is_green(tmp_path: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from exchange.errors import UplinkLost
 from exchange.mqtt import Client, Message, Settings, Subscription
-from tests.gateways import DEADLINE_S, until
-from tests.hivemq import HiveMQ
+from tests.gateways import DEADLINE_S, EPOCH, Gateway, Ingest, sample, until
+from tests.hivemq import HiveMQ, OfficeHiveMQ
+from tests.judged_offices import HOST, SHOWN, JudgedOffice, faults, judged
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +24,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HiveMQ]:
     """One broker for tests that keep to topics of their own."""
     with HiveMQ(tmp_path_factory.mktemp("broker")) as broker:
         yield broker
+
+
+# ------------------------------------------------------------------------------------ the client
 
 
 class Member:
@@ -85,8 +93,8 @@ class Member:
             self.client.acknowledge([each.packet_id for each in messages], generation)
 
 
-def numbered(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(first, first + count)]
+def numbered(many: int, first: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(first, first + many)]
 
 
 async def test_what_is_published_arrives_in_order(shared: HiveMQ) -> None:
@@ -150,7 +158,6 @@ async def test_two_share_a_subscription(shared: HiveMQ) -> None:
         await writer.say("half/a", numbered(400))
         await until(lambda: len(one.messages) + len(two.messages) >= 400)
         assert sorted(one.payloads + two.payloads) == sorted(numbered(400))
-        print(len(one.messages), len(two.messages))
         assert min(len(one.messages), len(two.messages)) > 40
 
 
@@ -163,8 +170,6 @@ async def test_a_killed_members_messages_go_to_the_other(shared: HiveMQ) -> None
         async with one:
             await writer.say("left", numbered(200))
             await until(lambda: one.messages)
-            held = one.payloads
-            print(len(held), len(two.messages))
             await one.vanish()
         await writer.say("left", numbered(100, 200))
         await until(lambda: set(two.payloads) == set(numbered(300)))
@@ -187,7 +192,8 @@ async def test_what_was_acknowledged_survives_a_kill_of_the_broker(tmp_path: Pat
             pass
         async with Member(broker, "writer") as writer:
             await writer.say("kept", numbered(1000))
-            broker.kill()
+            await writer.vanish()
+        broker.kill()
         broker.start()
         async with (
             Member(broker, "reader", "kept") as reader,
@@ -195,3 +201,141 @@ async def test_what_was_acknowledged_survives_a_kill_of_the_broker(tmp_path: Pat
         ):
             await until(lambda: len(reader.messages) == len(sharer.messages) == 1000)
             assert reader.payloads == sorted(sharer.payloads, key=int) == numbered(1000)
+
+
+# ---------------------------------------------------------------------------------------- ingest
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[HiveMQ]:
+    with HiveMQ(tmp_path) as broker:
+        yield broker
+
+
+@pytest.fixture(params=["sqlite", "influxdb"])
+def ingest(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    broker: HiveMQ,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Ingest:
+    if request.param == "sqlite":
+        return Ingest(tmp_path, broker)
+    bucket = request.getfixturevalue("influx").bucket()
+    monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
+    return Ingest(tmp_path, broker, store=bucket.url)
+
+
+@pytest.fixture
+def local(tmp_path: Path, broker: HiveMQ) -> Ingest:
+    """Ingest on SQLite alone, where the store makes no difference."""
+    return Ingest(tmp_path, broker)
+
+
+@asynccontextmanager
+async def process(ingest: Ingest, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Ingest in a process of its own; what it says stands in the test's output."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ingest", str(ingest.file), *arguments
+    )
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+async def deliver(gateway: Gateway, device: str, number: int) -> None:
+    """Send samples one by one, and again what is not receipted, as an agent does; return when all are."""
+    wanted = {(EPOCH, seq) for seq in range(number)}
+    async with asyncio.timeout(3 * DEADLINE_S):
+        while missing := sorted(wanted - gateway.stored(device)):
+            for _, seq in missing:
+                with suppress(UplinkLost):
+                    await gateway.send(device, sample(seq, pm2_5=1.0))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await until(lambda: wanted <= gateway.stored(device))
+
+
+async def seqs(ingest: Ingest, device: str) -> list[object]:
+    """Return what is stored of a device, in order of time: each once, if nothing is lost or doubled."""
+    return [row.fields["seq"] for row in await ingest.rows() if row.series.device == device]
+
+
+async def test_a_reading_ends_in_the_store_and_its_receipt_at_its_gateway(
+    ingest: Ingest, broker: HiveMQ
+) -> None:
+    async with (
+        process(ingest) as child,
+        Gateway(broker, "gw-1") as one,
+        Gateway(broker, "gw-2") as two,
+    ):
+        await asyncio.gather(deliver(one, "aq-1", 200), deliver(two, "aq-2", 200))
+        await two.publish(str(two.topic("aq-2")), b"{")
+        await two.until_unreadable(b"{", "EX-R-001")
+        assert one.stored("aq-2") == two.stored("aq-1") == set()
+        child.send_signal(signal.SIGTERM)
+        assert await child.wait() == 0
+    assert await seqs(ingest, "aq-1") == await seqs(ingest, "aq-2") == list(range(200))
+    assert len(ingest.quarantined()) == 1
+
+
+async def test_ingest_killed_in_the_middle_loses_and_doubles_nothing(
+    ingest: Ingest, broker: HiveMQ
+) -> None:
+    enough = asyncio.Event()
+
+    async def flow(gateway: Gateway) -> int:
+        """Send each sample once, and return how many: what comes again comes from the broker."""
+        for seq in count(1):
+            if enough.is_set():
+                return seq
+            await gateway.send("aq-1", sample(seq, pm2_5=1.0))
+        raise AssertionError
+
+    async with Gateway(broker, "gw-1") as gateway, asyncio.TaskGroup() as tasks:
+        async with process(ingest):
+            await deliver(gateway, "aq-1", 1)  # from here on the broker keeps its session
+        flowing = tasks.create_task(flow(gateway))
+        for _ in range(3):
+            async with process(ingest) as child:
+                goal = len(gateway.stored("aq-1")) + 300
+                await until(lambda: len(gateway.stored("aq-1")) >= goal)  # noqa: B023 - awaited here
+                child.kill()
+        enough.set()
+        sent = await flowing
+        async with process(ingest):
+            await gateway.until_stored("aq-1", range(sent))
+    assert await seqs(ingest, "aq-1") == list(range(sent))
+    assert gateway.refused("aq-1") == {}
+
+
+async def test_a_broker_killed_in_the_middle_loses_and_doubles_nothing(
+    local: Ingest, broker: HiveMQ
+) -> None:
+    async with process(local), Gateway(broker, "gw-1") as gateway, asyncio.TaskGroup() as tasks:
+        delivering = tasks.create_task(deliver(gateway, "aq-1", 3000))
+        for goal in (500, 1500):
+            await until(lambda: len(gateway.stored("aq-1")) >= goal)  # noqa: B023 - awaited here
+            assert not delivering.done()
+            broker.kill()
+            await asyncio.to_thread(broker.start)
+        await delivering
+    assert await seqs(local, "aq-1") == list(range(3000))
+    assert gateway.refused("aq-1") == {}
+
+
+# Here two workers of one ingest (`--workers 2`) share the load, and one is killed.
+
+
+# ----------------------------------------------------------------------------------------- doors
+
+
+async def test_the_doors_of_an_office_hold_here_too(tmp_path: Path) -> None:
+    office = JudgedOffice(tmp_path)
+    with OfficeHiveMQ(office.folder, tmp_path / "hivemq", host=HOST, ports=office.ports[:3]):
+        report = await judged(office)
+    assert not report.failed, faults(report)
+    assert {one.requirement for one in report.verdicts if one.outcome == "passed"} == SHOWN
