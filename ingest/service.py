@@ -137,7 +137,7 @@ class Service:
     """A worker for the counties of a configuration.
 
     Shape: a `retired` one takes what its session holds and nothing more, and tells nobody how it is.
-        `on_ready` is called once: when it is ready, and its session holds no filters of an earlier start.
+        `on_ready` is called once, when it is ready for the first time.
 
     Raises: ConfigError.
     """
@@ -192,8 +192,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Connected, and the store takes what comes."""
-        return self.client.connected and self.writer.ready
+        """Connected by the filters of this start alone, and the store takes what comes."""
+        return self.client.connected and self._tidy and self.writer.ready
 
     async def judge(self) -> str:
         """Return how things stand now, in the words of `exchange.health`."""
@@ -288,7 +288,7 @@ class Service:
 
     def _say(self, error: UplinkError | None = None) -> None:
         """Tell the service manager how things stand."""
-        if self.ready and self._tidy and not self._announced:
+        if self.ready and not self._announced:
             self._announced = True
             self.on_ready()
             self._notify("READY=1")
@@ -299,4 +299,4 @@ class Service:
             return "waiting for the store"
         if not self.client.connected:
             return f"waiting for the broker: {error or self.client.last_error}"
-        return TAKING_IN
+        return TAKING_IN if self._tidy else "taking back filters of an earlier start"
