@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ingest.quarantine.evidence import Entry, Refused
-from ingest.quarantine.schema import QuarantineUnusable, place_of, prepare, tally
+from ingest.quarantine.schema import QuarantineUnusable, place_of, prepare, tally, version_of
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,8 @@ class Database:
             _, pages = connection.execute(_FREE_PAGES).fetchone()
             if pages > self._pages:  # the limit was lowered
                 self._evict_oldest(connection, -self._room_bytes(connection))
-                connection.execute(f"PRAGMA incremental_vacuum({SHRUNK_PAGES})").fetchall()
+        if pages > self._pages:
+            self._vacuum()
         return bool(aged) or pages > self._pages
 
     def remove(self, ids: Sequence[int], what: str) -> int:
@@ -133,13 +134,9 @@ class Database:
 
     def shrink(self) -> None:
         """Give the disk back what is free in the file."""
-        before, free = -1, 0
-        while free != before:
-            before = free
-            with self._transaction() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({SHRUNK_PAGES})").fetchall()
-                free, _ = connection.execute(_FREE_PAGES).fetchone()
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        while self._vacuum():
+            pass
+        self._current().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def set_aside(self, why: sqlite3.Error) -> None:
         """Rename a damaged file, unless another process has done it; only the newest such is kept."""
@@ -219,6 +216,7 @@ class Database:
             self.path, timeout=self._lock_s, check_same_thread=False, isolation_level=None
         )
         try:
+            version_of(connection)  # first: another's file is not touched
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a file that is new
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -233,6 +231,15 @@ class Database:
             raise
         self._identity = _identity(self.path)
         return connection
+
+    def _vacuum(self) -> bool:
+        """Give some free pages back; return whether there are more."""
+        with self._transaction() as connection:
+            before, _ = connection.execute(_FREE_PAGES).fetchone()
+        # As a script: of a statement without columns the sqlite3 module runs the first step, one page, alone.
+        connection.executescript(f"PRAGMA incremental_vacuum({SHRUNK_PAGES})")
+        after, _ = connection.execute(_FREE_PAGES).fetchone()
+        return bool(0 < after < before)
 
     def _room_bytes(self, connection: sqlite3.Connection) -> int:
         """Return what can still be written, negative when the file is larger than it may be."""
