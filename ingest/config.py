@@ -71,8 +71,8 @@ class QuarantineFile(_Table, frozen=True, kw_only=True):
     """Where refused messages are kept, how many and for how long; what is oldest goes first."""
 
     path: Path = Path("quarantine.sqlite")
-    max_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 256
-    """The file and what SQLite writes beside it stay below this."""
+    max_mb: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 256
+    """The file and what SQLite writes beside it stay below this, in 2^20 bytes."""
     max_age_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 90.0
 
 

@@ -351,7 +351,7 @@ def _current(config: Config) -> Database:
     listing.check_there(settings.path)
     database = Database(
         settings.path,
-        max_bytes=settings.max_mib << 20,
+        max_bytes=settings.max_mb * 2**20,
         max_age_days=settings.max_age_days,
         lock_s=LOCK_S,
     )

@@ -152,7 +152,11 @@ class Service:
         self._tidy = retired
         self.metrics = Metrics()
         self.store = store_of(config, file)
-        self.quarantine = Quarantine(config.quarantine.path)
+        self.quarantine = Quarantine(
+            config.quarantine.path,
+            max_bytes=config.quarantine.max_mb * 2**20,
+            max_age_days=config.quarantine.max_age_days,
+        )
         settings = broker_settings(config, file=file, worker=worker)
         self._hand = Hand(config.quarantine.path.with_suffix(f".{settings.client_id}.hand"))
         self.intake = Intake(
@@ -216,6 +220,7 @@ class Service:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.client.run(), name="client")
             tasks.create_task(self.writer.run(), name="writer")
+            tasks.create_task(self.quarantine.run(), name="quarantine")
             tasks.create_task(self._tidy_session(), name="session")
 
     async def drain(self, deadline_s: float) -> bool:
