@@ -15,44 +15,101 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks import enrolment, first_sample, fresh_clone, handshakes, ingest, machine
+from benchmarks import (
+    disk,
+    drain,
+    enrolment,
+    first_sample,
+    fresh_clone,
+    handshakes,
+    ingest,
+    latency,
+    machine,
+    nation,
+)
 from benchmarks.backlog import Load
 from benchmarks.processes import BenchmarkFailed
 
 BENCHMARKS = {
     "ingest": "CPU per message and samples/s from a broker's backlog into InfluxDB, beside Telegraf",
+    "latency": "publish to queryable at a steady pace, beside Telegraf at several flush intervals",
+    "drain": "a backlog with live samples beside it: its rate, and what the live ones notice",
+    "disk": "bytes per sample in InfluxDB, compacted, and in SQLite",
+    "nation": "a third of a nation for an hour on this machine (only when it is named)",
     "handshakes": "TLS against plain: connections/s and CPU of each, and CPU per message once connected",
     "enrolment": "a new gateway: seconds from `gateway add` to its first stored sample",
     "first-sample": "`onestreet demo`: seconds from the command to the first stored sample",
     "fresh-clone": "`git clone` and `make demo`: seconds to the first stored sample and to the end",
 }
+_WHEN_NAMED = {"nation"}
+_ON_UVLOOP = {
+    "latency",
+    "drain",
+    "nation",
+    "handshakes",
+}  # as services have it: its pace is measured
+_PACK_MESSAGES, _MESSAGES = 20_000, 200_000
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
+    few = ", ".join(_WHEN_NAMED)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all but {few}")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
-    of_ingest = parser.add_argument_group("ingest")
-    of_ingest.add_argument("--messages", type=_whole, default=200_000, help="default: 200000")
-    of_ingest.add_argument("--samples", type=_whole, default=1, help="in a message (default: 1)")
-    of_ingest.add_argument("--devices", type=_whole, default=1000, help="default: 1000")
-    of_ingest.add_argument("--gateways", type=_whole, default=50, help="default: 50")
-    of_ingest.add_argument("--rounds", type=_whole, default=2, help="of each (default: 2)")
-    of_ingest.add_argument(
-        "--four-fields",
-        action="store_true",
-        help="let Telegraf carry and store the metrics only, without epoch and seq",
+    parser.add_argument("--rounds", type=_whole, default=2, help="of those in turns (default: 2)")
+    _add_ingest(parser.add_argument_group("ingest"))
+    of_latency = parser.add_argument_group("latency")
+    of_latency.add_argument("--rate", type=_whole, default=5000, help="messages/s (default: 5000)")
+    of_latency.add_argument("--seconds", type=_whole, default=30, help="a run (default: 30)")
+    of_latency.add_argument(
+        "--flush", type=_wholes, default=latency.FLUSHES_MS, help="Telegraf's, ms: 10,20,50,100"
     )
-    of_ingest.add_argument(
-        "--profile", action="store_true", help="instead, show where our ingest spends its time"
-    )
-    of_tls = parser.add_argument_group("handshakes (and --messages, --rounds)")
+    of_drain = parser.add_argument_group("drain (and --seconds of live samples alone)")
+    of_drain.add_argument("--backlog", type=_whole, default=1_000_000, help="default: 1000000")
+    of_drain.add_argument("--backlogged", type=_whole, default=20, help="gateways (default: 20)")
+    of_drain.add_argument("--window", type=_whole, default=5000, help="default: 5000")
+    of_drain.add_argument("--live", type=_whole, default=500, help="messages/s (default: 500)")
+    of_disk = parser.add_argument_group("disk")
+    of_disk.add_argument("--boxes", type=_whole, default=1000, help="default: 1000")
+    of_disk.add_argument("--day-minutes", type=_whole, default=1440, help="default: 1440")
+    of_nation = parser.add_argument_group("nation")
+    of_nation.add_argument("--nation", type=_whole, default=667_000, help="devices: 667000")
+    of_nation.add_argument("--minutes", type=_whole, default=60, help="held (default: 60)")
+    of_nation.add_argument("--ramp", type=_whole, default=5, help="minutes to join in (default: 5)")
+    of_nation.add_argument("--stores", type=_whole, default=4, help="ingests (default: 4)")
+    of_nation.add_argument("--report", type=Path, metavar="FILE", help="a line a minute, JSON")
+    of_tls = parser.add_argument_group("handshakes (and --messages, --devices, --gateways)")
     of_tls.add_argument("--connections", type=_whole, default=2000, help="default: 2000")
     of_demo = parser.add_argument_group("first-sample, fresh-clone and enrolment")
     of_demo.add_argument("--runs", type=_whole, default=5, help="of each (default: 5)")
     of_demo.add_argument("--cold", action="store_true", help="clone with empty package caches")
     return parser
+
+
+def _add_ingest(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--samples", type=_wholes, default=[1, 20], help="in a message, each a case (default: 1,20)"
+    )
+    group.add_argument(
+        "--messages", type=_whole, help=f"default: {_MESSAGES}; {_PACK_MESSAGES} of several samples"
+    )
+    group.add_argument(
+        "--forms",
+        type=_forms,
+        default=list(ingest.FORMS),
+        help=f"default: {','.join(ingest.FORMS)}",
+    )
+    group.add_argument("--devices", type=_whole, default=1000, help="default: 1000")
+    group.add_argument("--gateways", type=_whole, default=50, help="default: 50")
+    group.add_argument(
+        "--four-fields",
+        action="store_true",
+        help="let Telegraf carry and store the metrics only, without epoch and seq",
+    )
+    group.add_argument(
+        "--profile", action="store_true", help="instead, show where our ingest spends its time"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,9 +126,9 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(f"{name:28}{fact}" for name, fact in facts.items()), flush=True)
     results: dict[str, Any] = {}
     try:
-        for name in asked.names or BENCHMARKS:
+        for name in asked.names or [name for name in BENCHMARKS if name not in _WHEN_NAMED]:
             print(f"\n{name}: {BENCHMARKS[name]}", flush=True)
-            loop = uvloop.new_event_loop if name == "handshakes" else None  # as services have it
+            loop = uvloop.new_event_loop if name in _ON_UVLOOP else None
             with asyncio.Runner(loop_factory=loop) as runner:
                 results[name] = runner.run(_measured(name, asked))
     except BenchmarkFailed as error:
@@ -86,34 +143,85 @@ def main(argv: Sequence[str]) -> int:
 
 async def _measured(name: str, asked: argparse.Namespace) -> object:
     """Run one benchmark, print its table, and return its figures."""
-    if name == "first-sample":
-        first = await first_sample.measure(asked.runs)
-        print(first_sample.table(first))
-        return first
-    if name == "fresh-clone":
-        clone = await fresh_clone.measure(cold=asked.cold)
-        print(fresh_clone.table(clone))
-        return clone
-    if name == "enrolment":
-        enrolled = await enrolment.measure(asked.runs)
-        print(enrolment.table(enrolled))
-        return enrolled
-    load = Load(
-        messages=asked.messages,
-        devices=min(asked.devices, asked.messages),
+    match name:
+        case "ingest":
+            return await _ingest(asked)
+        case "latency":
+            late = await latency.measure(
+                rate_per_s=asked.rate,
+                seconds=asked.seconds,
+                rounds=asked.rounds,
+                flushes_ms=asked.flush,
+            )
+            print(latency.table(late))
+            return late
+        case "drain":
+            plan = drain.Plan(
+                samples=asked.backlog,
+                gateways=asked.backlogged,
+                window=asked.window,
+                live_per_s=asked.live,
+                seconds=asked.seconds,
+            )
+            drained = await drain.measure(plan)
+            print(drain.table(drained))
+            return drained
+        case "disk":
+            taken = await disk.measure(devices=asked.boxes, minutes=asked.day_minutes)
+            print(disk.table(taken))
+            return taken
+        case "nation":
+            held = await nation.measure(
+                devices=asked.nation,
+                minutes=asked.minutes,
+                stores=asked.stores,
+                ramp=asked.ramp,
+                report=asked.report,
+            )
+            print(nation.table(held))
+            return held
+        case "handshakes":
+            load = _load(asked, 1)
+            shaken = await handshakes.measure(asked.connections, load, rounds=asked.rounds)
+            print(handshakes.table(shaken))
+            return shaken
+        case "first-sample":
+            first = await first_sample.measure(asked.runs)
+            print(first_sample.table(first))
+            return first
+        case "fresh-clone":
+            clone = await fresh_clone.measure(cold=asked.cold)
+            print(fresh_clone.table(clone))
+            return clone
+        case _:
+            enrolled = await enrolment.measure(asked.runs)
+            print(enrolment.table(enrolled))
+            return enrolled
+
+
+async def _ingest(asked: argparse.Namespace) -> list[ingest.Comparison]:
+    found = []
+    for samples in asked.samples:
+        load = _load(asked, samples)
+        if asked.profile:
+            await ingest.profile(load)
+            continue
+        compared = await ingest.compare(
+            load, rounds=asked.rounds, same_fields=not asked.four_fields, forms=asked.forms
+        )
+        print(ingest.table(compared), end="\n\n", flush=True)
+        found.append(compared)
+    return found
+
+
+def _load(asked: argparse.Namespace, samples: int) -> Load:
+    messages = asked.messages or (_MESSAGES if samples == 1 else _PACK_MESSAGES)
+    return Load(
+        messages=messages,
+        devices=min(asked.devices, messages),
         gateways=asked.gateways,
-        samples=asked.samples,
+        samples=samples,
     )
-    if name == "handshakes":
-        shaken = await handshakes.measure(asked.connections, load, rounds=asked.rounds)
-        print(handshakes.table(shaken))
-        return shaken
-    if asked.profile:
-        await ingest.profile(load)
-        return None
-    compared = await ingest.compare(load, rounds=asked.rounds, same_fields=not asked.four_fields)
-    print(ingest.table(compared))
-    return compared
 
 
 def _whole(text: str) -> int:
@@ -121,6 +229,19 @@ def _whole(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
     return value
+
+
+def _wholes(text: str) -> list[int]:
+    return [_whole(each) for each in text.split(",")]
+
+
+def _forms(text: str) -> list[str]:
+    forms = text.split(",")
+    if unknown := set(forms) - set(ingest.FORMS):
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown)}: expected some of {', '.join(ingest.FORMS)}"
+        )
+    return forms
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from benchmarks.processes import BenchmarkFailed
-from exchange.mqtt import Client, Settings, Subscription
+from exchange.mqtt import Client, Message, Settings, Subscription
 from exchange.readings import Sample
 from exchange.topics import Topic
 
@@ -66,20 +66,21 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 async def keep_session(port: int, client_id: str, topic_filter: str) -> None:
     """Leave an offline session behind that collects what is published."""
-    settings = _settings(port, client_id, session_expiry_s=SESSION_S)
-    async with _connected(settings, Subscription(topic_filter)):
+    kept = settings(port, client_id, session_expiry_s=SESSION_S)
+    async with connected(Client(kept, [Subscription(topic_filter)], _ignore)):
         pass
 
 
 async def forget_session(port: int, client_id: str) -> None:
     """Make the broker forget a session and what it holds."""
-    async with _connected(_settings(port, client_id, clean_start=True)):
+    async with connected(Client(settings(port, client_id, clean_start=True), (), _ignore)):
         pass
 
 
 async def fill(port: int, messages: Iterable[tuple[str, bytes]]) -> None:
     """Publish as fast as the broker takes it. Raises: BenchmarkFailed when it did not take all."""
-    async with _connected(_settings(port, "filler", clean_start=True)) as client:
+    filler = Client(settings(port, "filler", clean_start=True), (), _ignore)
+    async with connected(filler) as client:
         for topic, payload in messages:
             if not client.publish_soon(topic, payload):
                 await client.publish(topic, payload, deadline_s=_DEADLINE_S)
@@ -89,8 +90,8 @@ async def fill(port: int, messages: Iterable[tuple[str, bytes]]) -> None:
 
 
 @asynccontextmanager
-async def _connected(settings: Settings, *subscriptions: Subscription) -> AsyncIterator[Client]:
-    client = Client(settings, subscriptions, lambda _messages, _generation: None)
+async def connected(client: Client) -> AsyncIterator[Client]:
+    """Run a client, connected. Raises: UplinkError."""
     running = asyncio.create_task(client.run())
     try:
         await client.wait_connected(_DEADLINE_S)
@@ -100,9 +101,14 @@ async def _connected(settings: Settings, *subscriptions: Subscription) -> AsyncI
         await running
 
 
-def _settings(
+def _ignore(_messages: list[Message], _generation: int) -> None:
+    """Take nothing."""
+
+
+def settings(
     port: int, client_id: str, *, session_expiry_s: int = 0, clean_start: bool = False
 ) -> Settings:
+    """Return how a client of a benchmark connects: a broker that refuses it ends the benchmark."""
     return Settings(
         host="127.0.0.1",
         port=port,

@@ -144,9 +144,9 @@ class Stage:
     async def take(self, way: Way, load: Load) -> Run:
         """Take a backlog in. Raises: BenchmarkFailed when it does not all come."""
         port, client_id = self._ports["plain"], f"taker-{way.lower()}"
-        source = Onestreet(load)
+        source = Onestreet()
         await keep_session(port, client_id, source.topic_filter)
-        await fill(port, source.payloads())
+        await fill(port, source.payloads(load))
         taken, all_came = 0, asyncio.Event()
 
         def take(messages: list[Message], generation: int) -> None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -24,21 +22,14 @@ import msgspec
 
 from benchmarks.backlog import Load, fill, forget_session, keep_session
 from benchmarks.consumers import Consumer, Onestreet, Telegraf
-from benchmarks.processes import BenchmarkFailed, Process, cpu_s, peak_resident_mb
-from tests.brokers import Mosquitto
-from tests.influx import Bucket, Influx
+from benchmarks.processes import BenchmarkFailed, Meter, Process, resident_mb
+from benchmarks.queries import Reader
+from benchmarks.stage import UNBOUNDED, Seat, Stage, stage
 
-# The broker keeps whatever comes, and sends as much as a consumer lets it.
-_BROKER = [
-    "max_queued_messages 0",
-    "max_queued_bytes 0",
-    "max_inflight_messages 0",
-    "memory_limit 0",
-]
-_CONNECT_DEADLINE_S = 30.0
+FORMS = ("onestreet-json", "onestreet-cbor", "telegraf-json", "telegraf-line")
 _PATIENCE_S = 10.0  # no new row for so long: the rest is lost
-_POLL_S = 0.01
 _COUNT_EVERY_S = 1.0  # counting costs the database, asking for one row does not
+_POLL_S = 0.01
 _PROFILE_LINES = 30
 
 
@@ -62,6 +53,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         """What is compared."""
         return 1e6 * self.cpu_s / self.messages
 
+    @property
+    def cpu_us_per_sample(self) -> float:
+        """The same by sample."""
+        return self.cpu_us_per_message / self.samples
+
+    @property
+    def samples_per_s(self) -> float:
+        """What the whole pipeline takes: broker, consumer and database on one machine."""
+        return (self.messages * self.samples - self.rows_missing) / self.wall_s
+
+    def share(self, whose: str) -> float:
+        """Percent of the CPU time of broker, consumer and database."""
+        parts = {
+            "consumer": self.cpu_s,
+            "broker": self.broker_cpu_s,
+            "database": self.database_cpu_s,
+        }
+        return 100 * parts[whose] / max(sum(parts.values()), 1e-9)
+
 
 class Comparison(msgspec.Struct, frozen=True):
     """Every run, in order, and the load of each."""
@@ -69,154 +79,127 @@ class Comparison(msgspec.Struct, frozen=True):
     load: Load
     same_fields: bool
     runs: list[Run]
-    cpu_ratio: float
-    """Ours by Telegraf's, CPU per message, medians."""
+    json_ratio: float | None
+    """CPU per message, medians: ours in JSON by Telegraf's in JSON."""
+    best_ratio: float | None
+    """Ours in JSON by the best of Telegraf's."""
 
 
-class Stage:
-    """A broker and a database; consumers come and go."""
-
-    def __init__(self, folder: Path, broker: Mosquitto, influx: Influx) -> None:
-        self._folder, self.broker, self._influx = folder, broker, influx
-        self._numbers = count(1)
-
-    async def idle_cpu_s(self, consumer: Consumer) -> float:
-        """CPU of a start with nothing to take in."""
-        client_id, bucket, folder = self._new(consumer)
-        await keep_session(self.broker.port, client_id, consumer.topic_filter)
-        command = consumer.command(folder, self.broker.port, client_id, bucket)
-        before = self._connections(client_id)
-        async with Process(command, folder / "log") as process:
-            await self._connected(process, client_id, before)
-            used_s = await process.until_at_rest()
-        await forget_session(self.broker.port, client_id)
-        return used_s
-
-    async def run(
-        self, consumer: Consumer, start_cpu_s: float, *, profile: Path | None = None
-    ) -> Run:
-        """Let a consumer take in its whole load."""
-        load = consumer.load
-        client_id, bucket, folder = self._new(consumer)
-        port = self.broker.port
-        await keep_session(port, client_id, consumer.topic_filter)
-        await fill(port, consumer.payloads())
-        command = consumer.command(folder, port, client_id, bucket)
-        if profile is not None:
-            command[1:2] = ["-m", "benchmarks.sampler", profile]
-        before = self._connections(client_id)
-        others = self.broker.pid, self._influx.pid
-        others_s = [cpu_s(pid) for pid in others]
-        async with Process(command, folder / "log") as process:
-            await self._connected(process, client_id, before)
-            began_s = time.monotonic()
-            ended_s, rows = await _until_stored(process, bucket, load)
-            used_s = await process.until_at_rest()
-            broker_s, database_s = (
-                cpu_s(pid) - was_s for pid, was_s in zip(others, others_s, strict=True)
+def consumer_of(form: str, load: Load, *, same_fields: bool = True) -> Consumer:
+    """Return who takes a load in this form."""
+    match form:
+        case "onestreet-json" | "onestreet-cbor":
+            return Onestreet("cbor" if form.endswith("cbor") else "json")
+        case _:
+            return Telegraf(
+                "line" if form.endswith("line") else "json",
+                samples=load.samples,
+                same_fields=same_fields,
             )
-            peak_mb = peak_resident_mb(process.pid)
-            status = await process.stop()
-            if status:
-                raise BenchmarkFailed(f"{consumer.name} ended with {status}\n{process.tail}")
-        await forget_session(port, client_id)
-        return Run(
-            consumer=consumer.name,
-            messages=load.messages,
-            samples=load.samples,
-            rows_missing=load.rows - rows,
-            wall_s=ended_s - began_s,
-            cpu_s=used_s - start_cpu_s,
-            start_cpu_s=start_cpu_s,
-            peak_resident_mb=peak_mb,
-            broker_cpu_s=broker_s,
-            database_cpu_s=database_s,
-        )
-
-    def _new(self, consumer: Consumer) -> tuple[str, Bucket, Path]:
-        client_id = f"{consumer.name}-{next(self._numbers)}"
-        folder = self._folder / client_id
-        folder.mkdir()
-        return client_id, self._influx.bucket(), folder
-
-    def _connections(self, client_id: str) -> int:
-        return self.broker.log.count(f" as {client_id} (")
-
-    async def _connected(self, process: Process, client_id: str, before: int) -> None:
-        await process.until(
-            lambda: self._connections(client_id) > before,
-            f"{client_id} connects",
-            deadline_s=_CONNECT_DEADLINE_S,
-        )
 
 
-async def _until_stored(process: Process, bucket: Bucket, load: Load) -> tuple[float, int]:
+async def _idle_cpu_s(here: Stage, consumer: Consumer) -> float:
+    """CPU of a start with nothing to take in."""
+    seat = here.seat(consumer.name)
+    await keep_session(here.broker.port, seat.client_id, consumer.topic_filter)
+    async with here.running(consumer, seat) as process:
+        used_s = await process.until_at_rest()
+    await forget_session(here.broker.port, seat.client_id)
+    return used_s
+
+
+async def _run(
+    here: Stage,
+    consumer: Consumer,
+    load: Load,
+    start_cpu_s: float,
+    *,
+    profile: Path | None = None,
+) -> Run:
+    """Let a consumer take in a whole load."""
+    seat, port = here.seat(consumer.name), here.broker.port
+    await keep_session(port, seat.client_id, consumer.topic_filter)
+    await fill(port, consumer.payloads(load))
+    others = Meter({"broker": here.broker.pid, "database": here.influx.pid})
+    async with here.running(consumer, seat, profile=profile) as process:
+        began_s = time.monotonic()
+        ended_s, rows = await _until_stored(process, seat, load)
+        used_s = await process.until_at_rest()
+        others_s = others.lap()
+        peak_mb = resident_mb(process.pid, peak=True)
+    await forget_session(port, seat.client_id)
+    return Run(
+        consumer=consumer.name,
+        messages=load.messages,
+        samples=load.samples,
+        rows_missing=load.rows - rows,
+        wall_s=ended_s - began_s,
+        cpu_s=used_s - start_cpu_s,
+        start_cpu_s=start_cpu_s,
+        peak_resident_mb=peak_mb,
+        broker_cpu_s=others_s["broker"],
+        database_cpu_s=others_s["database"],
+    )
+
+
+async def _until_stored(process: Process, seat: Seat, load: Load) -> tuple[float, int]:
     """Return when the last row came, and how many there are: all, or those of a consumer that lost some."""
     device, last_ms = load.last
     last = f"SELECT pm2_5 FROM air WHERE device = '{device}' AND time >= {last_ms}ms"  # noqa: S608 - our own words
-    rows, changed_s, counted_s = 0, time.monotonic(), time.monotonic()
-    while True:
-        now_s = time.monotonic()
-        if bucket.query(last) or now_s - counted_s > _COUNT_EVERY_S * (1 + bool(rows)):
-            found = _rows(bucket)
-            counted_s = time.monotonic()
-            if found != rows:
-                rows, changed_s = found, now_s
-            if rows >= load.rows or now_s - changed_s > _PATIENCE_S:
-                return changed_s, rows
-        if process.ended is not None:
-            raise BenchmarkFailed(f"ended with {process.ended}\n{process.tail}")
-        await asyncio.sleep(_POLL_S)
+    found, changed_s, counted_s = 0, time.monotonic(), time.monotonic()
+    async with Reader(seat.bucket) as reader:
+
+        async def stored() -> bool:
+            nonlocal found, changed_s, counted_s
+            now_s = time.monotonic()
+            if await reader.rows(last) or now_s - counted_s > _COUNT_EVERY_S * (1 + bool(found)):
+                count = await reader.count()
+                counted_s = time.monotonic()
+                if count != found:
+                    found, changed_s = count, now_s
+            return found >= load.rows or now_s - changed_s > _PATIENCE_S
+
+        while not await stored():
+            if process.ended is not None:
+                raise BenchmarkFailed(f"ended with {process.ended}\n{process.tail}")
+            await asyncio.sleep(_POLL_S)
+    return changed_s, found
 
 
-def _rows(bucket: Bucket) -> int:
-    series = bucket.query("SELECT count(pm2_5) FROM air")
-    return int(series[0]["values"][0][1]) if series else 0
-
-
-@contextmanager
-def _stage() -> Iterator[Stage]:
-    influxd = os.environ.get("ONESTREET_INFLUXD", "")
-    if not os.access(influxd, os.X_OK):
-        raise BenchmarkFailed("ONESTREET_INFLUXD must name influxd: `make bench` sees to it")
-    with tempfile.TemporaryDirectory(prefix="onestreet-bench-") as name:
-        folder = Path(name)
-        (folder / "influxd").mkdir()
-        influx = Influx(influxd, folder / "influxd")
-        try:
-            influx.start()
-            with Mosquitto(folder, _BROKER) as broker:
-                yield Stage(folder, broker, influx)
-        finally:
-            influx.kill()
-
-
-async def compare(load: Load, *, rounds: int, same_fields: bool) -> Comparison:
-    """Let ours and Telegraf take in the same load in turns. Raises: BenchmarkFailed when ours loses a row."""
-    ours, telegraf = Onestreet(load), Telegraf(load, same_fields=same_fields)
+async def compare(
+    load: Load, *, rounds: int, same_fields: bool, forms: Sequence[str] = FORMS
+) -> Comparison:
+    """Let everybody take in the same load in turns. Raises: BenchmarkFailed when ours loses a row."""
+    consumers = [consumer_of(form, load, same_fields=same_fields) for form in forms]
     runs: list[Run] = []
-    with _stage() as stage:
-        for consumer in (ours, telegraf):
-            await stage.idle_cpu_s(consumer)  # the first start compiles, and reads from the disk
-        for _ in range(rounds):
-            for consumer in (ours, telegraf):
-                idle_s = await stage.idle_cpu_s(consumer)
-                run = await stage.run(consumer, idle_s)
-                runs.append(run)
-                print(_line(run), file=sys.stderr, flush=True)
-                if consumer is ours and run.rows_missing:
-                    raise BenchmarkFailed(f"{run.rows_missing} of {load.rows} rows are missing")
-    ratio = _median(runs, ours.name, "cpu_us_per_message") / _median(
-        runs, telegraf.name, "cpu_us_per_message"
+    with stage(UNBOUNDED) as here:
+        for consumer in consumers:
+            await _idle_cpu_s(here, consumer)  # the first start compiles, and reads from the disk
+        for _, consumer in product(range(rounds), consumers):
+            run = await _run(here, consumer, load, await _idle_cpu_s(here, consumer))
+            runs.append(run)
+            print(_line(run), file=sys.stderr, flush=True)
+            if isinstance(consumer, Onestreet) and run.rows_missing:
+                raise BenchmarkFailed(f"{run.rows_missing} of {load.rows} rows are missing")
+    costs = {
+        name: _median(runs, name, "cpu_us_per_message") for name in {run.consumer for run in runs}
+    }
+    peers = [cost for name, cost in costs.items() if name.startswith("telegraf")]
+    ours, peer = costs.get("onestreet-json"), costs.get("telegraf-json")
+    return Comparison(
+        load,
+        same_fields,
+        runs,
+        json_ratio=ours / peer if ours and peer else None,
+        best_ratio=ours / min(peers) if ours and peers else None,
     )
-    return Comparison(load, same_fields, runs, ratio)
 
 
 async def profile(load: Load) -> None:
     """Print in which functions ingest spends its CPU time, its start included."""
-    with _stage() as stage, tempfile.NamedTemporaryFile(suffix=".json") as file:
-        await stage.idle_cpu_s(Onestreet(load))  # the first start compiles
-        run = await stage.run(Onestreet(load), 0.0, profile=Path(file.name))
+    with stage(UNBOUNDED) as here, tempfile.NamedTemporaryFile(suffix=".json") as file:
+        await _idle_cpu_s(here, Onestreet())  # the first start compiles
+        run = await _run(here, Onestreet(), load, 0.0, profile=Path(file.name))
         seen: dict[str, int] = json.load(file)
     print(f"its start included: {_line(run)}")
     total = sum(seen.values())
@@ -227,12 +210,11 @@ async def profile(load: Load) -> None:
 
 _COLUMNS = {
     "CPU µs/message": "cpu_us_per_message",
-    "CPU s": "cpu_s",
+    "CPU µs/sample": "cpu_us_per_sample",
+    "samples/s": "samples_per_s",
     "start CPU s": "start_cpu_s",
     "wall s": "wall_s",
     "peak MB": "peak_resident_mb",
-    "broker CPU s": "broker_cpu_s",
-    "database CPU s": "database_cpu_s",
     "rows missing": "rows_missing",
 }
 
@@ -250,9 +232,15 @@ def table(comparison: Comparison) -> str:
     ]
     for title, attribute in _COLUMNS.items():
         lines.append(f"{title:26}" + "".join(f"{_span(runs, n, attribute):>28}" for n in names))
-    rates = {name: load.rows / _median(runs, name, "wall_s") for name in names}
-    lines.append(f"{'samples/s':26}" + "".join(f"{rates[name]:>28,.0f}" for name in names))
-    lines += ["", f"CPU per message, ours : Telegraf = {comparison.cpu_ratio:.2f}"]
+    for whose in ("consumer", "broker", "database"):
+        shares = [median(r.share(whose) for r in runs if r.consumer == name) for name in names]
+        lines.append(f"{f'{whose}, % of CPU':26}" + "".join(f"{each:>28.0f}" for each in shares))
+    for whose, ratio in (
+        ("in JSON", comparison.json_ratio),
+        ("at its best", comparison.best_ratio),
+    ):
+        if ratio is not None:
+            lines.append(f"CPU per message, ours in JSON : Telegraf {whose} = {ratio:.2f}")
     return "\n".join(lines)
 
 
@@ -262,12 +250,16 @@ def _median(runs: Sequence[Run], name: str, attribute: str) -> float:
 
 def _span(runs: Sequence[Run], name: str, attribute: str) -> str:
     values = [float(getattr(run, attribute)) for run in runs if run.consumer == name]
-    return f"{median(values):.2f} ({min(values):.2f} – {max(values):.2f})"
+    digits = 0 if median(values) >= 1000 else 2
+    low, middle, high = (
+        f"{each:,.{digits}f}" for each in (min(values), median(values), max(values))
+    )
+    return f"{middle} ({low} – {high})"
 
 
 def _line(run: Run) -> str:
-    rate = run.messages * run.samples / run.wall_s
     return (
         f"{run.consumer}: {run.cpu_us_per_message:.1f} µs a message, {run.wall_s:.2f} s,"
-        f" {rate:,.0f} samples/s, {run.peak_resident_mb:.0f} MB, {run.rows_missing} rows missing"
+        f" {run.samples_per_s:,.0f} samples/s, {run.peak_resident_mb:.0f} MB,"
+        f" {run.rows_missing} rows missing"
     )

@@ -29,12 +29,33 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
-def peak_resident_mb(pid: int) -> float:
-    """The most memory that a process has had."""
+def resident_mb(pid: int, *, peak: bool = False) -> float:
+    """The memory that a process has, or the most that it has had."""
+    key = "VmHWM:" if peak else "VmRSS:"
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(key):
             return int(line.split()[1]) / 1024
     raise BenchmarkFailed(f"process {pid} has no memory")
+
+
+class Meter:
+    """CPU time of several processes, lap by lap."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        """The first lap begins now."""
+        self.pids = dict(pids)
+        self._marks = self._now()
+
+    def lap(self) -> dict[str, float]:
+        """Return the CPU seconds of each since the last lap. Raises: BenchmarkFailed when one is gone."""
+        before, self._marks = self._marks, self._now()
+        return {name: now_s - before[name] for name, now_s in self._marks.items()}
+
+    def _now(self) -> dict[str, float]:
+        try:
+            return {name: cpu_s(pid) for name, pid in self.pids.items()}
+        except FileNotFoundError as error:
+            raise BenchmarkFailed(f"a process has ended: {error.filename}") from error
 
 
 def ordinary(environment: Mapping[str, str]) -> dict[str, str]:
@@ -85,7 +106,14 @@ class Process:
         """Its exit status, None while it runs."""
         return self._process.poll()
 
-    async def until(self, condition: Callable[[], T], what: str, *, deadline_s: float = 60.0) -> T:
+    async def until(
+        self,
+        condition: Callable[[], T],
+        what: str,
+        *,
+        deadline_s: float = 60.0,
+        every_s: float = 0.01,
+    ) -> T:
         """Like `until`, and end with what it wrote when it ends first. Raises: BenchmarkFailed."""
 
         def met() -> T:
@@ -94,7 +122,7 @@ class Process:
                 raise BenchmarkFailed(f"{what}: ended with {self.ended}\n{self.tail}")
             return found
 
-        return await until(met, what, deadline_s=deadline_s)
+        return await until(met, what, deadline_s=deadline_s, every_s=every_s)
 
     async def until_at_rest(self, *, deadline_s: float = 60.0) -> float:
         """Return its CPU time once that stands nearly still."""

@@ -11,26 +11,29 @@ import pytest
 from benchmarks.backlog import Load
 from benchmarks.consumers import Onestreet, Telegraf
 from benchmarks.processes import BenchmarkFailed, Process
-from exchange.readings import Sample, decode_pack
+from exchange.readings import PackFormat, Sample, decode_pack
 from exchange.topics import parse_topic
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_telegraf.sh"
 
 
-def taken(load: Load) -> list[tuple[str, Sample]]:
+def taken(load: Load, form: PackFormat = "json") -> list[tuple[str, Sample]]:
     """What ingest takes of our messages."""
     found = []
-    for topic, payload in Onestreet(load).payloads():
+    for topic, payload in Onestreet(form).payloads(load):
         pack = decode_pack(payload, parse_topic(topic))
         assert pack.refusals == []
         found += [(parse_topic(topic).device, sample) for sample in pack.samples]
     return found
 
 
+@pytest.mark.parametrize("form", ["json", "cbor"])
 @pytest.mark.parametrize(("messages", "samples"), [(25, 1), (7, 20)])
-def test_every_message_is_taken_whole_as_rows_of_their_own(messages: int, samples: int) -> None:
+def test_every_message_is_taken_whole_as_rows_of_their_own(
+    messages: int, samples: int, form: PackFormat
+) -> None:
     load = Load(messages=messages, devices=3, gateways=2, samples=samples)
-    rows = taken(load)
+    rows = taken(load, form)
     assert len({(device, sample.row_time_ns) for device, sample in rows}) == load.rows
     device, sample = rows[-1]
     assert (device, sample.time_ms) == load.last
@@ -38,17 +41,27 @@ def test_every_message_is_taken_whole_as_rows_of_their_own(messages: int, sample
 
 def test_telegraf_gets_the_same_values() -> None:
     load = Load(messages=20, devices=3, gateways=2, samples=1)
-    flat = [msgspec.json.decode(text) for _, text in Telegraf(load, same_fields=False).payloads()]
+    telegraf = Telegraf(same_fields=False)
+    flat = [msgspec.json.decode(text) for _, text in telegraf.payloads(load)]
     assert flat == [{"t": sample.time_ms, **sample.metrics} for _, sample in taken(load)]
 
 
 def test_telegraf_gets_a_line_for_each_sample_of_a_pack() -> None:
     load = Load(messages=4, devices=3, gateways=2, samples=5)
-    lines = [text.decode().split("\n") for _, text in Telegraf(load, same_fields=True).payloads()]
+    telegraf = Telegraf("line", samples=5)
+    lines = [text.decode().split("\n") for _, text in telegraf.payloads(load)]
     assert [len(each) for each in lines] == [5] * 4
     device, sample = taken(load)[-1]
     assert lines[-1][-1].startswith(f"air,county=tw-tpe,site=xinyi,device={device} pm2_5=")
     assert lines[-1][-1].endswith(f"seq={sample.seq} {sample.row_time_ns}")
+
+
+def test_telegraf_gets_an_array_of_the_samples_of_a_pack() -> None:
+    load = Load(messages=4, devices=3, gateways=2, samples=5)
+    telegraf = Telegraf(samples=5, same_fields=False)
+    arrays = [msgspec.json.decode(text) for _, text in telegraf.payloads(load)]
+    flat = [each for array in arrays for each in array]
+    assert flat == [{"t": sample.time_ms, **sample.metrics} for _, sample in taken(load)]
 
 
 async def test_a_process_that_ends_early_fails_the_measurement_with_its_words(
