@@ -7,6 +7,7 @@ scrapes; only a write that the store took is observed by itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -30,10 +31,15 @@ from prometheus_client.registry import Collector
 
 from exchange import health
 from exchange.mqtt import Client
+from exchange.trouble import Trouble
 from ingest.intake import Intake
 from ingest.quarantine import Quarantine
 from ingest.stores import Point
 from ingest.writer import Writer
+
+log = logging.getLogger(__name__)
+_strangers = log.getChild("strangers")
+_strangers.setLevel(logging.CRITICAL)  # what is no HTTP is no news: a port scan would fill the log
 
 MAX_CLIENTS = 16
 CONNECTION_S = 10.0  # how long a client may take, with all it does
@@ -319,10 +325,18 @@ async def serving(
         yield
         return
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        return await _answer(request, metrics, judge)
+    mistake = Trouble(log, "a question cannot be answered", "questions are answered again")
 
-    clients = _Clients(answer, access_log=None)
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            response = await _answer(request, metrics, judge)
+        except Exception as error:  # noqa: BLE001 - said, and ingest goes on
+            mistake.report(f"{type(error).__name__}: {error}", path=request.path[:100])
+            return web.Response(status=500, text="a mistake of ours\n")
+        mistake.over()
+        return response
+
+    clients = _Clients(answer, access_log=None, logger=_strangers)
     port = endpoint.port + worker - 1
     server = await asyncio.get_running_loop().create_server(clients, endpoint.host, port)
     try:
@@ -337,10 +351,9 @@ class _Clients(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if len(self.connections) > MAX_CLIENTS:
-            transport.abort()
-        else:
-            asyncio.get_running_loop().call_later(CONNECTION_S, transport.abort)
+        # Not before the handler has begun: it would take that for a mistake.
+        given_s = CONNECTION_S if len(self.connections) <= MAX_CLIENTS else 0.0
+        asyncio.get_running_loop().call_later(given_s, transport.abort)
 
 
 async def _answer(
