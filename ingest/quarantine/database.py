@@ -147,8 +147,10 @@ class Database:
             found = os.fstat(damaged.fileno())
             if identity != (found.st_dev, found.st_ino) or identity != _identity(self.path):
                 return
-            earlier = list(self.path.parent.glob(f"{self.path.name}.damaged-*"))
-            name = Path(f"{self.path}.damaged-{time.time_ns()}")
+            folder = Path(f"{self.path}.damaged")  # its own: what is damaged must end no backup
+            folder.mkdir(exist_ok=True)
+            earlier = list(folder.iterdir())
+            name = folder / f"{time.time_ns()}-{self.path.name}"
             # Its log goes first: beside a new file it would be taken for that one's.
             for end in ("-wal", ""):
                 with suppress(FileNotFoundError):

@@ -481,7 +481,7 @@ async def test_a_full_disk_costs_bodies_and_the_file_stays_sound(
 
 
 def set_aside(folder: Path) -> list[Path]:
-    return [one for one in folder.glob("*.damaged-*") if not one.name.endswith("-wal")]
+    return list(folder.glob("q.sqlite.damaged/*.sqlite"))
 
 
 @pytest.mark.parametrize("from_byte", [0, 3 * 4096])
