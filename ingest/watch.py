@@ -22,6 +22,7 @@ from exchange.mqtt import Client, Message, Subscription
 from exchange.readings import Pack, decode_pack
 from exchange.states import decode_state
 from exchange.topics import PREFIX, Topic, parse_topic
+from exchange.trouble import Trouble
 from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
 from ingest.continuity import Continuity, Findings
 from ingest.intake import MAX_ROUTES
@@ -77,6 +78,9 @@ class Watch:
         self._told: set[tuple[str, str]] = set()
         self._rows: list[Point] = []
         self._store_rest_until_s = float("-inf")
+        self._store_trouble = Trouble(
+            log, "rows of devices cannot be written", "rows of devices are written again"
+        )
         self.client = Client(
             broker_settings(config, file=file, suffix="-watch"),
             [
@@ -131,9 +135,10 @@ class Watch:
                     self.counts.bad_states += 1
                     self._tell("a state cannot be taken", message.topic, str(error))
                 # Readings that break the contract are ingest's to refuse.
-            except Exception:
+            except Exception as error:  # noqa: BLE001 - said once, and the watch goes on
                 # One message must not end the watch of a town, whatever our own mistake is.
-                log.exception("a message could not be judged", extra={"topic": message.topic})
+                what = "a message could not be judged"
+                self._tell(what, type(error).__name__, message.topic, error)
         self.client.acknowledge([message.packet_id for message in messages], generation)
 
     def _parse(self, text: str) -> Topic:
@@ -201,13 +206,16 @@ class Watch:
         self.counts.disputes += 1
         self._tell("two gateways speak for one device", topic.device, str(topic))
 
-    def _tell(self, what: str, whom: str, detail: str = "") -> None:
+    def _tell(
+        self, what: str, whom: str, detail: str = "", mistake: Exception | None = None
+    ) -> None:
         """Log once what may come in thousands."""
         if (what, whom) not in self._told:
             if len(self._told) >= MAX_ROUTES:
                 self._told.clear()
             self._told.add((what, whom))
-            log.warning("%s: %s", what, whom, extra={"detail": detail})
+            level = logging.WARNING if mistake is None else logging.ERROR
+            log.log(level, "%s: %s", what, whom, extra={"detail": detail}, exc_info=mistake)
 
     # What goes out
 
@@ -256,10 +264,13 @@ class Watch:
             except StoreUnavailable as error:
                 rest_s = max(STORE_PATIENCE_S, error.retry_after_s or 0.0)
                 self._store_rest_until_s = time.monotonic() + rest_s
+                self._store_trouble.report(str(error), kind=error.kind)
                 self._rows = _newest(rows[start:])
                 return
             except StoreRejected as error:
                 self._tell("the store rejects rows of devices", "device", str(error))
+            else:
+                self._store_trouble.over()
 
 
 def main(config_path: Path) -> int:
