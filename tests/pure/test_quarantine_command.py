@@ -21,7 +21,7 @@ from exchange.mqtt import Message
 from exchange.readings import Sample, encode_pack
 from exchange.topics import parse_topic
 from ingest.intake import Intake
-from ingest.quarantine import Entry, QuarantineUnusable, evidence
+from ingest.quarantine import QuarantineUnusable, evidence
 from ingest.quarantine.database import Database
 from ingest.quarantine.evidence import Entry
 from ingest.quarantine.schema import VERSION
