@@ -35,7 +35,7 @@ _WRITE_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
 _REJECTED = (400, 422)
 _TOO_LARGE = 413
 _DROPPED = re.compile(r"partial write: .* dropped=(\d+)")
-_MAX_HEADS = 200_000
+_MAX_FORMS = 200_000
 _TAGS = ("county", "site", "device", "domain")
 _in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
 _in_string = str.maketrans({"\\": r"\\", '"': r"\""})
@@ -109,7 +109,10 @@ class InfluxStore:
         if self._session is None:
             await self.open()
         assert self._session is not None
-        lines = self._lines.lines(points)
+        try:
+            lines = self._lines.lines(points)
+        except Exception as error:  # a mistake of ours must not end the process of a whole town
+            raise StoreRejected(f"not to be written: {type(error).__name__}: {error}") from error
         to = {"db": self._bucket, "precision": "ns"}
         headers = {"Authorization": self._token.header}
         try:
@@ -217,52 +220,59 @@ class LineWriter:
     """
 
     def __init__(self) -> None:
-        self._heads: dict[Series, bytes] = {}
-        self._forms: dict[tuple[str, ...], _Form] = {}
+        self._forms: dict[Series, _Form] = {}
+        self._bodies: dict[tuple[str, ...], tuple[bytes, bool]] = {}
 
     def lines(self, points: Iterable[Point]) -> bytes:
         """Return one line per point. Raises: StoreRejected when it cannot be written at all."""
-        heads, forms = self._heads, self._forms
+        forms = self._forms
         pattern: list[bytes] = []
         numbers: list[FieldValue] = []
         for point in points:
-            series, fields = point.series, point.fields
-            pattern.append(heads.get(series) or self._head(series))
-            # A metric never changes its type within a measurement, so its name says how it is written;
-            # where it did, the line is one that InfluxDB rejects, never one that lies.
-            key = (series[0], *fields)
-            form = forms.get(key) or self._form(key, fields)
+            fields = point.fields
+            form = forms.get(point.series)
+            if form is None or form.names != tuple(fields):
+                form = self._form(point.series, fields)
             if form.booleans:
                 numbers.extend([+value for value in fields.values()])  # type: ignore[operator]  # no text; +True is 1
-            elif form.pattern:
+            elif form.names:
                 numbers.extend(fields.values())
-            pattern.append(form.pattern or _written(fields))
+            pattern.append(form.pattern)
             numbers.append(point.time_ns)
         return (b"".join(pattern) % tuple(_encode(numbers)[1:-1].split(b",")))[:-1]
 
-    def _form(self, key: tuple[str, ...], fields: Mapping[str, FieldValue]) -> _Form:
-        kinds = {type(value) for value in fields.values()}
-        pattern = b""
-        if kinds <= _PLACES.keys():
+    def _form(self, series: Series, fields: Mapping[str, FieldValue]) -> _Form:
+        if any(type(value) not in _PLACES for value in fields.values()):
+            return _Form((), self._head(series) + _written(fields), booleans=False)
+        # A metric never changes its type within a measurement, so its name says how it is written;
+        # where it did, the line is one that InfluxDB rejects, never one that lies.
+        key = series.measurement, *fields
+        body = self._bodies.get(key)
+        if body is None:
             places = [_named(name) + _PLACES[type(value)] for name, value in fields.items()]
-            pattern = b",".join(places) + _END
-        if len(self._forms) >= _MAX_HEADS:
+            body = b",".join(places) + _END, bool in map(type, fields.values())
+            if len(self._bodies) >= _MAX_FORMS:
+                self._bodies.clear()
+            self._bodies[key] = body
+        pattern, booleans = body
+        if len(self._forms) >= _MAX_FORMS:
             self._forms.clear()
-        self._forms[key] = form = _Form(pattern, bool in kinds)
+        self._forms[series] = form = _Form(tuple(fields), self._head(series) + pattern, booleans)
         return form
 
     def _head(self, series: Series) -> bytes:
         measurement, *values = (str(value).translate(_in_tag) for value in series)
         tags = "".join(f",{tag}={text}" for tag, text in zip(_TAGS, values, strict=True) if text)
-        if len(self._heads) >= _MAX_HEADS:
-            self._heads.clear()
-        self._heads[series] = head = _literally(f"{measurement}{tags} ")
-        return head
+        return _literally(f"{measurement}{tags} ")
 
 
 class _Form(NamedTuple):
-    """How points with certain fields are written. `pattern` is empty where a text is among them."""
+    """How points of a series with certain fields are written.
 
+    Shape: `names` is empty where a text is among the fields: then they stand in the pattern, and it holds for one point.
+    """
+
+    names: tuple[str, ...]
     pattern: bytes
     booleans: bool
 

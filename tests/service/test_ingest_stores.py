@@ -88,6 +88,31 @@ async def test_booleans_are_0_and_1(store: Store) -> None:
     }
 
 
+async def test_rows_of_one_series_may_differ_in_their_fields(store: Store) -> None:
+    every: list[dict[str, float | int | str]] = [
+        {"lit": True, "quality": "uncertain:warmup"},
+        {"lit": True, "level": 1.0},
+        {"level": 2.0, "lit": False},
+        {"quality": "bad:fault"},
+        {"lit": True, "level": 0.5, "power": 1e-9, "quality": "bad:range(power);uncertain:clock"},
+    ]
+    points = [
+        Point(LAMP, NOON_NS + number * 1000 + again * 10**9, {"seq": number, **fields})
+        for again in range(2)
+        for number, fields in enumerate(every)
+    ]
+    await store.write(points)
+    found = [(point.time_ns, point.fields) for point in await rows(store, "streetlight")]
+    wanted = [
+        (
+            point.time_ns,
+            {name: +v if isinstance(v, bool) else v for name, v in point.fields.items()},
+        )
+        for point in points
+    ]
+    assert found == wanted
+
+
 @pytest.mark.parametrize(
     "text",
     [
