@@ -92,32 +92,32 @@ def decode_pack(payload: bytes, topic: Topic) -> Pack:
 class PackReader:
     """Reads the packs of one topic; what its topic says is worked out once."""
 
-    __slots__ = ("_bn", "_columns", "_convert", "_decode", "_domain", "_names")
+    __slots__ = ("_bn", "_columns", "_convert", "_decode", "_domain")
 
     def __init__(self, topic: Topic) -> None:
         self._bn = f"{topic.county}:{topic.device}:"
         self._domain = topic.domain
-        self._decode, self._convert, self._names = _ordinary(topic.domain)
-        self._columns = {_Epoch: "epoch", _Seq: "seq", **self._names}
+        self._decode, self._convert, self._columns = _ordinary(topic.domain)
 
     def read(self, payload: bytes) -> Pack:
         """Return what a payload holds. Raises: ReadingError, as `decode_pack`."""
-        records, items = self._ordinary_records(payload)
-        return self._pack(payload, records, items)
+        rows, items = self._ordinary_rows(payload)
+        if rows:
+            return Pack([_sample_of(row) for row in rows], [])
+        return self._by_the_rules(payload, items)
 
     def rows(self, payload: bytes) -> tuple[list[Row], Sequence[Refusal]]:
         """Return what a payload holds as a store keeps it, and what was refused. Raises: as `read`."""
-        records, items = self._ordinary_records(payload)
-        row = records and _only_row(records, self._columns, self._bn)
-        if row:
-            return [row], _NOTHING
-        pack = self._pack(payload, records, items)
+        rows, items = self._ordinary_rows(payload)
+        if rows:
+            return rows, _NOTHING
+        pack = self._by_the_rules(payload, items)
         return [row_of(sample) for sample in pack.samples], pack.refusals
 
-    def _ordinary_records(
+    def _ordinary_rows(
         self, payload: bytes
-    ) -> tuple[list[Any] | None, Sequence[dict[str, object]]]:
-        """Return the records if they are ordinary, and the maps they came from if they came as CBOR."""
+    ) -> tuple[list[Row] | None, Sequence[dict[str, object]]]:
+        """Return the rows if the pack is ordinary, and the maps it came as if it came as CBOR."""
         if len(payload) > MAX_PACK_BYTES:
             raise ReadingError(
                 "EX-R-002", f"{len(payload)} bytes, at most {MAX_PACK_BYTES} are allowed"
@@ -125,19 +125,15 @@ class PackReader:
         items: Sequence[dict[str, object]] = _NOTHING
         try:
             if payload[:1] == b"[":
-                return self._decode(payload), items
+                return _rows(self._decode(payload), self._columns, self._bn), items
             items = _cbor_items(payload)
-            return self._convert(items), items
+            return _rows(self._convert(items), self._columns, self._bn), items
         except _NOT_TAKEN:
             return None, items  # the other reader says why
 
-    def _pack(
-        self, payload: bytes, records: list[Any] | None, items: Sequence[dict[str, object]]
-    ) -> Pack:
-        pack = _take(records, self._names, self._bn) if records else None
-        return pack or _read(
-            _cbor_records(items) if items else _json_records(payload), self._domain, self._bn
-        )
+    def _by_the_rules(self, payload: bytes, items: Sequence[dict[str, object]]) -> Pack:
+        records = _cbor_records(items) if items else _json_records(payload)
+        return _read(records, self._domain, self._bn)
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -180,11 +176,11 @@ class _Quality(msgspec.Struct, tag_field="n", tag="quality", forbid_unknown_fiel
 
 
 class _Ordinary(NamedTuple):
-    """How a domain's ordinary records are read, from JSON and from CBOR's maps, and which metric each type is."""
+    """How a domain's ordinary records are read, from JSON and from CBOR's maps, and which field each type is."""
 
     decode: Callable[[bytes], list[Any]]
     convert: Callable[[Sequence[dict[str, object]]], list[Any]]
-    names: dict[type, str]
+    columns: dict[type, str]
 
 
 @cache
@@ -199,7 +195,7 @@ def _ordinary(domain: str) -> _Ordinary:
     return _Ordinary(
         decode=msgspec.json.Decoder(records).decode,
         convert=lambda items: msgspec.convert((items,), box).records,
-        names=names,
+        columns={**names, _Epoch: "epoch"},
     )
 
 
@@ -220,56 +216,41 @@ def _metric_record(name: str, metric: Metric) -> type[msgspec.Struct]:
     )
 
 
-def _only_row(records: list[Any], columns: dict[type, str], bn: str) -> Row | None:
-    """Return the row of an ordinary pack of one sample; None when it is not one."""
+def _rows(records: list[Any], columns: dict[type, str], bn: str) -> list[Row] | None:
+    """Return the rows of ordinary records in ordinary order; None, or an error, when they are not."""
     first = records[0]
-    if type(first) is not _Epoch or first.bn != bn or len(records) < 2:
-        return None
-    head = records[1]
-    if type(head) is not _Seq or head.bt is not UNSET:
-        return None
-    fields = {columns[type(each)]: each.v for each in records}
-    if len(fields) != len(records):  # a second sample, or a metric given twice
-        return None
-    epoch: int = first.v
-    return Row(round(1000 * first.bt) * 1_000_000 + epoch % 1_000_000, fields)
-
-
-def _take(records: list[Any], names: dict[type, str], bn: str) -> Pack | None:
-    """Return the pack of ordinary records in ordinary order; None, or an error, when it is not one."""
-    first = records[0]
-    if type(first) is not _Epoch or first.bn != bn:
+    if type(first) is not _Epoch or first.bn != bn or type(records[1]) is not _Seq:
         return None
     epoch = first.v
+    key_ns = epoch % 1_000_000
     time_ms = round(1000 * first.bt)
     last_ms = last_seq = -1
-    before_seq: dict[str, Any] = {}
-    metrics = before_seq
-    samples: list[Sample] = []
-    for position in range(1, len(records)):
-        record = records[position]
+    values = 0
+    fields: dict[str, Any] = {}
+    rows: list[Row] = []
+    for record in records:
         kind = type(record)
         if kind is _Seq:
+            values += len(fields)
             seq = record.v
             if record.bt is not UNSET:
                 time_ms = round(1000 * record.bt)
             if time_ms <= last_ms or seq <= last_seq:
                 return None
             last_ms, last_seq = time_ms, seq
-            metrics = {}
-            samples.append(Sample(time_ms, epoch, seq, metrics))
+            fields = {"epoch": epoch, "seq": seq}
+            rows.append(Row(time_ms * 1_000_000 + key_ns, fields))
         else:
-            metrics[names[kind]] = record.v
-    taken = 1
-    for at, sample in enumerate(samples):
-        metrics = sample.metrics
-        taken += 1 + len(metrics)
-        if "quality" in metrics:
-            quality = str(metrics.pop("quality"))
-            samples[at] = Sample(sample.time_ms, epoch, sample.seq, metrics, quality)
-    if taken != len(records):  # a metric given twice, or before the first seq
-        return None
-    return Pack(samples, [])
+            fields[columns[kind]] = record.v
+    values += len(fields) - len(rows)
+    return rows if values == len(records) else None  # else a metric is given twice
+
+
+def _sample_of(row: Row) -> Sample:
+    """Return the sample of a row, as `row_of` the other way."""
+    fields: dict[str, Any] = dict(row.fields)
+    epoch, seq, quality = fields.pop("epoch"), fields.pop("seq"), fields.pop("quality", "")
+    return Sample(row.time_ns // 1_000_000, epoch, seq, fields, quality)
 
 
 # ---------------------------------------------------------------------------------------- any pack, by the rules

@@ -479,7 +479,7 @@ def outcome(payload: bytes, domain: str, read: Any) -> Any:
         return error.requirement
 
 
-def ordinary(payload: bytes, domain: str) -> Pack | None:
+def ordinary(payload: bytes, domain: str) -> object:
     """Decode with the fast reader alone."""
     topic = readings_topic(domain)
     fast = readings._ordinary(domain)
@@ -489,7 +489,8 @@ def ordinary(payload: bytes, domain: str) -> Pack | None:
             if payload[:1] == b"["
             else fast.convert(readings._cbor_items(payload))
         )
-        return readings._take(records, fast.names, f"{topic.county}:{topic.device}:")
+        rows = readings._rows(records, fast.columns, f"{topic.county}:{topic.device}:")
+        return rows and Pack([readings._sample_of(row) for row in rows], [])
     except (ValueError, LookupError, ReadingError):
         return None
 
