@@ -283,7 +283,7 @@ def _without(
     return [row for row in rows if row.time_ns not in times], [*refusals, *more]
 
 
-def _over_budget(route: Route, rows: Sequence[Row], cost_ns: int) -> list[Row]:
+def _over_budget(route: Route, rows: Sequence[Row], cost_ns: int) -> Sequence[Row]:
     """Return the rows that exceed the device's budget.
 
     The budget is spent in the device's own time: a sample costs, and the time since the newest one pays, up to a
@@ -291,16 +291,20 @@ def _over_budget(route: Route, rows: Sequence[Row], cost_ns: int) -> list[Row]:
     samples, is never refused; a backlog in its order pays for itself.
     """
     newest_ns, first_ns, last_ns = route.newest_ns, rows[0].time_ns, rows[-1].time_ns
+    paid_ns = first_ns - newest_ns
+    if route.credit_ns == MINUTE_NS and paid_ns >= cost_ns and first_ns == last_ns:
+        route.newest_ns = last_ns  # one sample of a device that keeps within its budget
+        return ()
     if last_ns <= newest_ns:
-        return []
+        return ()
     if not newest_ns:
-        newest_ns, route.credit_ns = first_ns, MINUTE_NS
-    if first_ns >= newest_ns:  # nearly always: all of it is new, and can be paid at once
-        left_ns = min(route.credit_ns + first_ns - newest_ns, MINUTE_NS) - cost_ns * len(rows)
+        newest_ns, paid_ns, route.credit_ns = first_ns, 0, MINUTE_NS
+    if paid_ns >= 0:  # all of it is new: nearly always it can be paid at once
+        left_ns = min(route.credit_ns + paid_ns, MINUTE_NS + cost_ns) - cost_ns * len(rows)
         if left_ns >= 0:
             route.newest_ns = last_ns
             route.credit_ns = min(left_ns + last_ns - first_ns, MINUTE_NS)
-            return []
+            return ()
     over: list[Row] = []
     credit_ns = route.credit_ns
     for row in rows:

@@ -269,7 +269,7 @@ class LineWriter:
 class _Form(NamedTuple):
     """How points of a series with certain fields are written.
 
-    Shape: `names` is empty where a text is among the fields: then they stand in the pattern, and it holds for one point.
+    Shape: `names` is empty where a text is among the fields: these stand in the pattern, which is for one point only.
     """
 
     names: tuple[str, ...]
