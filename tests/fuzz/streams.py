@@ -68,7 +68,7 @@ class Streams:
         """Return what the broker says, from the first byte of a connection on."""
         random = Random(f"{self._seed}:{number}")
         if random.random() < SOUND:
-            publishes = [self._publish(random) for _ in range(random.choice([1, 1, 2, 5]))]
+            publishes = [self._publish(random) for _ in range(random.choice([1, 1, 1, 3]))]
             return HANDSHAKE + b"".join(publishes)
         packets = [self._packet(random) for _ in range(random.randint(1, 6))]
         if random.random() < 0.7:
@@ -238,7 +238,7 @@ def _shift(random: Random, records: list[Record]) -> None:
 
 def _swell(random: Random, records: list[Record]) -> None:
     name = random.choice(["unknown-{}", "x-acme-{}", "seq", "x-acme-raw"])
-    number = random.choice([10, 150, 600])
+    number = random.choice([10, 150, 300])
     records += [{"n": name.format(each), "v": each} for each in range(number)]
 
 
