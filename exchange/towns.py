@@ -112,6 +112,8 @@ class Store(_Table, frozen=True, kw_only=True):
     """`influxdbs://HOST:PORT/ORG/BUCKET`, `influxdb://…` on loopback, or `sqlite:///PATH` (from ingest's folder)."""
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
     """How long InfluxDB keeps them; 0 is for ever."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """How many processes of ingest write there, each with a certificate and a connection of its own."""
 
     @property
     def bucket(self) -> Bucket | None:
@@ -252,6 +254,8 @@ def read_towns(paths: Iterable[Path]) -> list[Town]:
         agreed.check(file, "circle", town.circle.id, town.circle)
         agreed.check(file, "broker", "", town.broker)  # an office has one
         agreed.check(file, "store.retention_days", town.store.bucket, town.store.retention_days)
+        place = town.store.bucket or town.store.url
+        agreed.check(file, "store.workers", place, town.store.workers)
         for index, application in enumerate(town.applications):
             agreed.check(file, f"application[{index}].id", application.id, file)
     return towns

@@ -23,14 +23,17 @@ def application_user(application: str) -> str:
     return f"app.{application}"
 
 
-def access_rules(towns: Sequence[Town], ingests: Iterable[tuple[str, str, Sequence[str]]]) -> str:
+def access_rules(
+    towns: Sequence[Town], ingests: Iterable[tuple[Sequence[str], str, Sequence[str]]]
+) -> str:
     """Return the ACL of a broker.
 
-    Shape: `ingests` are the users of an ingest and its watch, with the counties that they serve.
+    Shape: `ingests` are the users of an ingest's workers and of its watch, with the counties that they serve.
     """
     rules = []
-    for ingest, watch, counties in ingests:
-        rules += [ingest_rules(ingest, counties), watch_rules(watch, counties)]
+    for workers, watch, counties in ingests:
+        rules += [ingest_rules(worker, counties) for worker in workers]
+        rules.append(watch_rules(watch, counties))
     for town in towns:
         for gateway in town.gateways:
             user = gateway_user(town.county, gateway.id)
@@ -50,7 +53,10 @@ def gateway_rules(user: str, county: str, site: str, gateway: str) -> str:
 
 
 def ingest_rules(user: str, counties: Iterable[str]) -> str:
-    """Ingest reads what it stores, and is the only one to write receipts."""
+    """Each worker of ingest reads what it stores; they are the only ones to write receipts.
+
+    Mosquitto goes by the topic of a message, not by the filter that brought it: `$share/…` needs no rule.
+    """
     heads = [f"{PREFIX}/{county}/+/+" for county in counties]
     receipts = [f"{head}/receipts" for head in heads]
     return _rules(user, write=receipts, read=_below(heads, ("readings", "results")))

@@ -363,6 +363,8 @@ def _status(arguments: argparse.Namespace) -> int:
             if not words and ends - now < WARNING:
                 due = True
                 what = name.removeprefix("app.").replace(".", "/")
+                if name.startswith("ingest"):  # one of its workers: all have new ones together
+                    what = name.partition(".")[0]
                 words = f"expires soon: onestreet town rotate {what}  即將到期"
             _write(f"{ends:%Y-%m-%d}\t{name}\t{words}")
         if office.authority.is_rotating:

@@ -4,6 +4,8 @@
     ca/                                 the authority; its key never leaves this folder
     broker/                             Mosquitto runs in here
     services/{ingest,watch,APPLICATION}/
+    services/ingest/worker-2/           what a further worker connects with; of one that is no more it may be
+                                        deleted once ingest has said that its session is emptied
     store/                              the certificate of InfluxDB
     enrolment/                          the service that takes installers' codes
     gateways/{county}/{gateway}/        what a gateway needs; may be deleted once it is there
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -48,6 +51,7 @@ from provisioning.authority import (
 from provisioning.files import locked, make_folder, write_private, write_public
 from provisioning.store import Place, places
 
+_WORKER_FOLDER = re.compile(r"worker-([2-9]|[1-9][0-9]+)")
 _MADE = "# Made by `onestreet town` from towns/*.toml: what is changed here is lost with the next command."
 _TLS = {"ca_file": "ca.pem", "certificate_file": "certificate.pem", "key_file": "key.pem"}
 SERVERS = ("broker", "store", "enrolment")
@@ -130,7 +134,8 @@ class Office:
 
     def _expected_users(self) -> set[str]:
         """Return the names that may have a client's certificate."""
-        users = {f"{name}{place.suffix}" for place in self.places for name in ("ingest", "watch")}
+        users = {f"watch{place.suffix}" for place in self.places}
+        users |= {user for place in self.places for user in self._workers(place)}
         for town in self.towns:
             users |= {application_user(one.id) for one in town.applications}
             users |= {
@@ -140,12 +145,30 @@ class Office:
             }
         return users
 
+    def _workers(self, place: Place) -> dict[str, Path]:
+        """Return the users of an ingest's workers, each with the folder of its certificate.
+
+        One that is no more keeps its own for as long as its folder is there: what waits in its session
+        is still to be stored.
+        """
+        first = self.folder / "services" / f"ingest{place.suffix}"
+        found = [_WORKER_FOLDER.fullmatch(path.name) for path in first.glob("worker-*")]
+        kept = [int(match[1]) for match in found if match]
+        last = max([place.towns[0].store.workers, *kept])
+        further = {
+            f"{first.name}.{number}": first / f"worker-{number}" for number in range(2, last + 1)
+        }
+        return {first.name: first, **further}
+
     def _write_services(self) -> None:
         services = self.folder / "services"
         for place in self.places:
+            for user, folder in self._workers(place).items():
+                self._keep_pair(folder, user, "client")
+            watch = f"watch{place.suffix}"
+            self._keep_pair(services / watch, watch, "client")
             for name in ("ingest", "watch"):
                 user = f"{name}{place.suffix}"
-                self._keep_pair(services / user, user, "client")
                 make_folder(services / user / "data")
                 write_public(services / user / "ingest.toml", self._service_file(name, place))
         for town in self.towns:
@@ -163,6 +186,10 @@ class Office:
             top["store_token_file"] = "influx.token"  # noqa: S105 - a file's name
         if store.startswith("influxdbs:"):
             top["store_ca_file"] = "ca.pem"
+        further: list[str] = []
+        if name == "ingest":
+            top["workers"] = place.towns[0].store.workers
+            further = [folder.name for folder in self._workers(place).values()][1:]
         tables = [
             toml_table(_MADE, **top),
             toml_table(
@@ -173,6 +200,10 @@ class Office:
                 tls=_TLS,
             ),
             toml_table("[quarantine]", path="data/quarantine.sqlite"),
+            *(
+                toml_table("[[worker]]", tls={key: f"{own}/{file}" for key, file in _TLS.items()})
+                for own in further
+            ),
         ]
         return "\n".join(tables)
 
@@ -234,7 +265,11 @@ class Office:
         wanted = self._passwords()
         write_private(folder / "passwords", broker.written_passwords(wanted))
         here = [
-            (f"ingest{place.suffix}", f"watch{place.suffix}", [town.county for town in place.towns])
+            (
+                list(self._workers(place)),
+                f"watch{place.suffix}",
+                [town.county for town in place.towns],
+            )
             for place in self.places
         ]
         write_public(folder / "acl", access_rules(self._open_towns(), here))
@@ -410,23 +445,31 @@ class Office:
                 self.authority.revoke(one.serial)
 
     def rotate_service(self, name: str, *, at_once: bool = False) -> None:
-        """Give a service, an application or a server a new key and certificate. Raises: OfficeError."""
-        users = {application_user(one.id): one.id for t in self.towns for one in t.applications}
-        users |= {
-            user: user
-            for place in self.places
-            for user in (f"ingest{place.suffix}", f"watch{place.suffix}")
+        """Give a service, an application or a server a new key and certificate; an ingest's workers one each.
+
+        Raises: OfficeError.
+        """
+        services = self.folder / "services"
+        clients = {
+            one.id: {application_user(one.id): services / one.id}
+            for town in self.towns
+            for one in town.applications
         }
-        by_folder = {folder: user for user, folder in users.items()}
-        if name in by_folder:
-            self._keep_pair(self.folder / "services" / name, by_folder[name], "client", renew=True)
+        for place in self.places:
+            watch = f"watch{place.suffix}"
+            clients[watch] = {watch: services / watch}
+            clients[f"ingest{place.suffix}"] = self._workers(place)
+        if name in clients:
+            for user, folder in clients[name].items():
+                self._keep_pair(folder, user, "client", renew=True)
+                self._end_overlap(user, at_once)
         elif name in SERVERS and (self.folder / name / "server.pem").exists():
             names = sorted(names_of((self.folder / name / "server.pem").read_bytes()))
             self._keep_server(self.folder / name, name, names, renew=True)
+            self._end_overlap(name, at_once)
         else:
-            known = ", ".join(["COUNTY/GATEWAY", "ca", *SERVERS, *sorted(by_folder)])
+            known = ", ".join(["COUNTY/GATEWAY", "ca", *SERVERS, *sorted(clients)])
             raise OfficeError(f"{name!r} cannot be rotated; one of {known}")
-        self._end_overlap(by_folder.get(name, name), at_once)
         self.regenerate()
 
     def rotate_authority(self) -> None:

@@ -41,6 +41,7 @@ def town_text(
     gateways: Iterable[str] = (),
     by_password: Iterable[str] = (),
     store: str = "sqlite:///data/town.sqlite",
+    workers: int = 1,
     more: str = "",
 ) -> str:
     """Return a town's file; every gateway stands at its one site, `street`."""
@@ -53,7 +54,7 @@ def town_text(
         "extent = { south = 24.9, west = 121.4, north = 25.3, east = 121.7 }",
         'townships = [{ id = "daan", en = "Daan", zh-TW = "大安區" }]',
         broker,
-        f'store = {{ url = "{store}" }}',
+        f'store = {{ url = "{store}", workers = {workers} }}',
         "[[site]]",
         'id = "street"',
         'label = { en = "Street", zh-TW = "街道" }',

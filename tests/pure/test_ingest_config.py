@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exchange.errors import ConfigError
-from ingest.config import broker_settings, load_config, store_of
+from ingest.config import broker_settings, broker_tls, load_config, store_of
 
 MINIMAL = """
 counties = ["tw-tpe", "tw-nwt"]
@@ -97,6 +97,52 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"broker.password_env"):
         load_config(written(tmp_path, f'{MINIMAL}password_env = "A"\npassword_file = "b"\n'))
+
+
+BY_CERTIFICATE = """
+tls = { ca_file = "ca.pem", certificate_file = "own.pem", key_file = "own.key" }
+[[worker]]
+tls = { ca_file = "ca.pem", certificate_file = "2/own.pem", key_file = "2/own.key" }
+"""
+
+
+def test_each_worker_has_its_own_name_and_where_needed_its_own_certificate(tmp_path: Path) -> None:
+    file = written(tmp_path, MINIMAL)
+    config = load_config(file, workers=64)
+    names = [broker_settings(config, file=file, worker=worker).client_id for worker in (1, 2, 64)]
+    assert names == ["onestreet-ingest", "onestreet-ingest.2", "onestreet-ingest.64"]
+    file = written(tmp_path, f"workers = 2\n{MINIMAL}{BY_CERTIFICATE}")
+    assert [one.tls.key_file for one in load_config(file).further] == [tmp_path / "2" / "own.key"]
+    for worker, key in ((1, "broker.tls.ca_file"), (2, r"worker\[0\].tls.ca_file")):
+        with pytest.raises(ConfigError, match=f"{file}: {key}"):
+            broker_tls(load_config(file), file=file, worker=worker)
+
+
+def test_the_number_of_workers_is_the_flags_then_the_files(tmp_path: Path) -> None:
+    file = written(tmp_path, f"workers = 2\n{MINIMAL}")
+    assert (load_config(file).workers, load_config(file, 3).workers) == (2, 3)
+    for wrong in (0, 65):
+        with pytest.raises(ConfigError, match=f"--workers = {wrong}: 1 to 64"):
+            load_config(file, wrong)
+    for wrong in (0, 65):
+        with pytest.raises(ConfigError, match=f"workers = {wrong}: Expected `int`"):
+            load_config(written(tmp_path, f"workers = {wrong}\n{MINIMAL}"))
+
+
+def test_fewer_certificates_than_workers_are_named(tmp_path: Path) -> None:
+    file = written(tmp_path, f"workers = 3\n{MINIMAL}{BY_CERTIFICATE}")
+    with pytest.raises(ConfigError, match=r"ingest.toml: worker = 1: for worker 3 there must be"):
+        load_config(file)
+    assert load_config(file, workers=2).workers == 2
+    # without certificates the broker tells clients apart by their ids alone
+    assert load_config(written(tmp_path, f"workers = 3\n{MINIMAL}")).workers == 3
+
+
+def test_a_name_that_cannot_be_a_groups_is_refused(tmp_path: Path) -> None:
+    for wrong in ("in/gest", "in+gest", "#"):
+        file = written(tmp_path, f'{MINIMAL}client_id = "{wrong}"\n')
+        with pytest.raises(ConfigError, match=r"broker.client_id = .* matching regex"):
+            load_config(file)
 
 
 def test_a_token_that_is_missing_names_its_own_key(

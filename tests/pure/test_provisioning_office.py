@@ -392,6 +392,61 @@ def test_services_are_configured_as_ingest_reads_it(folder: Path, tmp_path: Path
     assert "user ingest-tw-nwt\ntopic write city/v1/tw-nwt/+/+/receipts\ntopic read" in acl
 
 
+def with_workers(folder: Path, workers: int) -> Path:
+    more = {"gateways": ["gw-1"], "by_password": ["gw-p"], "more": APPLICATION}
+    return write_town(folder, "tw-tpe", workers=workers, **more)
+
+
+def test_every_worker_of_ingest_has_a_certificate_and_its_rights(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The first keeps what an ingest alone has; one that is no more keeps its own until its folder is deleted."""
+    first = folder / "services" / "ingest"
+    alone = (first / "certificate.pem").read_bytes()
+    for workers, known in ((3, 3), (2, 3)):
+        with init([with_workers(tmp_path, workers)], folder):
+            pass
+        config = load_config(first / "ingest.toml")
+        assert config.workers == workers
+        assert len(config.further) == known - 1
+        for number, one in enumerate(config.further, 2):
+            assert one.tls.key_file == first / f"worker-{number}" / "key.pem"
+            one.tls.context("test", "tls")  # its files are there, and fit
+        users = {"ingest", "ingest.2", "ingest.3"}
+        acl = (folder / "broker" / "acl").read_text().split("user ")
+        rights = [rules.split("\n", 1) for rules in acl if rules.startswith("ingest")]
+        assert {name for name, _ in rights} == users
+        assert len({rules for _, rules in rights}) == 1, "all of them may do the same"
+        with opened(folder) as office:
+            valid = {one.name for one in office.authority.all_valid()}
+        assert users <= valid
+    assert (first / "certificate.pem").read_bytes() == alone
+    assert load_config(folder / "services" / "watch" / "ingest.toml").workers == 1
+    shutil.rmtree(first / "worker-3")
+    with opened(folder) as office:
+        office.regenerate()
+        valid = {one.name for one in office.authority.all_valid()}
+    assert {name for name in valid if name.startswith("ingest")} == {"ingest", "ingest.2"}
+    assert "user ingest.3" not in (folder / "broker" / "acl").read_text()
+    assert len(load_config(first / "ingest.toml").further) == 1
+
+
+def test_workers_are_rotated_together(folder: Path, tmp_path: Path) -> None:
+    with init([with_workers(tmp_path, 2)], folder):
+        pass
+    files = [
+        folder / "services" / name / "certificate.pem" for name in ("ingest", "ingest/worker-2")
+    ]
+    before = [file.read_bytes() for file in files]
+    with opened(folder) as office:
+        office.rotate_service("ingest", at_once=True)
+        valid = {one.serial for one in office.authority.all_valid()}
+    for file, was in zip(files, before, strict=True):
+        assert file.read_bytes() != was
+        assert serial_of(was) not in valid
+        assert serial_of(file.read_bytes()) in valid
+
+
 def test_a_password_hash_is_mosquittos(tmp_path: Path) -> None:
     (tmp_path / "passwords").write_text("a:x\n")
     subprocess.run(

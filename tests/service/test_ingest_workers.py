@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 from exchange.mqtt import Client, Message, Settings, Subscription
-from ingest.config import load_config
-from ingest.sessions import Sessions
 from tests.brokers import Mosquitto
 from tests.gateways import COUNTY, DEADLINE_S, EPOCH, Gateway, Ingest, sample, until
 from tests.worker_groups import WorkerGroup
@@ -272,16 +270,3 @@ async def test_a_county_that_is_another_stores_now_is_left_alone(
         assert await group.stop() == 0
         assert group.received() == {None: 1}
     assert ingest.quarantined() == []
-
-
-def test_what_cannot_be_remembered_holds_nobody_up(tmp_path: Path, broker: Mosquitto) -> None:
-    ingest = Ingest(tmp_path, broker)
-    file = ingest.file.with_name("quarantine.sessions.json")
-    file.write_text("{ half a")
-    sessions = Sessions(load_config(ingest.file))
-    assert sessions.retired == set()
-    file.unlink()
-    file.mkdir()  # a file cannot take its place
-    sessions = Sessions(load_config(ingest.file))
-    sessions.remember()
-    assert file.is_dir()
