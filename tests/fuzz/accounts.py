@@ -29,6 +29,7 @@ from ingest.intake import MAX_REFUSED_METRICS, Intake
 from ingest.quarantine import Refused
 from ingest.stores import Point, StoreRejected
 from ingest.stores.influxdb import LineWriter
+from ingest.stores.sqlite import _row as sqlite_row
 
 COUNTIES = ["tw-tpe", "tw-nwt", "tw-khh"]
 NOW_S = 1_790_900_000.0  # among the times of the valid packs: some are late, some far ahead
@@ -138,6 +139,8 @@ class Town:
         """Write a batch as a store would; return the places of points that cannot be written."""
         if not batch.points:
             return set()
+        for point in batch.points:
+            check_row(point)
         try:
             lines = self._lines.lines(batch.points)
         except StoreRejected:
@@ -277,6 +280,16 @@ def check_receipts(
     check(set(told) == wanted, "told and to be told", set(told) ^ wanted)
 
 
+def check_row(point: Point) -> None:
+    """Check that SQLite would get this point, or that its store says that it cannot."""
+    try:
+        *series, time_ns, domain, fields = sqlite_row(point)
+    except StoreRejected:
+        return
+    check((*series, domain, time_ns) == (*point.series, point.time_ns), "another row", point)
+    check(json.loads(fields) == point.fields, "other fields", fields, point.fields)
+
+
 _LINE = re.compile(
     rb"(?P<series>(?:\\.|[^ \n\\])+) (?P<fields>(?:\"(?:\\.|[^\"\\])*\"|[^ \"\n])+) (?P<time>-?\d+)(?:\n|$)",
     re.DOTALL,
@@ -345,10 +358,14 @@ def publishes(stream: bytes) -> list[tuple[int, int | None]]:
     return found
 
 
-def settle(stream: bytes) -> Counter[str]:
-    """Play a stream to ingest and return how its parts ended. Raises: Unaccounted. Call it in a running loop."""
-    dice = Random(sha256(stream).digest())  # what is not the broker's follows from what is
-    town = Town(dice)
+def settle(stream: bytes, cuts: int = 0) -> Counter[str]:
+    """Play a stream to ingest and return how its parts ended; other `cuts` cut it elsewhere into what a socket reads.
+
+    Call it in a running loop. Raises: Unaccounted.
+    """
+    digest = sha256(stream).digest()  # what is not the broker's follows from what is
+    town = Town(Random(digest))
+    dice = Random(f"{cuts}:{digest.hex()}")
     at = 0
     while at < len(stream) and town.connection.error is None:
         size = dice.choice([1, 5, 50, 1 << 10, 1 << 16, 1 << 20])

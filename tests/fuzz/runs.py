@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from hashlib import sha256
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,11 @@ class _Worker:
         self._process.start()
         there.close()
 
+    @property
+    def sentinel(self) -> int:
+        """What becomes ready when the process ends."""
+        return self._process.sentinel
+
     def watch(self) -> range | None:
         """Return the numbers that are left when it has ended, None while it works."""
         while self._words.poll():
@@ -98,8 +104,7 @@ def run(seed: int, numbers: range, jobs: int, folder: Path) -> int:
     ended: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     while workers:
-        time_left = _spawn.Event().wait(0.1)
-        assert not time_left
+        connection.wait([worker.sentinel for worker in workers], timeout=0.1)
         for worker in list(workers):
             left = worker.watch()
             for finding in worker.findings:

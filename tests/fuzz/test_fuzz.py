@@ -20,7 +20,9 @@ from exchange.readings import PackReader, Refusal, Row
 from exchange.receipts import ranges
 from ingest.batch import Batch
 from ingest.intake import Intake
+from ingest.stores import Point
 from ingest.stores.influxdb import LineWriter
+from ingest.stores.sqlite import _row
 from tests.fuzz.accounts import Unaccounted, settle
 from tests.fuzz.runs import replay
 from tests.fuzz.streams import Streams
@@ -67,6 +69,18 @@ def test_a_number_makes_the_same_stream_wherever_it_is_asked() -> None:
         two.stream(number) for number in reversed(range(50))
     ][::-1]
     assert one.stream(7) != other.stream(7)
+
+
+async def test_where_the_bytes_are_cut_makes_no_difference() -> None:
+    streams = Streams(SEED)
+    alive = 0
+    for number in range(300):
+        stream = streams.stream(number)
+        ended = settle(stream)
+        if ended["alive"]:  # else what lies behind the end is not looked at
+            alive += 1
+            assert all(settle(stream, cuts) == ended for cuts in (1, 2)), number
+    assert alive > 100
 
 
 # ------------------------------------------------------------- an ingest with a mistake is found out
@@ -142,6 +156,15 @@ def a_line_says_another_number(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         LineWriter, "lines", lambda self, points: original(self, points).replace(b"=1", b"=2")
     )
+
+
+@mistake
+def a_row_of_sqlite_lacks_a_field(patch: pytest.MonkeyPatch) -> None:
+    def fewer(point: Point) -> tuple[Any, ...]:
+        name, *_ = point.fields
+        return _row(msgspec.structs.replace(point, fields={name: point.fields[name]}))
+
+    patch.setattr("tests.fuzz.accounts.sqlite_row", fewer)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
