@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket as socketlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from exchange.health import ANSWER_S, VARIABLE, ask
 from tests.brokers import Mosquitto
+from tests.gateways import until
 from tests.influx import Influx
+from tests.worker_groups import WorkerGroup
 
 DEADLINE_S = 40.0
 
@@ -112,6 +115,59 @@ async def test_a_process_that_hangs_is_not_well(tmp_path: Path, broker: Mosquitt
             assert (await ask(str(socket))).startswith("no answer")
         process.send_signal(signal.SIGCONT)
         await until_it_says(socket, "ready")
+
+
+async def test_workers_are_well_when_each_of_them_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the service manager is told and what a health check asks: which one is not, in words."""
+    manager = socketlib.socket(socketlib.AF_UNIX, socketlib.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.setblocking(False)
+    told: list[str] = []
+
+    def heard() -> list[str]:
+        with suppress(BlockingIOError):
+            while True:
+                told.append(manager.recv(4096).decode())
+        return told
+
+    config = tmp_path / "ingest.toml"
+    ingest = WorkerGroup(config, 2)
+    socket = ingest.health
+    with closing(manager), Mosquitto(tmp_path) as broker:
+        config.write_text(
+            'counties = ["tw-tpe"]\nstore = "sqlite:///rows.sqlite"\n'
+            f'[broker]\nhost = "{broker.host}"\nport = {broker.port}\n'
+        )
+        broker.kill()
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with ingest as group:
+            monkeypatch.delenv("NOTIFY_SOCKET")  # or the broker would report too
+            await until_it_says(socket, "worker 1: waiting for the broker")
+            assert "worker 2: waiting for the broker" in await ask(str(socket))
+            assert "READY=1" not in heard()
+            broker.start()
+            await until_it_says(socket, "ready")
+            assert await asyncio.to_thread(checked, socket) == (0, "ready")
+            await until(lambda: heard()[-1] == "STATUS=2 workers taking in")
+            assert told.count("READY=1") == 1
+
+            os.kill(group.pid_of(2), signal.SIGSTOP)
+            async with asyncio.timeout(DEADLINE_S):
+                assert (await ask(str(socket))).startswith("worker 2: no answer")
+            assert await asyncio.to_thread(checked, socket) != (0, "ready")
+            os.kill(group.pid_of(2), signal.SIGCONT)
+            await until_it_says(socket, "ready")
+
+            os.kill(group.pid_of(1), signal.SIGKILL)
+            await until_it_says(socket, "worker 1: ")
+            await until(lambda: any(words.startswith("STATUS=worker 1: ") for words in heard()))
+            await until_it_says(socket, "ready")
+            assert await group.stop() == 0
+            assert heard().count("READY=1") == 1
+            assert "STOPPING=1" in told
+    assert await asyncio.to_thread(list, tmp_path.glob("health*")) == []
 
 
 def test_a_container_that_names_no_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
