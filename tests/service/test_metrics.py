@@ -73,14 +73,13 @@ class Scraper:
 
 @asynccontextmanager
 async def process(
-    folder: Path, broker: Mosquitto, *, store: str = ""
+    folder: Path, broker: Mosquitto, *arguments: str
 ) -> AsyncIterator[tuple[Ingest, Scraper, asyncio.subprocess.Process]]:
-    """Ingest in a process of its own, once it is ready, and who scrapes it."""
-    port = free_port()
-    service = Ingest(folder, broker, top=f"[metrics]\nport = {port}", store=store)
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ingest", str(service.file)), stderr=asyncio.subprocess.PIPE
-    )
+    """Ingest in a process of its own, once it is ready, and who scrapes it, or its first worker."""
+    port = next(port for port in iter(free_port, 0) if not is_open(port + 1))
+    service = Ingest(folder, broker, top=f"[metrics]\nport = {port}")
+    command = [sys.executable, "-m", "ingest", str(service.file), *arguments]
+    child = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     scraper = Scraper(port)
     try:
         await until(lambda: is_open(port))
@@ -207,6 +206,24 @@ async def test_readiness_goes_with_the_broker_and_returns(
         await scraper.until_ready(200)
         assert await scraper.value("mqtt_connects_total") == 2
         assert await scraper.value("mqtt_connections_lost_total") == 1
+
+
+async def test_every_worker_answers_at_its_own_port(tmp_path: Path, broker: Mosquitto) -> None:
+    async with (
+        process(tmp_path, broker, "--workers", "2") as (_, scraper, child),
+        Gateway(broker, "gw-1") as gateway,
+    ):
+        workers = [scraper, Scraper(int(scraper.url.rpartition(":")[2]) + 1)]
+        await until(lambda: is_open(int(workers[1].url.rpartition(":")[2])))
+        await workers[1].until_ready(200)
+        for seq in range(100):
+            await gateway.send("aq-1", sample(seq))
+        await gateway.until_stored("aq-1", range(100))
+        stored = [await each.value("samples_stored_total") for each in workers]
+        assert sum(stored) == 100
+        assert min(stored) > 0
+        child.terminate()
+        assert await child.wait() == 0
 
 
 # ----------------------------------------------------------------------------- whoever asks
