@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.errors import ConfigError
+from ingest.config import load_config
 from ingest.quarantine import (
     PUT_DEADLINE_S,
     Evidence,
@@ -309,6 +312,17 @@ def test_what_is_purged_is_given_back_to_the_disk(tmp_path: Path) -> None:
     ]
 
 
+def test_its_bounds_are_settings(tmp_path: Path) -> None:
+    file = tmp_path / "ingest.toml"
+    lines = 'counties = ["tw-tpe"]\nstore = "sqlite:///a"\n[broker]\nhost = "127.0.0.1"\n'
+    file.write_text(f"{lines}[quarantine]\npath = 'q'\nmax_mb = 16\nmax_age_days = 7\n")
+    chosen = load_config(file).quarantine
+    assert (chosen.path, chosen.max_mb, chosen.max_age_days) == (tmp_path / "q", 16, 7.0)
+    file.write_text(f"{lines}[quarantine]\nmax_mb = 15\n")
+    with pytest.raises(ConfigError, match=r"quarantine\.max_mb = 15: .* >= 16"):
+        load_config(file)
+
+
 # --------------------------------------------------------------------------------- several at a time
 
 
@@ -389,6 +403,40 @@ async def test_a_file_that_cannot_be_used_costs_its_evidence_alone(
     assert (quarantine.counts.kept, quarantine.counts.dropped) == (1, 5)
     assert caplog.text.count("is written again") == 1
     await quarantine.close()
+
+
+@contextmanager
+def no_right_to_write(folder: Path) -> Iterator[None]:
+    """Have this process read a folder's files alone, whoever runs it."""
+    for one in folder.iterdir():
+        one.chmod(0o444)
+    folder.chmod(0o555)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+async def test_a_read_only_file_costs_its_evidence_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with TemporaryDirectory() as name:  # that everybody can reach, unlike pytest's
+        path = Path(name) / "q.sqlite"
+        kept = database(path)
+        kept.keep(entries([b"before"]))
+        kept.close()
+        quarantine = Quarantine(path)
+        with no_right_to_write(path.parent):
+            await quarantine.put([whole(b"meanwhile")])
+            await quarantine.close()
+        assert quarantine.counts.dropped == 1
+        assert "readonly database" in caplog.text
+        assert select(path, "SELECT body FROM payloads") == [(b"before",)]
 
 
 async def test_a_locked_file_holds_up_one_call_and_then_none(tmp_path: Path) -> None:
