@@ -49,8 +49,10 @@ def sample(seq: int, *, epoch: int = EPOCH, quality: str = "", **metrics: Value)
 class Gateway:
     """A gateway with its own connection: what it got is kept as plain JSON, not in our types."""
 
-    def __init__(self, broker: Broker, name: str, *, will: Will | None = None) -> None:
-        self.name = name
+    def __init__(
+        self, broker: Broker, name: str, *, county: str = COUNTY, will: Will | None = None
+    ) -> None:
+        self.name, self.county = name, county
         self.receipts: list[Any] = []
         self.on_receipt: Callable[[Any], None] = lambda _receipt: None
         self._client = Client(
@@ -63,7 +65,7 @@ class Gateway:
                 backoff_first_s=0.05,
                 backoff_max_s=0.2,
             ),
-            [Subscription(f"city/v1/{COUNTY}/{SITE}/{name}/receipts")],
+            [Subscription(f"city/v1/{county}/{SITE}/{name}/receipts")],
             self._take,
         )
         self._running: asyncio.Task[None] | None = None
@@ -86,7 +88,7 @@ class Gateway:
         await asyncio.wait([self._running])
 
     def topic(self, device: str, *, domain: str = "air", channel: str = "readings") -> Topic:
-        return Topic(COUNTY, SITE, self.name, domain, device, channel)  # type: ignore[arg-type]  # the test's word
+        return Topic(self.county, SITE, self.name, domain, device, channel)  # type: ignore[arg-type]  # the test's word
 
     async def send(self, device: str, *samples: Sample, domain: str = "air") -> bytes:
         """Publish a pack and return its payload."""

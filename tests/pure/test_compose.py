@@ -227,6 +227,19 @@ def test_an_office_on_localhost_runs_in_containers_too(tmp_path: Path) -> None:
     assert found["grafana"]["environment"]["STORE_URL"] == "https://store:8086"
 
 
+def test_several_workers_run_in_the_one_container(tmp_path: Path) -> None:
+    store = "influxdbs://localhost:8086/onestreet/onestreet"
+    office = made(tmp_path, {f'url = "{store}"': f'url = "{store}"\nworkers = 3'}).parent
+    config = load_config(office / "services" / "ingest" / "compose.toml")
+    assert (config.workers, len(config.further)) == (3, 2)
+    for one in config.further:  # in the folder that the container sees
+        assert one.tls.key_file is not None
+        assert one.tls.key_file.is_relative_to(office / "services" / "ingest")
+        assert one.tls.key_file.exists()
+    found = services(compose(read_environment(office / "compose.env")))["ingest"]
+    assert "--workers" not in found["command"], "the number is the file's"
+
+
 def test_towns_that_cannot_run_in_containers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         made(

@@ -108,6 +108,8 @@ def test_a_written_file_is_what_was_meant(tmp_path: Path) -> None:
         ("store.url", "influxdbs://:8086/o/b", "a host is missing"),
         ("store.url", "sqlite:///", "must be influxdbs://"),
         ("store.retention_days", -1, ">= 0"),
+        ("store.workers", 0, ">= 1"),
+        ("store.workers", 65, "<= 64"),
         ("intervals.street", 60, "no such domain; one of air, gateway, parking"),
         ("intervals.air", 0, ">= 0.01"),
         ("intervals.power", "60", "Expected `float`"),
@@ -254,6 +256,7 @@ def another(**changes: Any) -> dict[str, Any]:
             "store.retention_days",
             "must be as in",
         ),
+        ({"store": GOOD["store"] | {"workers": 2}}, "store.workers", "must be as in"),
         ({"application": [{"id": "lamps-nwt"}]}, "application[0].id", "must be unique"),
     ],
 )
