@@ -8,6 +8,7 @@ when the consumer starts: ours and Telegraf, which has no receipts and no other 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -98,6 +99,8 @@ class Windowed(msgspec.Struct, frozen=True, kw_only=True):
     """CPU per sample, those that are live included."""
     broker_us: float
     database_us: float
+    generator_us: float
+    """All gateways and the probes: in the field that is other machines."""
     late_ms: float
     """How late the generator of live samples was at worst."""
 
@@ -169,7 +172,12 @@ async def _windowed(here: Stage, plan: Plan) -> Windowed:
         async with _beside(live.pace.run(_WITHOUT_END)):
             alone = await probes.measure(asyncio.sleep(plan.seconds))
             meter = Meter(
-                {"consumer": process.pid, "broker": here.broker.pid, "database": here.influx.pid}
+                {
+                    "consumer": process.pid,
+                    "broker": here.broker.pid,
+                    "database": here.influx.pid,
+                    "generator": os.getpid(),
+                }
             )
             sent, began_s = live.pace.sent + probes.sent, time.monotonic()
             for name, gateway in gateways.items():
@@ -198,6 +206,7 @@ async def _windowed(here: Stage, plan: Plan) -> Windowed:
         consumer_us=us["consumer"],
         broker_us=us["broker"],
         database_us=us["database"],
+        generator_us=us["generator"],
         late_ms=1000 * live.pace.late_s,
     )
 
@@ -317,7 +326,8 @@ def table(found: Drained) -> str:
         f"  live during:     {ours.during}",
         (
             f"  CPU per sample:  ingest {ours.consumer_us:.1f}, broker {ours.broker_us:.1f},"
-            f" database {ours.database_us:.1f} µs; {late_words(ours.late_ms / 1000)}"
+            f" database {ours.database_us:.1f}, generator {ours.generator_us:.1f} µs;"
+            f" {late_words(ours.late_ms / 1000)}"
         ),
     ]
     for each in found.queued:

@@ -8,6 +8,7 @@ device. Ours sends receipts, and the gateways take them; Telegraf has none.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     broker_us: float
     database_us: float
     """With the probes' questions."""
+    generator_us: float
+    """With the probes."""
 
     @property
     def name(self) -> str:
@@ -103,7 +106,12 @@ async def _run(
         senders,
     ):
         meter = Meter(
-            {"consumer": process.pid, "broker": here.broker.pid, "database": here.influx.pid}
+            {
+                "consumer": process.pid,
+                "broker": here.broker.pid,
+                "database": here.influx.pid,
+                "generator": os.getpid(),
+            }
         )
         pace = Pace(rate_per_s, load.send)
         loading = asyncio.create_task(pace.run(int(rate_per_s * (warm_s + seconds))))
@@ -128,6 +136,7 @@ async def _run(
         consumer_us=spent_us["consumer"],
         broker_us=spent_us["broker"],
         database_us=spent_us["database"],
+        generator_us=spent_us["generator"],
     )
 
 
@@ -170,7 +179,7 @@ def table(found: Latency) -> str:
         "",
         (
             f"{'':30}{'p50 ms':>8}{'p99 ms':>20}{'max ms':>9}{'asked every ms':>16}{'lost':>6}"
-            f"{'late ms':>9}{'CPU µs/message':>16}{'broker':>8}{'database':>10}"
+            f"{'late ms':>9}{'CPU µs/message':>16}{'broker':>8}{'database':>10}{'generator':>11}"
         ),
     ]
     for name in names:
@@ -185,6 +194,7 @@ def table(found: Latency) -> str:
             f"{sum(r.consumer_us for r in runs) / count:>16.1f}"
             f"{sum(r.broker_us for r in runs) / count:>8.1f}"
             f"{sum(r.database_us for r in runs) / count:>10.1f}"
+            f"{sum(r.generator_us for r in runs) / count:>11.1f}"
         )
     lines += ["", late_words(max(run.late_ms for run in found.runs) / 1000)]
     if found.best_flush_ms:
