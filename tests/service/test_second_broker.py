@@ -17,6 +17,7 @@ from exchange.mqtt import Client, Message, Settings, Subscription
 from tests.gateways import DEADLINE_S, EPOCH, Gateway, Ingest, sample, until
 from tests.hivemq import HiveMQ, OfficeHiveMQ
 from tests.judged_offices import HOST, SHOWN, JudgedOffice, faults, judged
+from tests.worker_groups import WorkerGroup
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +334,34 @@ async def test_a_broker_killed_in_the_middle_loses_and_doubles_nothing(
     assert gateway.refused("aq-1") == {}
 
 
-# Here two workers of one ingest (`--workers 2`) share the load, and one is killed.
+async def test_two_workers_share_a_load_and_each_is_killed(local: Ingest, broker: HiveMQ) -> None:
+    over, seqs_sent = asyncio.Event(), count()
+
+    async def flow(gateway: Gateway) -> None:
+        while not over.is_set():
+            await gateway.send("aq-1", sample(next(seqs_sent), pm2_5=1.0))
+            await asyncio.sleep(0.005)  # a load, not all that this machine can do
+
+    async with WorkerGroup(local.file, 2) as group, Gateway(broker, "gw-1") as gateway:
+        await group.ready()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(4):
+                tasks.create_task(flow(gateway))
+            for worker in (1, 2):
+                goal = len(gateway.stored("aq-1")) + 200
+                await until(lambda: len(gateway.stored("aq-1")) >= goal)  # noqa: B023 - awaited here
+                await group.kill(worker)
+                await group.ready()
+            over.set()
+        sent = next(seqs_sent)
+        await gateway.until_stored("aq-1", range(sent))
+        for seq in range(sent, sent + 40):  # of a backlog one may take all: docs/brokers.md
+            await gateway.send("aq-1", sample(seq, pm2_5=1.0))
+            await gateway.until_stored("aq-1", [seq])
+        assert await group.stop() == 0
+        assert all(group.received().values())
+    assert await seqs(local, "aq-1") == list(range(sent + 40))
+    assert gateway.refused("aq-1") == {}
 
 
 # ----------------------------------------------------------------------------------------- doors
