@@ -71,6 +71,7 @@ class Database:
         self._time_s = time_s
         self._evicting: Counter[str] = Counter()
         self._connection: sqlite3.Connection | None = None
+        self._queue: int | None = None
         self._identity: tuple[int, int] | None = None
 
     @property
@@ -167,11 +168,25 @@ class Database:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._queue is not None:
+            os.close(self._queue)
+            self._queue = None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Have the file alone, with room in its log for one transaction of ours."""
         connection = self._current()
+        assert self._queue is not None
+        # SQLite's own lock is not fair: of several workers in a flood some would never get it.
+        fcntl.flock(self._queue, fcntl.LOCK_EX)
+        try:
+            with self._begun(connection):
+                yield connection
+        finally:
+            fcntl.flock(self._queue, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _begun(self, connection: sqlite3.Connection) -> Iterator[None]:
         self._evicting.clear()
         for attempt in (1, 2):
             connection.execute("BEGIN IMMEDIATE")
@@ -184,7 +199,7 @@ class Database:
                 )
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         try:
-            yield connection
+            yield
             [(entries,)] = connection.execute(
                 "SELECT coalesce(max(count), 0) FROM tallies WHERE what = 'entries'"
             )
@@ -209,6 +224,10 @@ class Database:
             self.close()  # removed, or set aside by another process
         if self._connection is None:
             self._connection = self._open()
+            # To read is enough: it may be another user's.
+            self._queue = os.open(
+                f"{self.path}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
