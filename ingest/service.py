@@ -97,6 +97,7 @@ async def _retire(config: Config, file: Path, sessions: Sessions, worker: int) -
 
 async def _empty(config: Config, file: Path, worker: int) -> None:
     """Take over the session of a worker that is no more, and end it once nothing is in it."""
+    log.info("the session of worker %d, which is no more, is being emptied", worker)
     service = Service(config, file, worker=worker, retired=True)
     try:
         await service.open()

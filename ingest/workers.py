@@ -38,8 +38,8 @@ async def _main(config: Config, file: Path, with_watch: bool) -> int:
     async with health.answering(workers.judge):
         sessions.remember()
         async with retiring(config, file, sessions):
-            await workers.begin()
             try:
+                await workers.begin()
                 await stop.wait()
                 runtime.notify("STOPPING=1")
             finally:

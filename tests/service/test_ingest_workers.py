@@ -134,6 +134,30 @@ async def test_workers_end_with_a_killed_supervisor(ingest: Ingest, broker: Mosq
             assert ended
 
 
+async def test_workers_share_a_quarantine(ingest: Ingest, broker: Mosquitto) -> None:
+    async with WorkerGroup(ingest.file, 3) as group, Gateway(broker, "gw-1") as gateway:
+        await group.ready()
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(300):
+                payload = b"no pack: %d" % number
+                tasks.create_task(gateway.publish(str(gateway.topic("aq-1")), payload))
+        await until(lambda: len(gateway.unreadable) == 300)
+        assert await group.stop() == 0
+        assert set(group.received().values()) == {100}
+        for line in group.lines:
+            if line["message"] == "stopped":
+                assert line["counts"]["quarantine"]["dropped"] == 0
+    assert len({row["sha256"] for row in ingest.quarantined()}) == 300
+
+
+async def test_the_watch_runs_beside_the_first(ingest: Ingest, broker: Mosquitto) -> None:
+    async with WorkerGroup(ingest.file, 2, "--with-watch") as group:
+        await group.ready()
+        assert await group.stop() == 0
+    for name in (f"{NAME}-watch", NAME, f"{NAME}.2"):
+        assert await has_session(broker, name)
+
+
 async def test_a_second_signal_and_one_to_the_whole_group_are_an_orderly_end(
     ingest: Ingest, broker: Mosquitto
 ) -> None:
@@ -178,6 +202,25 @@ async def test_a_restart_keeps_the_sessions(ingest: Ingest, broker: Mosquitto) -
             assert await group.stop() == 0
             assert group.received() == {1: 50, 2: 50}
     await stored_once(ingest, "aq-1", 100)
+
+
+async def test_what_comes_between_a_brokers_restart_and_the_return_of_the_only_worker_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    """Why one that is alone does not share: Mosquitto 2.0 forgets shared filters when it is restarted."""
+    with Mosquitto(tmp_path, persistent=True) as broker:
+        ingest = Ingest(tmp_path, broker)
+        async with WorkerGroup(ingest.file, 1) as group:
+            await group.ready()
+            assert await group.stop() == 0
+        broker.stop()
+        broker.start()
+        async with Gateway(broker, "gw-1") as gateway:
+            for seq in range(20):
+                await gateway.send("aq-1", sample(seq))
+            async with WorkerGroup(ingest.file, 1) as group:
+                await gateway.until_stored("aq-1", range(20))
+                assert await group.stop() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
