@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from exchange.errors import UplinkLost
+from exchange.errors import UplinkLost, UplinkRefused
 from exchange.mqtt import Client, Message, Settings, Subscription
 from tests.gateways import DEADLINE_S, EPOCH, Gateway, Ingest, sample, until
-from tests.hivemq import HiveMQ, OfficeHiveMQ
+from tests.hivemq import MAX_PACKET_BYTES, HiveMQ, OfficeHiveMQ
 from tests.judged_offices import HOST, SHOWN, JudgedOffice, faults, judged
 from tests.worker_groups import WorkerGroup
 
@@ -208,6 +208,43 @@ async def test_what_was_acknowledged_survives_a_kill_of_the_broker(tmp_path: Pat
         ):
             await until(lambda: len(reader.messages) == len(sharer.messages) == 1000)
             assert reader.payloads == sorted(sharer.payloads, key=int) == numbered(1000)
+
+
+async def test_who_comes_by_the_same_id_takes_the_session_over(shared: HiveMQ) -> None:
+    async with (
+        Member(shared, "taken", "taken") as first,
+        Member(shared, "taken", "taken") as second,
+    ):
+        assert second.client.session_present
+        await until(lambda: "SESSION_TAKEN_OVER" in str(first.client.last_error))
+        assert not first.client.connected
+
+
+async def test_what_is_too_large_is_not_even_sent(shared: HiveMQ) -> None:
+    async with Member(shared, "large") as writer:
+        await writer.say("large", [bytes(MAX_PACKET_BYTES - 100)])
+        with pytest.raises(UplinkRefused, match=f"the broker takes {MAX_PACKET_BYTES}"):
+            await writer.say("large", [bytes(MAX_PACKET_BYTES)])
+        assert writer.client.generation == 1
+
+
+async def test_beyond_a_full_queue_the_newest_are_dropped_and_nobody_is_told(
+    tmp_path: Path,
+) -> None:
+    with HiveMQ(tmp_path, max_queued=100) as broker:
+        async with Member(broker, "reader", "full"), Member(broker, "sharer", "$share/f/full"):
+            pass
+        async with Member(broker, "writer") as writer:
+            await writer.say("full", numbered(150))  # each acknowledged
+        async with (
+            Member(broker, "reader", "full") as reader,
+            Member(broker, "sharer", "$share/f/full") as sharer,
+            Member(broker, "writer") as writer,
+        ):
+            await until(lambda: len(reader.messages) == len(sharer.messages) == 100)
+            await writer.say("full", [b"last"])
+            await until(lambda: reader.payloads[-1] == sharer.payloads[-1] == b"last")
+            assert reader.payloads == sharer.payloads == [*numbered(100), b"last"]
 
 
 # ---------------------------------------------------------------------------------------- ingest
