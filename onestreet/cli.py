@@ -31,6 +31,9 @@ SUBCOMMANDS = {
     ),
     "edge": Subcommand("edge_agent.command:run", "edge", "the agent on a gateway"),
     "ingest": Subcommand("ingest.command:run", "ingest", "from the broker into the store"),
+    "quarantine": Subcommand(
+        "ingest.quarantine_command:run", "ingest", "what was refused: list, show, replay, purge"
+    ),
     "watch": Subcommand("ingest.command:run_watch", "ingest", "the registry and what is up"),
     "conform": Subcommand(
         "exchange.conformance.command:run", "conform", "whether a party keeps to the exchange"
@@ -108,7 +111,7 @@ def _stop_talking() -> None:
 
 
 def _listing() -> str:
-    return "\n".join(f"  {name:<8}{one.words}" for name, one in SUBCOMMANDS.items())
+    return "\n".join(f"  {name:<12}{one.words}" for name, one in SUBCOMMANDS.items())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_the_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(["--help"]) == 0
     out = capsys.readouterr().out
     for name, subcommand in SUBCOMMANDS.items():
-        assert f"  {name:<8}{subcommand.words}" in out
+        assert f"  {name:<12}{subcommand.words}" in out
 
 
 @pytest.mark.parametrize(
