@@ -55,6 +55,13 @@ def main() -> int:
         tracks=frozenset(asked.only),
     )
     try:
+        return _run(console, settings)
+    finally:
+        _hand_back(folder)
+
+
+def _run(console: Console, settings: Settings) -> int:
+    try:
         report = asyncio.run(Run(settings).run())
     except (FaultFailed, ExceptionGroup) as error:
         first = _first(error)
@@ -62,12 +69,20 @@ def main() -> int:
             raise
         console.print(f"the run failed: {first}", style="bold red", markup=False, soft_wrap=True)
         return 2
-    (folder / "report.json").write_bytes(
+    (settings.folder / "report.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     )
     show_report(console, report)
-    console.print(f"everything is in {folder}", soft_wrap=True)
+    console.print(f"everything is in {settings.folder}", soft_wrap=True)
     return 1 if report.wrong else 0
+
+
+def _hand_back(folder: Path) -> None:
+    """What was written through sudo belongs to who asked for it."""
+    owner = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
+    if owner[0] and owner[1]:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, int(owner[0]), int(owner[1]), follow_symlinks=False)
 
 
 def _first(error: Exception) -> Exception:

@@ -11,17 +11,21 @@ from contextlib import asynccontextmanager, contextmanager
 import msgspec
 
 from exchange.errors import UplinkError
-from tests.chaos.load import COUNTY, SITE, Load
+from tests.chaos.load import COUNTY, SITE, Load, LoadGateway
 from tests.chaos.places import Disk, FaultFailed, address, connects, cut, mend
 from tests.chaos.plan import Fault
 from tests.chaos.poison import elsewhere, poisons
 from tests.chaos.programs import Program
 from tests.chaos.services import BROKER_PORT, THROTTLE_PORT, Broker, Database, IngestFiles, Throttle
 from tests.chaos.street import Street
+from tests.chaos.throttle import MODES
 
 FELT_S = 45.0
 """A hindered database is met by ingest's next try at the latest, 15 s apart, and an agent's disk sooner."""
 HEALED_S = 30.0
+STRAY_S = 120.0
+ORDERLY_S = 25.0
+"""Ingest gives itself 10 s to drain and 3 s to say goodbye."""
 HOUR_MS = 3_600_000
 
 
@@ -68,76 +72,75 @@ def _cut(place: str, *, lost_from: bool, lost_to: bool) -> Iterator[None]:
 
 
 class Faults:
-    """Does one fault after another, several at a time."""
+    """Does one fault after another, several at a time. `wrong` is what was seen of a product meanwhile, in words."""
 
     def __init__(self, scene: Scene) -> None:
+        self.wrong: list[str] = []
         self._scene = scene
+        self._doers: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "store-outage": self._kill_store,
+            "store-kill": self._kill_store,
+            "store-cut": lambda fault: self._cut_store(fault, lost_to=True),
+            "store-answers-cut": lambda fault: self._cut_store(fault, lost_to=False),
+            "store-disk": self._fill_store,
+            **{f"store-{mode}": self._throttle for mode in MODES[1:]},
+            "gateways-cut": lambda fault: self._cut_gateways(fault, lost_from=True),
+            "gateways-answers-cut": lambda fault: self._cut_gateways(fault, lost_from=False),
+            "broker-kill": lambda fault: self._killed(scene.broker.program, fault.for_s),
+            "broker-wipe": self._wipe,
+            "broker-disk": self._fill,
+            "agent-disk": self._fill,
+            "quarantine-disk": self._fill_quarantine,
+            "poison": self._poison,
+            "agent-kill": lambda fault: scene.street.kill(fault.for_s),
+            "agent-clock-back": lambda fault: scene.street.shift_clock(
+                -_hours_ms(fault), fault.for_s
+            ),
+            "agent-clock-ahead": lambda fault: scene.street.shift_clock(
+                _hours_ms(fault), fault.for_s
+            ),
+            "load-clock-back": lambda fault: self._shift_clock(fault, -_hours_ms(fault)),
+            "load-clock-ahead": lambda fault: self._shift_clock(fault, _hours_ms(fault)),
+            "load-restart": self._restart_gateway,
+            "ingest-kill": lambda fault: self._killed(
+                scene.ingest.ingest, fault.for_s, ready=False
+            ),
+            "watch-kill": lambda fault: self._killed(scene.ingest.watch, fault.for_s, ready=False),
+            "ingest-worker-kill": self._kill_worker,
+            "ingest-restart": self._restart_ingest,
+            "store-hang": lambda fault: self._hang(scene.database.program, fault),
+            "broker-hang": lambda fault: self._hang(scene.broker.program, fault),
+            "ingest-hang": lambda fault: self._hang(scene.ingest.ingest, fault),
+        }
 
     async def do(self, fault: Fault) -> None:
         """Bring a fault about and heal it. Raises: FaultFailed when it did not take hold, or does not end."""
-        scene, kind, for_s = self._scene, fault.kind, fault.for_s
-        target, _, way = kind.partition("-")
-        match target, way:
-            case "store", "outage" | "kill":
-                await self._killed(scene.database.program, for_s)
-            case "store", "429" | "503" | "500" | "500-late" | "closes" | "slow":
-                await self._throttled(way, for_s)
-            case "store", "disk":
-                await self._store_disk(for_s)
-            case "store", "cut" | "answers-cut":
-                with _cut("store", lost_from=True, lost_to=way == "cut"):
-                    await self._cut_off("office", "store", THROTTLE_PORT, for_s)
-                await self._rejoined("office", "store", THROTTLE_PORT)
-            case "gateways", "cut" | "answers-cut":
-                with _cut("gateways", lost_from=way == "cut", lost_to=True):
-                    await self._cut_off("gateways", "office", BROKER_PORT, for_s)
-                await self._rejoined("gateways", "office", BROKER_PORT)
-            case "broker", "kill":
-                await self._killed(scene.broker.program, for_s)
-            case "broker", "wipe":
-                await scene.broker.program.kill()
-                scene.broker.wipe()
-                await asyncio.sleep(for_s)
-                await scene.broker.program.start()
-            case (("broker" | "quarantine"), "disk"):
-                async with self._full(scene.disks[target]):
-                    if target == "quarantine":
-                        await self._poison(fault.choice)
-                    await asyncio.sleep(for_s)
-            case "agent", "disk":
-                async with self._full(scene.disks["agent"]):
-                    await asyncio.sleep(for_s)
-            case "agent", "kill":
-                await scene.street.kill(for_s)
-            case (("agent" | "load"), "clock-back" | "clock-ahead"):
-                # a day ahead is refused; within half a day no time of the run comes twice
-                offset_ms = 6 * HOUR_MS + fault.choice % (6 * HOUR_MS)
-                await self._clock(target, offset_ms if way.endswith("ahead") else -offset_ms, fault)
-            case "load", "restart":
-                scene.load.gateways[fault.choice % len(scene.load.gateways)].restart()
-            case "ingest", "worker-kill":
-                await self._kill_worker(fault.choice)
-            case "ingest", "restart":
-                await scene.ingest.ingest.stop(20.0)
-                await asyncio.sleep(for_s)
-                await scene.ingest.ingest.launch()
-            case (("store" | "broker" | "ingest"), "hang"):
-                programs = {
-                    "store": scene.database.program,
-                    "broker": scene.broker.program,
-                    "ingest": scene.ingest.ingest,
-                }
-                await programs[target].hang()
-                await asyncio.sleep(for_s)
-                await programs[target].go_on()
-            case "ingest", "kill":
-                await self._killed(scene.ingest.ingest, for_s, ready=False)
-            case "watch", "kill":
-                await self._killed(scene.ingest.watch, for_s, ready=False)
-            case "poison", _:
-                await self._poison(fault.choice)
-            case _:
-                raise FaultFailed(f"{kind} is not known")
+        await self._doers[fault.kind](fault)
+
+    # ----------------------------------------------------------------------------------------------- processes
+
+    async def _kill_store(self, fault: Fault) -> None:
+        await self._killed(self._scene.database.program, fault.for_s)
+
+    async def _wipe(self, fault: Fault) -> None:
+        broker = self._scene.broker
+        await broker.program.kill()
+        broker.wipe()
+        await asyncio.sleep(fault.for_s)
+        await broker.program.start()
+
+    async def _hang(self, program: Program, fault: Fault) -> None:
+        await program.hang()
+        await asyncio.sleep(fault.for_s)
+        await program.go_on()
+
+    async def _restart_ingest(self, fault: Fault) -> None:
+        ingest = self._scene.ingest.ingest
+        await ingest.running()
+        if await ingest.stop(ORDERLY_S) is None:
+            self.wrong.append(f"{fault}: ingest did not end within {ORDERLY_S:g} s of SIGTERM")
+        await asyncio.sleep(fault.for_s)
+        await ingest.launch()
 
     async def _killed(self, program: Program, for_s: float, *, ready: bool = True) -> None:
         """Kill -9 with its children and start again. What waits for others to be ready is not waited for."""
@@ -154,14 +157,14 @@ class Faults:
         await asyncio.sleep(for_s)
         await (program.start() if ready else program.launch())
 
-    async def _kill_worker(self, choice: int) -> None:
+    async def _kill_worker(self, fault: Fault) -> None:
         program = self._scene.ingest.ingest
         await program.running()
         workers = program.children()
         if not workers:
             await self._killed(program, 0.5, ready=False)
             return
-        victim = workers[choice % len(workers)]
+        victim = workers[fault.choice % len(workers)]
         victim.kill()
 
         async def gone() -> bool:
@@ -174,10 +177,12 @@ class Faults:
 
         await until(replaced, HEALED_S, f"the worker {victim} was not replaced")
 
-    async def _throttled(self, mode: str, for_s: float) -> None:
-        throttle = self._scene.throttle
+    # --------------------------------------------------------------------------------------- database and links
+
+    async def _throttle(self, fault: Fault) -> None:
+        throttle, mode = self._scene.throttle, fault.kind.removeprefix("store-")
         await throttle.tell(mode)
-        await asyncio.sleep(for_s)
+        await asyncio.sleep(fault.for_s)
 
         async def met() -> bool:
             return (await throttle.tell("count"))[0] > 0
@@ -185,16 +190,15 @@ class Faults:
         await until(met, FELT_S, f"no write met {mode}")
         await throttle.tell("pass")
 
-    async def _store_disk(self, for_s: float) -> None:
-        throttle = self._scene.throttle
-        async with self._full(self._scene.disks["store"]):
-            await throttle.tell("pass")  # counts anew
-            await asyncio.sleep(for_s)
+    async def _cut_store(self, fault: Fault, *, lost_to: bool) -> None:
+        with _cut("store", lost_from=True, lost_to=lost_to):
+            await self._cut_off("office", "store", THROTTLE_PORT, fault.for_s)
+        await self._rejoined("office", "store", THROTTLE_PORT)
 
-            async def refused() -> bool:
-                return (await throttle.tell("count"))[1] > 0
-
-            await until(refused, FELT_S, "the database's disk is full and it took every write")
+    async def _cut_gateways(self, fault: Fault, *, lost_from: bool) -> None:
+        with _cut("gateways", lost_from=lost_from, lost_to=True):
+            await self._cut_off("gateways", "office", BROKER_PORT, fault.for_s)
+        await self._rejoined("gateways", "office", BROKER_PORT)
 
     async def _cut_off(self, here: str, there: str, port: int, for_s: float) -> None:
         if await connects(here, address(there), port):
@@ -205,9 +209,32 @@ class Faults:
         words = f"{there} is not cut off any more and {here} does not reach it"
         await until(lambda: connects(here, address(there), port), HEALED_S, words)
 
+    # --------------------------------------------------------------------------------------------------- disks
+
+    async def _fill(self, fault: Fault) -> None:
+        async with self._full(fault):
+            await asyncio.sleep(fault.for_s)
+
+    async def _fill_quarantine(self, fault: Fault) -> None:
+        async with self._full(fault):
+            await self._poison(fault)
+            await asyncio.sleep(fault.for_s)
+
+    async def _fill_store(self, fault: Fault) -> None:
+        throttle = self._scene.throttle
+        async with self._full(fault):
+            await throttle.tell("pass")  # counts anew
+            await asyncio.sleep(fault.for_s)
+
+            async def refused() -> bool:
+                return (await throttle.tell("count"))[1] > 0
+
+            await until(refused, FELT_S, "the database's disk is full and it took every write")
+
     @asynccontextmanager
-    async def _full(self, disk: Disk) -> AsyncIterator[None]:
+    async def _full(self, fault: Fault) -> AsyncIterator[None]:
         """Keep a disk full, whatever is deleted on it."""
+        disk = self._scene.disks[fault.kind.removesuffix("-disk")]
 
         async def fill() -> None:
             while True:
@@ -225,12 +252,13 @@ class Faults:
             await asyncio.wait([filling])
             disk.relieve()
 
-    async def _clock(self, target: str, offset_ms: int, fault: Fault) -> None:
-        if target == "agent":
-            await self._scene.street.shift_clock(offset_ms, fault.for_s)
-            return
-        gateways = self._scene.load.gateways
-        gateway = gateways[fault.choice % len(gateways)]
+    # ------------------------------------------------------------------------------------------ in the data itself
+
+    async def _restart_gateway(self, fault: Fault) -> None:
+        self._gateway(fault).restart()
+
+    async def _shift_clock(self, fault: Fault, offset_ms: int) -> None:
+        gateway = self._gateway(fault)
         gateway.offset_ms = offset_ms
         before = len(gateway.truth)
         await asyncio.sleep(fault.for_s)
@@ -238,8 +266,12 @@ class Faults:
             raise FaultFailed(f"{gateway.name} took nothing while its clock was off")
         gateway.offset_ms = 0
 
-    async def _poison(self, choice: int) -> None:
-        chance = random.Random(choice)
+    def _gateway(self, fault: Fault) -> LoadGateway:
+        gateways = self._scene.load.gateways
+        return gateways[fault.choice % len(gateways)]
+
+    async def _poison(self, fault: Fault) -> None:
+        chance = random.Random(fault.choice)
         gateways = self._scene.load.gateways
         for poison in poisons(COUNTY, SITE, chance):
             chance.choice(gateways).poison(poison)
@@ -252,4 +284,12 @@ class Faults:
                 return False
             return True
 
-        await until(taken, 120.0, "what is for another county was never taken by the broker")
+        await until(taken, STRAY_S, "what is for another county was never taken by the broker")
+
+
+def _hours_ms(fault: Fault) -> int:
+    """Return how far a clock goes wrong.
+
+    A day ahead is refused; and within half a day no time of a run comes twice.
+    """
+    return 6 * HOUR_MS + fault.choice % (6 * HOUR_MS)

@@ -93,19 +93,19 @@ class Program:
         os.kill(pid, signal.SIGKILL)
         await self._gone()
 
-    async def stop(self, deadline_s: float) -> bool:
-        """SIGTERM, and SIGKILL when the deadline passes. Return whether it ended by itself, with status 0."""
+    async def stop(self, deadline_s: float) -> int | None:
+        """SIGTERM, and SIGKILL when the deadline passes. Return its status, None when it had to be killed."""
         await self._unkeep()
         if self._process is None or self._process.returncode is not None:
-            return False
+            return None
         self._process.terminate()
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._process.wait() == 0
+                return await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._gone()
-            return False
+            return None
 
     async def running(self) -> None:
         """Return when there is a process: one that died by itself comes back. Raises: FaultFailed."""

@@ -120,6 +120,7 @@ class Run:
         """Run and return the report. Raises: FaultFailed when a fault did not take hold or something does not start."""
         lay_out()
         self._set_scene()
+        self._faults = Faults(self._scene)
         looking: asyncio.Task[None] | None = None
         try:
             await self._start()
@@ -169,7 +170,6 @@ class Run:
         scene = self._scene
         await asyncio.gather(scene.broker.program.start(), scene.database.program.start())
         await asyncio.to_thread(scene.database.set_up)
-        # set up anew, it has a token file now
         await scene.throttle.start()
         await asyncio.gather(scene.ingest.ingest.start(), scene.ingest.watch.start())
         self._idle_bytes = scene.ingest.ingest.resident_bytes()
@@ -208,12 +208,11 @@ class Run:
         return time.monotonic() - self._begun_s
 
     async def _track(self, faults: list[Fault]) -> None:
-        doer = Faults(self._scene)
         for fault in sorted(faults, key=lambda fault: fault.at_s):
             await asyncio.sleep(max(0.0, fault.at_s - self._now_s()))
             begun_s = self._now_s()
             try:
-                await doer.do(fault)
+                await self._faults.do(fault)
             except Exception as error:
                 raise FaultFailed(f"{fault}: {type(error).__name__}: {error}") from error
             self._done.append(Done(fault, begun_s, self._now_s()))
@@ -262,11 +261,11 @@ class Run:
             await until(empty, LAST_S, "the last samples are still without a receipt")
         except FaultFailed as error:
             self._wrong.append(f"{error}: {scene.load.waiting}")
-        if not await emptying:
+        if await emptying != 0:
             self._wrong.append(f"the agent did not drain within {DRAIN_S:g} s")
         self._drain_s = time.monotonic() - healed_s
         for program in (scene.ingest.watch, scene.ingest.ingest):
-            if not await program.stop(STOP_S):
+            if await program.stop(STOP_S) != 0:
                 self._wrong.append(f"{program.name} did not end in order within {STOP_S:g} s")
 
     # -------------------------------------------------------------------------------------------------- results
@@ -281,7 +280,7 @@ class Run:
         street = StreetAccount(scene.street.audit(street_rows), *own_account(street_rows))
         memory = self._memory_found()
         deaths = {program.name: program.deaths for program in self._programs()}
-        wrong = [*self._wrong, *load.examples]
+        wrong = [*self._wrong, *self._faults.wrong, *load.examples]
         if not load.is_clean:
             wrong.insert(0, "the load's account does not add up")
         if not street.is_clean:
