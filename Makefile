@@ -1,7 +1,10 @@
 # Two commands set a fresh machine up and run: `make demo` and `make test`. Set-up is done once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv lock sbom clean
+.PHONY: help demo test check bench chaos fuzz venv lock sbom clean
 ARGS ?=
+SEED ?= 1
+MINUTES ?= 10
+N ?= 50000
 # Debian keeps mosquitto in /usr/sbin, which is not on an ordinary user's PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -13,11 +16,11 @@ demo: .venv/.stamp  ## a town of devices, broker, agent, ingest and store, live 
 	@sh scripts/system_packages.sh mosquitto dbus-daemon
 	@exec .venv/bin/onestreet demo $(ARGS)
 
-test: check  ## every test, with a real Mosquitto and a real InfluxDB (ARGS: options of pytest)
-	@sh scripts/system_packages.sh mosquitto mosquitto-clients dbus-daemon
+test: check  ## every test, with a real Mosquitto, a real HiveMQ and a real InfluxDB (ARGS: options of pytest)
+	@sh scripts/system_packages.sh mosquitto mosquitto-clients dbus-daemon iproute2
 	@sh scripts/build_deployment_tools.sh >/dev/null
-	@influxd=$$(sh scripts/find_influxd.sh) && \
-	ONESTREET_INFLUXD="$$influxd" exec .venv/bin/python -m pytest $(ARGS)
+	@influxd=$$(sh scripts/find_influxd.sh) && hivemq=$$(sh scripts/build_hivemq.sh) && \
+	ONESTREET_INFLUXD="$$influxd" ONESTREET_HIVEMQ="$$hivemq" exec .venv/bin/python -m pytest $(ARGS)
 
 check: .venv/.stamp  ## ruff and mypy
 	@echo 'check: ruff, then mypy (about a minute the first time)' >&2
@@ -30,6 +33,14 @@ bench: .venv/.stamp  ## the measurements of docs/performance.md, on this machine
 	@influxd=$$(sh scripts/find_influxd.sh) && telegraf=$$(sh scripts/build_telegraf.sh) && \
 	ONESTREET_INFLUXD="$$influxd" ONESTREET_TELEGRAF="$$telegraf" \
 	exec .venv/bin/python -m benchmarks $(ARGS)
+
+chaos: .venv/.stamp  ## faults while data flows, then the store against the truth (SEED, MINUTES; ARGS: further options)
+	@sh scripts/system_packages.sh mosquitto dbus-daemon iproute2
+	@influxd=$$(sh scripts/find_influxd.sh) && \
+	ONESTREET_INFLUXD="$$influxd" exec .venv/bin/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) $(ARGS)
+
+fuzz: .venv/.stamp  ## streams of a seed through the real decode path (N: how many, SEED: which)
+	@exec .venv/bin/python -m tests.fuzz --count $(N) --seed $(SEED) --jobs $$(nproc)
 
 venv: .venv/.stamp  ## only the virtual environment, at .venv
 
