@@ -49,7 +49,12 @@ class Onestreet(Consumer):
     """`python -m ingest` as it is shipped: validation, quarantine, receipts, PUBACK after the write."""
 
     def __init__(
-        self, form: PackFormat = "json", *, counties: Sequence[str] = (COUNTY,), store: str = ""
+        self,
+        form: PackFormat = "json",
+        *,
+        counties: Sequence[str] = (COUNTY,),
+        store: str = "",
+        max_age_ms: int = 0,
     ) -> None:
         """It takes JSON and CBOR alike; `form` is what it is sent. Without `store` it writes to the bucket."""
         self.name = f"onestreet-{form}"
@@ -57,6 +62,7 @@ class Onestreet(Consumer):
         self._form: PackFormat = form
         self._counties = list(counties)
         self._store = store
+        self._max_age_s = max_age_ms / 1000
 
     def message(self, topic: Topic, samples: Sequence[Sample]) -> tuple[str, bytes]:
         return str(topic), encode_pack(topic, samples, self._form)
@@ -74,6 +80,8 @@ store = "{self._store or bucket.url}"
 host = "127.0.0.1"
 port = {port}
 client_id = "{client_id}"
+[batch]
+max_age_s = {self._max_age_s}
 """)
         return [sys.executable, "-m", "ingest", config]
 

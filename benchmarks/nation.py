@@ -9,7 +9,6 @@ after a minute. At the end: sent = receipted as stored = rows in the database, c
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 import tempfile
@@ -74,6 +73,8 @@ class Nation(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: int
     period_s: float
+    max_age_ms: int
+    """Of a batch in ingest, as configured."""
     stores: list[list[str]]
     periods: list[Period]
     sent: int
@@ -225,11 +226,10 @@ async def measure(
     stores: int,
     ramp: int = 5,
     period_s: float = 60.0,
+    max_age_ms: int = 0,
     report: Path | None = None,
 ) -> Nation:
     """Hold the pace, a line a minute into `report`. Raises: BenchmarkFailed, also when a sample is missing."""
-    gc.freeze()  # as ingest does: what is made from here on holds no cycles
-    gc.set_threshold(50_000, 20, 100)
     report = report or Path(tempfile.gettempdir()) / "onestreet-nation.jsonl"
     report.write_bytes(b"")
     print(f"a line for each minute goes into {report}", file=sys.stderr, flush=True)
@@ -246,7 +246,7 @@ async def measure(
         async with AsyncExitStack() as running:
             ingests = {
                 seat.client_id: await running.enter_async_context(
-                    here.running(Onestreet(counties=counties), seat)
+                    here.running(Onestreet(counties=counties, max_age_ms=max_age_ms), seat)
                 )
                 for seat, counties in zip(seats, towns, strict=True)
             }
@@ -266,6 +266,7 @@ async def measure(
     return Nation(
         devices=devices,
         period_s=period_s,
+        max_age_ms=max_age_ms,
         stores=towns,
         periods=periods,
         sent=generator.sent,
