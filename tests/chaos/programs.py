@@ -48,6 +48,7 @@ class Program:
         self._is_up = is_up
         self._process: asyncio.subprocess.Process | None = None
         self._wanted = False
+        self._said_ready = False
         self._keeper: asyncio.Task[None] | None = None
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._channel.setblocking(False)
@@ -153,6 +154,8 @@ class Program:
     async def _launch(self) -> None:
         self._hear()
         self._said_ready = False
+        # what it says is read all the time: who speaks to a full queue waits
+        asyncio.get_running_loop().add_reader(self._channel, self._hear)
         self.starts += 1
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -170,17 +173,15 @@ class Program:
             return False
         if self._is_up is not None:
             return await self._is_up()
-        self._said_ready |= self._hear()
         return self._said_ready
 
-    def _hear(self) -> bool:
-        """Empty the channel and return whether READY=1 was said."""
-        said = False
+    def _hear(self) -> None:
+        """Empty the channel, and note whether READY=1 was said."""
         while True:
             try:
-                said |= b"READY=1" in self._channel.recv(4096).splitlines()
+                self._said_ready |= b"READY=1" in self._channel.recv(4096).splitlines()
             except BlockingIOError:
-                return said
+                return
 
     async def _keep(self) -> None:
         while self._wanted:
