@@ -88,7 +88,8 @@ async def test_a_store_in_trouble_is_not_noticed_by_another_stores_counties(
         try:
             for seq in range(1, 300):
                 await north.send("aq-1", sample(seq))
-            assert await pace_s(south, 60, 60) < 2 * ordinary_s + 0.05
+            now_s = await pace_s(south, 60, 60)
+            assert now_s < 3 * ordinary_s + 0.2, "a busy machine; a stall would last for seconds"
             assert await ask(str(well.health)) == WELL
             assert len(north.stored("aq-1")) == 1, "the others wait"
             await ill.says("worker 1: ")  # waiting for the store, or for an answer of it
