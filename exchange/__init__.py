@@ -1,7 +1,7 @@
 """The exchange: one interface for every device, city and application.
 
-What our own programs share beside it - configuration, TLS, towns' files, enrolment, runtime, health, the MQTT client -
-is not imported here, nor are what generates the documents and the conformance kit.
+What our own programs share beside it - configuration, TLS, towns' files, enrolment, runtime, processes, health, the
+MQTT client - is not imported here, nor are what generates the documents and the conformance kit.
 """
 
 from exchange.commands import (

@@ -202,7 +202,8 @@ class Intake:
     def _refuse(self, batch: Batch, message: Message, requirement: str, detail: str) -> None:
         self.counts.unreadable += 1
         self._count("payload", requirement, detail, message.topic)
-        receipts = _receipts_of(message.topic)
+        # Who serves another county now is the one to receipt its samples (EX-D-033).
+        receipts = _receipts_of(message.topic) if requirement != "EX-T-007" else ""
         batch.refused.append(Refused(_evidence(message), requirement, detail, receipts))
 
     def _refuse_unread(self, message: Message) -> None:
