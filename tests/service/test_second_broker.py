@@ -379,6 +379,10 @@ async def test_two_workers_share_a_load_and_each_is_killed(local: Ingest, broker
             await gateway.send("aq-1", sample(next(seqs_sent), pm2_5=1.0))
             await asyncio.sleep(0.005)  # a load, not all that this machine can do
 
+    async with WorkerGroup(local.file, 2) as group:
+        await group.ready()
+        # HiveMQ may never call a member of a group again that subscribed at once in a new session: docs/brokers.md
+        assert await group.stop() == 0
     async with WorkerGroup(local.file, 2) as group, Gateway(broker, "gw-1") as gateway:
         await group.ready()
         async with asyncio.TaskGroup() as tasks:
