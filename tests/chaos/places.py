@@ -81,6 +81,9 @@ def at(place: str, argv: Sequence[str]) -> list[str]:
 def lay_out() -> None:
     """Make the places and the road."""
     _run("mount", "-t", "tmpfs", "tmpfs", str(PRIVATE))
+    scratch = PRIVATE / "scratch"
+    scratch.mkdir()
+    os.environ["TMPDIR"] = str(scratch)  # of what is started, for it may not live to tidy up
     _NETS.mkdir()
     for place in ("road", "office", "store"):
         (_NETS / place).touch()

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -135,15 +136,13 @@ class Program:
         found = psutil.Process(self.pid).children(recursive=True)
         return [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
 
-    def resident_bytes(self) -> int:
-        """Return the memory of it and its children; 0 when it does not run."""
-        total = 0
+    def memory(self) -> tuple[frozenset[int], int]:
+        """Return the ids of it and its children, and their resident memory in bytes."""
+        found: dict[int, int] = {}
         for process in self._family() if self.is_running else []:
-            try:
-                total += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        return total
+            with suppress(psutil.NoSuchProcess):
+                found[process.pid] = process.memory_info().rss
+        return frozenset(found), sum(found.values())
 
     def _family(self) -> list[psutil.Process]:
         try:

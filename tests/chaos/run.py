@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -26,12 +25,14 @@ DRAIN_S = 420.0
 LAST_S = 90.0
 STOP_S = 20.0
 LOOK_S = 0.2
-SETTLED_S = 20.0
-"""So long after the beginning of an outage everything in hand has come."""
-GROWTH_MIB = 96.0
+SETTLED_S = 15.0
+"""So long after the beginning of an outage, or its own, ingest has in hand what it takes."""
+LOOKED_S = 10.0
+"""Memory is looked at for so long at least before it is called flat."""
+GROWTH_MIB = 48.0
 """What ingest may take above its idle size, for each worker: what is in hand is bounded."""
-OUTAGE_GROWTH_MIB = 8.0
-"""What it may grow from 20 s after the beginning of an outage to its end."""
+OUTAGE_GROWTH_MIB = 4.0
+"""What it may grow in an outage once it has in hand what it takes."""
 _MIB = 1024 * 1024
 
 
@@ -52,8 +53,8 @@ class Settings(msgspec.Struct, frozen=True):
 class Memory(msgspec.Struct):
     """Resident memory of ingest. Units: MiB.
 
-    Shape: `outages` are (20 s after the beginning, the largest from then to the end), of those in which ingest was
-        not restarted.
+    Shape: `outages` are (once everything was in hand, the largest from then on), for each time in an outage in which
+        the same processes ran for long enough.
     """
 
     idle_mib: float
@@ -112,7 +113,7 @@ class Run:
         ]
         self._done: list[Done] = []
         self._wrong: list[str] = []
-        self._memory: list[tuple[float, int, int]] = []
+        self._memory: list[tuple[float, frozenset[int], int]] = []
         self._begun_s = 0.0
         self._drain_s = 0.0
 
@@ -172,7 +173,7 @@ class Run:
         await asyncio.to_thread(scene.database.set_up)
         await scene.throttle.start()
         await asyncio.gather(scene.ingest.ingest.start(), scene.ingest.watch.start())
-        self._idle_bytes = scene.ingest.ingest.resident_bytes()
+        _, self._idle_bytes = scene.ingest.ingest.memory()
         await scene.street.start()
         await scene.load.start()
 
@@ -226,7 +227,7 @@ class Run:
             await asyncio.sleep(LOOK_S)
             load.check()
             now_s = self._now_s()
-            self._memory.append((now_s, ingest.resident_bytes(), ingest.starts))
+            self._memory.append((now_s, *ingest.memory()))
             oldest_s = load.oldest_s - self._begun_s
             new, seen = load.stored_s[seen:], len(load.stored_s)
             for done in self._done:
@@ -325,23 +326,17 @@ class Run:
         idle_mib = self._idle_bytes / _MIB
         outages = []
         for done in self._done:
-            if done.fault.kind != "store-outage":
-                continue
-            during = [
-                (resident, starts)
-                for at_s, resident, starts in self._memory
-                if done.begun_s + SETTLED_S <= at_s <= done.healed_s
-            ]
-            if during and len({starts for _, starts in during}) == 1:
-                outages.append((during[0][0] / _MIB, max(one for one, _ in during) / _MIB))
+            if done.fault.kind == "store-outage":
+                during = [one for one in self._memory if done.begun_s <= one[0] <= done.healed_s]
+                for _, alike in groupby(during, lambda one: one[1]):
+                    times = [(at_s, resident) for at_s, _, resident in alike]
+                    settled_s = times[0][0] + SETTLED_S
+                    later = [resident / _MIB for at_s, resident in times if at_s >= settled_s]
+                    if times[-1][0] - settled_s >= LOOKED_S:
+                        outages.append((later[0], max(later)))
         return Memory(
             idle_mib=idle_mib,
-            peak_mib=max(resident for _, resident, _ in self._memory) / _MIB,
+            peak_mib=max(resident for _, _, resident in self._memory) / _MIB,
             bound_mib=idle_mib + GROWTH_MIB * self._settings.workers,
             outages=outages,
         )
-
-
-def all_kinds(done: Iterable[Done]) -> set[str]:
-    """Return the kinds of fault that were done."""
-    return {one.fault.kind for one in done}
