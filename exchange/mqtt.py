@@ -602,7 +602,8 @@ class _Connection(asyncio.Protocol):
         # Closing a socket that still receives resets it, and our last PUBACKs are lost with it: so
         # only the sending half closes, and the broker closes the rest.
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with suppress(OSError):  # the broker has died, and the loop has not noticed
+                self._transport.write_eof()
         if self._deaf:
             self._transport.resume_reading()
 

@@ -385,6 +385,15 @@ async def test_a_client_stops_at_any_moment_of_connecting(broker: Mosquitto) -> 
         assert client.last_error is None, f"stopped after {moment} turns of the loop"
 
 
+async def test_a_client_stops_when_its_broker_has_just_died(tmp_path: Path) -> None:
+    for _ in range(10):
+        with Mosquitto(tmp_path) as broker:
+            client = Client(settings_for(broker), [], Inbox())
+            async with running(client, stop_deadline_s=0.2):
+                await client.wait_connected(DEADLINE_S)
+                broker.kill()
+
+
 async def test_wrong_password_is_said_once_and_retried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
