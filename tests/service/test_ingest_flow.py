@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from exchange.readings import Sample, encode_pack
+from exchange.readings import Sample, Value, encode_pack
 from ingest.service import Service
 from tests import crashing_ingest
 from tests.brokers import Mosquitto
@@ -241,7 +241,8 @@ async def test_a_message_that_ingest_dies_of_is_quarantined_unread_at_the_third_
     ingest = Ingest(tmp_path, broker)
     async with Gateway(broker, "gw-1") as gateway:
         topic = gateway.topic("aq-9")
-        deadly = encode_pack(topic, [sample(0, **{crashing_ingest.DEADLY.decode(): 1.0})])
+        metrics: dict[str, Value] = {crashing_ingest.DEADLY.decode(): 1.0}
+        deadly = encode_pack(topic, [Sample(EPOCH, EPOCH, 0, metrics)])
         async with crashing(ingest) as child:
             await until(lambda: _heard(gateway))
             await gateway.publish(str(topic), deadly)
