@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 
 from benchmarks import disk, drain, ingest, latency, nation
-from benchmarks.backlog import Load
+from benchmarks.backlog import Load, connected, settings
 from benchmarks.consumers import Onestreet
+from benchmarks.country import Country
+from benchmarks.processes import until
+from exchange.mqtt import Client, Message, Subscription
+from exchange.readings import decode_pack
+from exchange.receipts import Receipt, encode_receipt
+from exchange.topics import PREFIX, parse_topic
+from tests.brokers import Mosquitto
 
 
 async def test_a_backlog_is_measured_in_both_of_our_forms() -> None:
@@ -57,3 +66,35 @@ async def test_a_nation_is_held_and_every_sample_accounted_for(tmp_path: Path) -
     assert sum(line["receipted"] for line in lines) == found.sent
     assert set(found.cpu_us) >= {"broker", "database", "generator"}
     assert "KB/device" in nation.table(found)
+
+
+async def test_what_gets_no_receipt_goes_again_and_is_counted_once(broker: Mosquitto) -> None:
+    country = Country(300, period_ms=300, ramp=1, first_ms=time.time_ns() // 1_000_000)
+    generator = nation.Generator(country, broker.port, 2)
+    lost: set[tuple[str, int]] = set()
+
+    def answer(messages: list[Message], generation: int) -> None:
+        for message in messages:
+            topic = parse_topic(message.topic)
+            (sample,) = decode_pack(message.payload, topic).samples
+            key = topic.device, sample.seq
+            if country.device_of(topic.device) % 7 == 0 and key not in lost:
+                lost.add(key)
+                continue
+            stored = {topic.device: [(sample.epoch, sample.seq, sample.seq)]}
+            receipt = encode_receipt(Receipt(v=1, stored=stored))
+            assert taker.publish_soon(topic.receipts, receipt, qos=0)
+        taker.acknowledge([message.packet_id for message in messages], generation)
+
+    filters = [Subscription(f"{PREFIX}/+/+/+/+/+/readings")]
+    taker = Client(settings(broker.port, "taker", clean_start=True), filters, answer)
+    ledger = generator.ledger
+    async with AsyncExitStack() as running:
+        for client in (taker, *generator.clients.values()):
+            await running.enter_async_context(connected(client))
+        await generator.run()
+        assert generator.sent == 600
+        await until(lambda: ledger.receipted == 600 - len(lost) < 600, "the others are receipted")
+        await generator.send_again(2)
+        await until(lambda: ledger.receipted == 600, "the lost ones are receipted")
+    assert (generator.again, ledger.doubled) == (len(lost), 0)
