@@ -1,8 +1,8 @@
 """The hand: which message was being read when ingest died, so that none can kill it for ever.
 
-A message that was in hand at a crash comes again with MQTT's DUP flag. After a crash such messages are read one at a
-time, each noted before it is looked at: one that is still noted at the next start was in hand at two crashes, and is
-quarantined unread. The note is written to a file, not synced: it is to outlive this process, not the machine.
+A message that was unacknowledged at a crash comes again with MQTT's DUP flag. Those are read one at a time, each noted
+before it is looked at: one that is still noted at the next start was in hand at two crashes, and is quarantined unread.
+The note is written to a file, not synced: it is to outlive this process, not the machine.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ log = logging.getLogger(__name__)
 MAX_BLAMED = 1000
 _DIGEST_BYTES = 64
 _NOTHING = b"-" * _DIGEST_BYTES
-_RUNNING, _ENDED = b"running", b"ended  "
 
 
 class Hand:
     """The note in a file, which is made when it is not there; without one (a full disk) nothing is noted.
 
-    Shape: a line `running` or `ended`, a line of the digest in hand, then a line for each digest that is blamed.
+    Shape: a line of the digest in hand, or of dashes, then a line for each digest that is blamed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.crashed = False
-        """Whether the last process ended without saying so."""
         self._blamed: list[bytes] = []
         self._file: int | None = None
 
@@ -39,23 +36,19 @@ class Hand:
         """Take up what the last process left."""
         try:
             left = self.path.read_bytes().splitlines() if self.path.exists() else []
-            self.crashed = bool(left) and left[0] == _RUNNING
-            self._blamed = [line for line in left[2:] if len(line) == _DIGEST_BYTES]
-            if self.crashed and len(left) > 1 and left[1] != _NOTHING:
-                self._blamed = [*self._blamed, left[1]][-MAX_BLAMED:]
+            self._blamed = [line for line in left[1:] if len(line) == _DIGEST_BYTES]
+            if left and len(left[0]) == _DIGEST_BYTES and left[0] != _NOTHING:
+                self._blamed = [*self._blamed, left[0]][-MAX_BLAMED:]
                 log.error(
                     "a message was in hand at two crashes and will be quarantined unread",
-                    extra={"sha256": left[1].decode(errors="replace")},
+                    extra={"sha256": left[0].decode(errors="replace")},
                 )
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Its first lines in one write: a crash in between leaves what was there.
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            lines = b"\n".join([_RUNNING, _NOTHING, *self._blamed, b""])
-            self._write(lines, 0)
-            os.ftruncate(self._file, len(lines))
         except OSError as error:
-            log.warning("no note can be kept of the message in hand: %s", error)
-            self.close()
+            self._give_up(error)
+        # In one write: a crash in between leaves what was there. What is longer is of no use, and harms nothing.
+        self._write(b"\n".join([_NOTHING, *self._blamed, b""]))
 
     def takes(self, message: Message) -> bool:
         """Note a message before it is read; False when it is to blame, and not to be read."""
@@ -63,25 +56,26 @@ class Hand:
         digest = seen.hexdigest().encode()
         if digest in self._blamed:
             return False
-        self._write(digest, len(_RUNNING) + 1)
+        self._write(digest)
         return True
 
     def release(self) -> None:
         """Nothing is in hand any more."""
-        self._write(_NOTHING, len(_RUNNING) + 1)
+        self._write(_NOTHING)
 
     def close(self) -> None:
-        """End in order."""
-        self._write(_ENDED, 0)
+        """Let go of the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def _write(self, data: bytes, at: int) -> None:
+    def _write(self, data: bytes) -> None:
         if self._file is not None:
             try:
-                os.pwrite(self._file, data, at)
+                os.pwrite(self._file, data, 0)
             except OSError as error:
-                log.warning("no note can be kept of the message in hand: %s", error)
-                os.close(self._file)
-                self._file = None
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("no note can be kept of the message in hand: %s", error)
+        self.close()
