@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
+import psutil
 
 from exchange.errors import UplinkError
 from tests.chaos.load import COUNTY, SITE, Load, LoadGateway
@@ -71,6 +72,10 @@ def _cut(place: str, *, lost_from: bool, lost_to: bool) -> Iterator[None]:
         mend(place)
 
 
+async def _gone(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
 class Faults:
     """Does one fault after another, several at a time. `wrong` is what was seen of a product meanwhile, in words."""
 
@@ -78,6 +83,7 @@ class Faults:
         self.wrong: list[str] = []
         self._scene = scene
         self._doers: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "blackout": self._black_out,
             "store-outage": self._kill_store,
             "store-kill": self._kill_store,
             "store-cut": lambda fault: self._cut_store(fault, lost_to=True),
@@ -122,60 +128,69 @@ class Faults:
     async def _kill_store(self, fault: Fault) -> None:
         await self._killed(self._scene.database.program, fault.for_s)
 
+    async def _black_out(self, fault: Fault) -> None:
+        """Have ingest full of what is nowhere else but on the gateways, and end it and the broker's memory at once."""
+        broker, ingest = self._scene.broker, self._scene.ingest.ingest
+        async with broker.program.alone, ingest.alone:
+            await ingest.running()
+            await self._scene.database.program.hang()
+            await asyncio.sleep(fault.for_s)
+            await asyncio.gather(ingest.kill(), broker.program.kill())
+            broker.wipe()
+            await self._scene.database.program.go_on()
+            await broker.program.start()
+            await ingest.launch()
+
     async def _wipe(self, fault: Fault) -> None:
         broker = self._scene.broker
-        await broker.program.kill()
-        broker.wipe()
-        await asyncio.sleep(fault.for_s)
-        await broker.program.start()
+        async with broker.program.alone:
+            await broker.program.kill()
+            broker.wipe()
+            await asyncio.sleep(fault.for_s)
+            await broker.program.start()
 
     async def _hang(self, program: Program, fault: Fault) -> None:
-        await program.hang()
-        await asyncio.sleep(fault.for_s)
-        await program.go_on()
+        async with program.alone:
+            await program.hang()
+            await asyncio.sleep(fault.for_s)
+            await program.go_on()
 
     async def _restart_ingest(self, fault: Fault) -> None:
         ingest = self._scene.ingest.ingest
-        await ingest.running()
-        if await ingest.stop(ORDERLY_S) is None:
-            self.wrong.append(f"{fault}: ingest did not end within {ORDERLY_S:g} s of SIGTERM")
-        await asyncio.sleep(fault.for_s)
-        await ingest.launch()
+        async with ingest.alone:
+            await ingest.running()
+            if await ingest.stop(ORDERLY_S) is None:
+                self.wrong.append(f"{fault}: ingest did not end within {ORDERLY_S:g} s of SIGTERM")
+            await asyncio.sleep(fault.for_s)
+            await ingest.launch()
 
     async def _killed(self, program: Program, for_s: float, *, ready: bool = True) -> None:
         """Kill -9 with its children and start again. What waits for others to be ready is not waited for."""
-        await program.running()
-        children = program.children()
-        await program.kill()
-
-        async def gone() -> bool:
-            return not any(child.is_running() and child.status() != "zombie" for child in children)
-
-        await until(
-            gone, HEALED_S, f"{program.name} was killed and its children live on: {children}"
-        )
-        await asyncio.sleep(for_s)
-        await (program.start() if ready else program.launch())
+        async with program.alone:
+            await program.running()
+            children = program.children()
+            await program.kill()
+            words = f"{program.name} was killed and its children live on: {children}"
+            await until(lambda: _gone(children), HEALED_S, words)
+            await asyncio.sleep(for_s)
+            await (program.start() if ready else program.launch())
 
     async def _kill_worker(self, fault: Fault) -> None:
         program = self._scene.ingest.ingest
-        await program.running()
-        workers = program.children()
-        if not workers:
-            await self._killed(program, 0.5, ready=False)
-            return
-        victim = workers[fault.choice % len(workers)]
-        victim.kill()
+        async with program.alone:
+            await program.running()
+            workers = program.children()
+            if workers:
+                victim = workers[fault.choice % len(workers)]
+                victim.kill()
+                await until(lambda: _gone([victim]), HEALED_S, f"the worker {victim} lives on")
 
-        async def gone() -> bool:
-            return not victim.is_running() or victim.status() == "zombie"
+                async def replaced() -> bool:
+                    return len(program.children()) >= len(workers)
 
-        await until(gone, HEALED_S, f"the worker {victim} lives on")
-
-        async def replaced() -> bool:
-            return len(program.children()) >= len(workers)
-
-        await until(replaced, HEALED_S, f"the worker {victim} was not replaced")
+                await until(replaced, HEALED_S, f"the worker {victim} was not replaced")
+        if not workers:  # it works alone
+            await self._killed(program, fault.for_s, ready=False)
 
     # --------------------------------------------------------------------------------------- database and links
 

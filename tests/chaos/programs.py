@@ -42,7 +42,8 @@ class Program:
         """Nothing runs yet."""
         self.name = name
         self.deaths = 0
-        self.starts = 0
+        self.alone = asyncio.Lock()
+        """Held by a fault from breaking it to healing it."""
         self.log = folder / f"{name}.log"
         self._argv = at(place, argv)
         self._environment = dict(environment or {})
@@ -155,7 +156,6 @@ class Program:
         self._said_ready = False
         # what it says is read all the time: who speaks to a full queue waits
         asyncio.get_running_loop().add_reader(self._channel, self._hear)
-        self.starts += 1
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,

@@ -281,7 +281,7 @@ class Run:
         street = StreetAccount(scene.street.audit(street_rows), *own_account(street_rows))
         memory = self._memory_found()
         deaths = {program.name: program.deaths for program in self._programs()}
-        wrong = [*self._wrong, *self._faults.wrong, *load.examples]
+        wrong = [*self._wrong, *self._faults.wrong, *scene.street.wrong, *load.examples]
         if not load.is_clean:
             wrong.insert(0, "the load's account does not add up")
         if not street.is_clean:
