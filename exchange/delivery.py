@@ -6,6 +6,9 @@ runs it; the model test plays brokers that lose everything, ingests that die and
 Rules (exchange.md, Delivery): at most W samples are unreceipted. A pack goes again when its back-off has passed and a
 receipt for something first sent later is 10 s old: only then is it known to be lost rather than waiting. With no
 receipt at all only the oldest pack is probed. After 20 counted resends a pack is parked outside the window.
+
+What waits in a queue before a live sample is everybody's backlog: so the backlog's part of the window is no larger than
+keeps the way to the receipt about as short as it is without one (as LEDBAT does it, RFC 6817).
 """
 
 from __future__ import annotations
@@ -27,6 +30,13 @@ SILENCE_S = 30.0
 NUDGE_EVERY_S = 600.0
 PARK_AFTER_RESENDS = 20
 PARKED_EVERY_S = 3600.0
+BACKLOG_DELAY_S = 0.1
+"""How much longer than the shortest way of late a way may be before the backlog gives in."""
+BACKLOG_FIRST = 100
+BACKLOG_LEAST = 40
+BACKLOG_GROWS = 0.1
+BACKLOG_SHRINKS = 0.7
+SHORTEST_WAY_OF_S = 600.0
 MERGED_SAMPLES = 200  # of one series in one resend: well below a pack's 256 KiB
 
 
@@ -96,6 +106,13 @@ class Delivery:
         self._proven_s = float("-inf")  # something first sent then has a receipt that is old enough
         self._nudged_s = float("-inf")
         self._parked_s = float("-inf")
+        self._backlog_window = float(BACKLOG_FIRST)
+        self._backlog_waits = False  # for room, so that more of it would have been used
+        self._shrunk_s = float("-inf")
+        self._way_s: float | None = (
+            None  # of what the last receipt was for, unless it was sent again
+        )
+        self._ways: deque[tuple[float, float]] = deque()  # (when, how long), both rising
 
     # ------------------------------------------------------------------------------------------------ connection
 
@@ -114,7 +131,10 @@ class Delivery:
 
     def room(self, *, live: bool) -> int:
         """Return how many further samples may be sent now."""
-        limit = self.window if live else self.window - self.live_reserve
+        if live:
+            return max(0, self.window - self.unreceipted)
+        limit = min(self.window - self.live_reserve, int(self._backlog_window))
+        self._backlog_waits = limit <= self.unreceipted
         return max(0, limit - self.unreceipted)
 
     def sent(
@@ -247,6 +267,7 @@ class Delivery:
     def receipted(self, now_s: float, receipt: Receipt) -> list[Settled]:
         """Take a receipt and return the samples that may be forgotten. Only what was sent is ever forgotten."""
         settled: list[Settled] = []
+        self._way_s = None
         for device, stored in receipt.stored.items():
             for epoch, first, last in stored:
                 settled += [
@@ -266,7 +287,25 @@ class Delivery:
                 for key in keys:
                     self._settle(now_s, key.device, key.epoch, key.seq, key.seq)
                 settled += [Settled(key, "refused", requirement) for key in keys]
+        if self._way_s is not None:
+            self._fit_backlog(now_s, self._way_s, len(settled))
         return settled
+
+    def _fit_backlog(self, now_s: float, way_s: float, receipted: int) -> None:
+        """Let the backlog have less when the way has become long, else a little more."""
+        while self._ways and self._ways[-1][1] >= way_s:
+            self._ways.pop()
+        self._ways.append((now_s, way_s))
+        while self._ways[0][0] < now_s - SHORTEST_WAY_OF_S:
+            self._ways.popleft()
+        if way_s - self._ways[0][1] > BACKLOG_DELAY_S:
+            if now_s - self._shrunk_s >= way_s:  # once for what was on its way
+                self._backlog_window = max(BACKLOG_LEAST, self._backlog_window * BACKLOG_SHRINKS)
+                self._shrunk_s = now_s
+        elif self._backlog_waits:
+            share = BACKLOG_GROWS if self._shrunk_s > float("-inf") else 1.0
+            grown = self._backlog_window + share * receipted
+            self._backlog_window = min(float(self.window), grown)
 
     def _settle(self, now_s: float, device: str, epoch: int, first: int, last: int) -> list[Key]:
         series = self._by_series.get((device, epoch))
@@ -283,6 +322,8 @@ class Delivery:
                 self.unreceipted -= 1
             self._last_receipt_s = now_s
             self.round_trip_s = now_s - sending.first_sent_s
+            if not sending.tries:
+                self._way_s = now_s - sending.last_sent_s
             newest = self._proofs[-1][1] if self._proofs else self._proven_s
             if sending.first_sent_s > newest:
                 self._proofs.append((now_s, sending.first_sent_s))

@@ -331,6 +331,70 @@ def test_a_pack_the_broker_never_had_goes_again_at_once_uncounted() -> None:
     assert delivery.resends == 0
 
 
+@pytest.mark.parametrize("count", [1, 5, 50])
+def test_a_drain_uses_the_whole_ingest_and_live_samples_hardly_notice(count: int) -> None:
+    """One queue for all, 20,000 samples a second, 20 ms besides; packs of 20 after a second of live samples alone."""
+    step_s, per_step, way_steps = 0.01, 200, 2
+    deliveries = [Delivery(random=Random(n)) for n in range(count)]
+    waiting = [40_000 // count * 20 // 20 for _ in deliveries]
+    whole = sum(waiting)
+    queue: deque[tuple[int, list[Key], int, bool]] = (
+        deque()
+    )  # whose, what, since when, whether live
+    under_way: deque[tuple[int, int, list[Key]]] = deque()  # when the receipt is there, whose, what
+    seqs = [0] * count
+    live_ways_s: list[float] = []
+    step = stored = 0
+    for delivery in deliveries:
+        delivery.connected()
+
+    def send(whose: int, samples: int, *, live: bool) -> None:
+        keys = [Key("dev", 1, seqs[whose] + n) for n in range(samples)]
+        seqs[whose] += samples
+        deliveries[whose].sent(step * step_s, "dev", 1, [k.seq for k in keys], digest(keys))
+        queue.append((whose, keys, step, live))
+
+    while (any(waiting) or queue) and step < 3000:
+        step += 1
+        for whose, delivery in enumerate(deliveries):
+            if (step + whose) % 10 == 0:
+                assert delivery.room(live=True)
+                send(whose, 1, live=True)
+            while step > 100 and waiting[whose] and delivery.room(live=False) >= 20:
+                send(whose, 20, live=False)
+                waiting[whose] -= 20
+        budget = per_step
+        while queue and budget >= len(queue[0][1]):
+            whose, keys, since, live = queue.popleft()
+            budget -= len(keys)
+            stored += len(keys)
+            under_way.append((step + way_steps, whose, keys))
+            if live:
+                live_ways_s.append((step + way_steps - since) * step_s)
+        while under_way and under_way[0][0] <= step:
+            _, whose, keys = under_way.popleft()
+            deliveries[whose].receipted(step * step_s, receipt_for(keys))
+    assert not any(waiting)
+    assert stored >= whole
+    assert whole / ((step - 100) * step_s) > 14_000
+    assert sorted(live_ways_s)[int(0.99 * len(live_ways_s))] < 0.4
+
+
+def test_a_long_way_alone_does_not_make_the_backlog_small() -> None:
+    """A satellite's second and a half is not a queue."""
+    delivery = Delivery(window=5000)
+    delivery.connected()
+    seq = 0
+    for turn in range(200):
+        while (room := delivery.room(live=False)) > 0:
+            keys = [Key("dev", 1, seq + n) for n in range(min(room, 100))]
+            seq += len(keys)
+            delivery.sent(1.5 * turn, "dev", 1, [key.seq for key in keys], digest(keys))
+        outstanding = [Key("dev", 1, n) for n in range(seq - delivery.unreceipted, seq)]
+        delivery.receipted(1.5 * turn + 1.5, receipt_for(outstanding))
+    assert delivery.room(live=False) == 4500
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
