@@ -552,6 +552,8 @@ class _Connection(asyncio.Protocol):
             self._pace()
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
+        if self.error is not None:
+            raise UplinkLost(str(self.error))
         packet_id = self._last_id = self._free_id()
         answered = self._unsubscribing[packet_id] = self._loop.create_future()
         self._write(mqtt5.UnsubscribePacket(packet_id, list(filters)).write())

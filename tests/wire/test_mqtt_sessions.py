@@ -98,3 +98,13 @@ async def test_a_connection_that_breaks_meanwhile_is_an_error(broker: Mosquitto)
             await asked
         broker.start()
         await client.wait_connected(DEADLINE_S)
+
+
+async def test_a_connection_that_has_just_ended_takes_no_filters_back(broker: Mosquitto) -> None:
+    party = Party(broker, "one")
+    async with party.running() as client:
+        connection = client._require()
+        connection.end(UplinkLost("it broke a moment ago"))
+        with pytest.raises(UplinkLost, match="a moment ago"):
+            await client.unsubscribe(["some/filter"], DEADLINE_S)
+        await client.wait_connected(DEADLINE_S)
