@@ -21,6 +21,7 @@ from ingest.stores import FieldValue, Point, Series
 RECEIPT_ENTRIES = 1000
 POINT_BYTES = 600
 """About what a point of a handful of metrics takes, with its dict and numbers."""
+REFUSED_BYTES = 200
 
 T = TypeVar("T")
 
@@ -46,8 +47,7 @@ class Batch:
     """Points in the order of their arrival, and what was refused beside them.
 
     Shape: `routes` and `messages` are in step with `points`; `packet_ids` are of the connection
-        `generation`. `payload_bytes` is what its messages weigh,
-        `settled` that its receipts are out.
+        `generation`. `payload_bytes` is what its messages weigh, `settled` that its receipts are out.
     """
 
     __slots__ = (
@@ -76,7 +76,8 @@ class Batch:
     @property
     def held_bytes(self) -> int:
         """About how much memory it takes."""
-        return self.payload_bytes + POINT_BYTES * len(self.points)
+        parts_bytes = POINT_BYTES * len(self.points) + REFUSED_BYTES * len(self.refused)
+        return self.payload_bytes + parts_bytes
 
     def receipts(self, rejected: Collection[int] = ()) -> Iterator[tuple[str, bytes]]:
         """Yield (topic, payload) of the receipts; `rejected` points, by their place, have none."""

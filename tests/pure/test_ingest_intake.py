@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -341,6 +342,26 @@ def test_every_sample_is_stored_or_refused_and_a_minute_holds_twice_the_budget_a
     for at, start_ms in enumerate(times):
         within = [ms for ms in times[at:] if ms < start_ms + 60_000]
         assert len(within) <= 2 * budget_per_min + 1
+
+
+# ---------------------------------------------------------------------------------------------------- in hand
+
+
+@pytest.mark.parametrize("now_s", [EPOCH / 1000, EPOCH / 1000 - 10**6])
+def test_what_is_in_hand_is_not_more_than_it_says_be_it_taken_or_refused(now_s: float) -> None:
+    taking = Intake(["tw-tpe"], max_points=9000, receive_maximum=9, time_s=lambda: now_s)
+    head = {"bn": "tw-tpe:aq-1:", "bt": EPOCH / 1000, "n": "epoch", "v": EPOCH}
+    records = [head, *({"n": "seq", "v": seq, "t": seq} for seq in range(7000))]
+    pack = message(topic(), json.dumps(records).encode())
+    tracemalloc.start()
+    try:
+        taking.take([pack], 1)
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    [batch] = taking.batches
+    assert len(batch.points) + len(batch.refused) == 7000
+    assert 0.7 * held_bytes < batch.held_bytes < 4 * held_bytes
 
 
 # ------------------------------------------------------------------------------------------------- after a crash
