@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+NOTIFY_S = 0.2
+
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _PR_SET_PDEATHSIG = 1
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -73,6 +75,8 @@ def end_with_parent(parent_id: int = 0) -> None:
 def notify(message: str) -> None:
     """Tell the service manager (`READY=1`, `STOPPING=1`, `STATUS=…`); a no-op where there is none.
 
+    One that does not listen holds nothing up for longer than NOTIFY_S.
+
     Source: sd_notify(3).
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -82,6 +86,7 @@ def notify(message: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.settimeout(NOTIFY_S)
             channel.sendto(message.encode(), address)
     except OSError as error:
         logging.getLogger(__name__).warning("the service manager cannot be told: %s", error)

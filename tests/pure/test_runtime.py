@@ -71,6 +71,17 @@ def test_a_manager_that_is_gone_is_no_reason_to_fail(
     assert "the service manager cannot be told" in caplog.text
 
 
+def test_a_manager_that_does_not_listen_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        while not caplog.records:  # until its queue is full: 10 to 512 words, by the kernel
+            notify("STATUS=well")
+    assert "the service manager cannot be told: timed out" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------------- logging
 
 
