@@ -13,9 +13,10 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import msgspec
@@ -101,7 +102,6 @@ class Quarantine:
         self._database = Database(path, max_bytes=max_bytes, max_age_days=max_age_days)
         self._budget = Budget(clock_s)
         self._clock_s = clock_s
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="quarantine")
         self._turn = asyncio.Lock()
         self._waiting: list[Entry] = []
         self._job: asyncio.Future[Any] | None = None
@@ -146,7 +146,6 @@ class Quarantine:
             async with asyncio.timeout(PUT_DEADLINE_S), self._turn:
                 if not self._is_stuck:
                     await self._in_thread(self._database.close)
-        self._thread.shutdown(wait=False)
 
     @property
     def _is_stuck(self) -> bool:
@@ -164,8 +163,17 @@ class Quarantine:
     async def _in_thread(
         self, work: Callable[[], T], count: Callable[[T], None] = lambda _: None
     ) -> T:
-        """Run one thing at a time in the thread; it goes on, and is counted, if nobody waits any more."""
-        job = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run one thing at a time in a thread; it goes on, and is counted, if nobody waits any more."""
+        loop = asyncio.get_running_loop()
+        job: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                end = partial(job.set_result, work())
+            except BaseException as error:  # noqa: BLE001 - whoever waits is told
+                end = partial(job.set_exception, error)
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(end)
 
         def done(ended: asyncio.Future[T]) -> None:
             if not ended.cancelled():
@@ -174,6 +182,8 @@ class Quarantine:
 
         job.add_done_callback(done)
         self._job = job
+        # A daemon: Python waits for any other thread when it ends, and this one may hang with its disk.
+        Thread(target=run, name="quarantine", daemon=True).start()
         return await asyncio.shield(job)
 
     def _look(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import random
 import resource
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -486,6 +489,25 @@ async def test_a_disk_that_does_not_answer_is_waited_for_once(
     assert counts.kept + counts.dropped == 53
     assert counts.dropped >= 50
     assert "the disk does not answer" in caplog.text
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_end(tmp_path: Path) -> None:
+    """A worker that is stopped while it has the file to itself is like a disk that hangs."""
+    path = tmp_path / "q.sqlite"
+    program = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "from ingest.quarantine import Quarantine, Refused, evidence\n"
+        "async def main():\n"
+        "    quarantine = Quarantine(Path(sys.argv[1]))\n"
+        "    await quarantine.put([Refused(evidence('topic', b'x', 1), 'EX-R-001', 'why', '')])\n"
+        "    await quarantine.close()\n"
+        "asyncio.run(main())\n"
+    )
+    with Path(f"{path}.lock").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ended = subprocess.run([sys.executable, "-c", program, str(path)], timeout=20, check=False)
+    assert ended.returncode == 0
+    assert refused_samples(path) == {}
 
 
 @contextmanager
