@@ -122,6 +122,10 @@ def load_config(path: Path, workers: int | None = None) -> Config:
     check_plain(str(path), "broker", broker.host, broker.tls)
     for worker in range(2, config.workers + 1):
         check_identity(config, worker, file=path)
+    last = 65536 - config.workers
+    if config.metrics.port is not None and config.metrics.port > last:
+        allowed = f"at most {last}: each worker has a port of its own"
+        raise ConfigError(str(path), "metrics.port", config.metrics.port, allowed)
     return _anchored(config, path.resolve().parent)
 
 

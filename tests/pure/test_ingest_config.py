@@ -129,6 +129,13 @@ def test_the_number_of_workers_is_the_flags_then_the_files(tmp_path: Path) -> No
             load_config(written(tmp_path, f"workers = {wrong}\n{MINIMAL}"))
 
 
+def test_every_worker_has_a_port_for_its_metrics(tmp_path: Path) -> None:
+    file = written(tmp_path, f"{MINIMAL}[metrics]\nport = 65534\n")
+    assert load_config(file, workers=2).metrics.port == 65534
+    with pytest.raises(ConfigError, match=r"metrics.port = 65534: .*at most 65533"):
+        load_config(file, workers=3)
+
+
 def test_fewer_certificates_than_workers_are_named(tmp_path: Path) -> None:
     file = written(tmp_path, f"workers = 3\n{MINIMAL}{BY_CERTIFICATE}")
     with pytest.raises(ConfigError, match=r"ingest.toml: worker = 1: for worker 3 there must be"):
