@@ -51,7 +51,7 @@ async def ask(path: str, deadline_s: float = ANSWER_S) -> str:
             with closing(writer):
                 answer = (await reader.read()).decode()
     except (OSError, TimeoutError) as error:
-        return f"no answer: {error or type(error).__name__}"
+        return f"no answer: {str(error) or type(error).__name__}"
     return answer or "no answer"
 
 

@@ -293,7 +293,7 @@ async def _server(office: Path, url: str) -> AsyncIterator[aiohttp.ClientSession
         ) as session:
             yield session
     except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
-        raise StoreError(f"{url}: {error or type(error).__name__}") from error
+        raise StoreError(f"{url}: {str(error) or type(error).__name__}") from error
 
 
 def _secret(file: Path) -> str:

@@ -100,6 +100,8 @@ class InfluxStore:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
+        if self._session is not None:  # by somebody who asked how it is
+            return
         timeout = aiohttp.ClientTimeout(total=None, sock_read=REQUEST_TIMEOUT_S, sock_connect=10)
         self._session = aiohttp.ClientSession(
             timeout=timeout, connector=aiohttp.TCPConnector(ssl=self._tls or True)
@@ -189,7 +191,7 @@ class InfluxStore:
 
     def _away(self, error: Exception) -> StoreUnavailable:
         """Return what a failed request means."""
-        words = f"{self._url}: {error or type(error).__name__}"
+        words = f"{self._url}: {str(error) or type(error).__name__}"
         if isinstance(error, TimeoutError):
             return StoreUnavailable(words, kind="timeout")
         refused = isinstance(error, aiohttp.ClientConnectorError)

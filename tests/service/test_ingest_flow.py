@@ -146,6 +146,7 @@ async def test_a_hanging_store_is_given_up_and_asked_again(
     tmp_path: Path,
     broker: Mosquitto,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("ingest.stores.influxdb._WRITE_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
 
@@ -159,6 +160,17 @@ async def test_a_hanging_store_is_given_up_and_asked_again(
         await gateway.send("aq-1", sample(0))
         await gateway.until_stored("aq-1", [0])
         assert service.writer.counts.errors == {"timeout": 1}
+    assert f"everything waits: http://127.0.0.1:{between.port}: TimeoutError" in caplog.text
+
+
+async def test_who_asks_first_leaves_no_session_behind(
+    between: Between, bucket: Bucket, tmp_path: Path, broker: Mosquitto
+) -> None:
+    ingest = Ingest(tmp_path, broker, store=behind(between, bucket))
+    store = ingest.open_store()
+    await store.ping()
+    await store.open()
+    await store.close()  # an unclosed session is a warning, and warnings are errors
 
 
 async def test_what_is_older_than_the_store_keeps_is_refused_at_once(
