@@ -131,14 +131,14 @@ class Faults:
     async def _black_out(self, fault: Fault) -> None:
         """Have ingest full of what is nowhere else but on the gateways, and end it and the broker's memory at once."""
         broker, ingest = self._scene.broker, self._scene.ingest.ingest
+        database = self._scene.database.program
         async with broker.program.alone, ingest.alone:
             await ingest.running()
-            await self._scene.database.program.hang()
+            await database.kill()  # a hanging one would still take what was sent to it
             await asyncio.sleep(fault.for_s)
             await asyncio.gather(ingest.kill(), broker.program.kill())
             broker.wipe()
-            await self._scene.database.program.go_on()
-            await broker.program.start()
+            await asyncio.gather(database.start(), broker.program.start())
             await ingest.launch()
 
     async def _wipe(self, fault: Fault) -> None:

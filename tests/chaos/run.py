@@ -273,6 +273,8 @@ class Run:
 
     async def _report(self) -> Report:
         scene, settings = self._scene, self._settings
+        await scene.database.program.kill()  # what it only remembers is not stored
+        await scene.database.program.start()
         rows = await asyncio.to_thread(lambda: list(scene.database.rows()))
         street_names = {device.id for device in scene.street.plan.devices} | {GATEWAY}
         street_rows = [row for row in rows if row.device in street_names]

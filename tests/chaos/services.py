@@ -28,6 +28,8 @@ RECEIVE_MAXIMUM = 1000
 HARNESS = "harness"
 """The device of the rows that the harness writes itself, so that a number in one field is rejected."""
 _ANSWER_S = 20.0
+_FRESH_WAL = str(Path(__file__).parents[2] / "scripts" / "fresh_wal.sh")
+_FRESH_FIRST = 'sh "$1" "$2" && shift 2 && exec "$@"'
 _TAGS = {"time", "county", "site", "device", "domain"}
 
 
@@ -89,10 +91,12 @@ class Database:
             "log-level": "warn",
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
+        start = [binary, "run", "--reporting-disabled", *arguments]
         self.program = Program(
             "influxd",
             "store",
-            [binary, "run", "--reporting-disabled", *arguments],
+            # as in an office: without it what is stored after its disk was full is gone at the start after that
+            ["sh", "-c", _FRESH_FIRST, "influxd", _FRESH_WAL, str(disk.path / "engine"), *start],
             folder,
             is_up=lambda: asyncio.to_thread(self._api._is_ready),
         )
