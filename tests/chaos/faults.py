@@ -25,6 +25,7 @@ FELT_S = 45.0
 """A hindered database is met by ingest's next try at the latest, 15 s apart, and an agent's disk sooner."""
 HEALED_S = 30.0
 STRAY_S = 120.0
+AGAIN_S = 0.5
 ORDERLY_S = 25.0
 """Ingest gives itself 10 s to drain and 3 s to say goodbye."""
 HOUR_MS = 3_600_000
@@ -245,6 +246,8 @@ class Faults:
                 return (await throttle.tell("count"))[1] > 0
 
             await until(refused, FELT_S, "the database's disk is full and it took every write")
+        # InfluxDB does not try again to open a shard that it could not open: only a new start helps
+        await self._killed(self._scene.database.program, AGAIN_S)
 
     @asynccontextmanager
     async def _full(self, fault: Fault) -> AsyncIterator[None]:
