@@ -92,7 +92,7 @@ class Config(_Table, frozen=True, kw_only=True):
     store_ca_file: Path | None = None
     """Whose word to take for an `influxdbs://` store, unless the system's authorities are meant."""
     rate_budget_per_min: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1200
-    """Samples that a device may take in a minute of its own time (EX-R-027); 0 is any number."""
+    """Samples that a device may take in a minute of its own time (EX-R-027); 0 is any number. Each worker counts what it sees."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_WORKERS)] = 1
     """How many processes share the work, each with a connection of its own."""
     further: list[Worker] = msgspec.field(name="worker", default_factory=list)
@@ -121,7 +121,7 @@ def load_config(path: Path, workers: int | None = None) -> Config:
         )
     check_plain(str(path), "broker", broker.host, broker.tls)
     for worker in range(2, config.workers + 1):
-        check_identity(config, worker, file=path)
+        _check_identity(config, worker, file=path)
     last = 65536 - config.workers
     if config.metrics.port is not None and config.metrics.port > last:
         allowed = f"at most {last}: each worker has a port of its own"
@@ -134,7 +134,7 @@ def by_certificate(config: Config) -> bool:
     return config.broker.tls is not None and config.broker.tls.certificate_file is not None
 
 
-def check_identity(config: Config, worker: int, *, file: Path) -> None:
+def _check_identity(config: Config, worker: int, *, file: Path) -> None:
     """Check that a worker after the first can be told from the others. Raises: ConfigError."""
     if by_certificate(config) and len(config.further) < worker - 1:
         raise ConfigError(
@@ -178,7 +178,7 @@ def broker_tls(
     if tls is None:
         return None
     if worker > 1:
-        check_identity(config, worker, file=file)
+        _check_identity(config, worker, file=file)
         if worker - 2 < len(config.further):
             tls, table = config.further[worker - 2].tls, f"worker[{worker - 2}].tls"
     tls.context(str(file), table)

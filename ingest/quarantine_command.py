@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 CONFIG = Path("/etc/onestreet/ingest.toml")
 LIMIT = 100
 LOCK_S = 10.0
-PURGED_AT_ONCE = 1000
 STAYS = 3
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
 # Source: RFC 8428, table 4.
