@@ -10,10 +10,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from typing import get_args
 
 import msgspec
 
-from exchange.commands import decode_result
+from exchange.commands import Status, decode_result
 from exchange.errors import CommandError, ContractError, TopicError
 from exchange.mqtt import Message
 from exchange.readings import Refusal, Row
@@ -33,6 +34,7 @@ AHEAD_NS = 86_400_000_000_000
 """How far ahead of our clock a time may be: a store opens files for each week or year that a row is in."""
 _AHEAD = "its time is more than a day ahead of the clock of ingest"
 _OVER = "more samples than the rate budget of a device allows in a minute of its own time"
+_STATUSES = get_args(Status)
 _UNREAD = "it was in hand at two crashes of ingest, and was not read again"
 _encode = msgspec.json.Encoder().encode
 
@@ -327,8 +329,9 @@ def _take_result(batch: Batch, route: Route, message: Message, latest_ns: int) -
         fields["reason"] = result.reason
     if result.readback:
         fields["readback"] = _encode(result.readback).decode()
-    # Like a reading's: a resend meets its own row, two commands of one millisecond do not.
-    time_ns = int(result.at.timestamp() * 1000) * 1_000_000 + result.id.int % 1_000_000
+    # Like a reading's: a resend meets its own row; of one millisecond, another command or status does not.
+    offset_ns = (result.id.int + _STATUSES.index(result.status)) % 1_000_000
+    time_ns = int(result.at.timestamp() * 1000) * 1_000_000 + offset_ns
     if time_ns > latest_ns:
         raise CommandError("EX-C-003", f"at: {_AHEAD}")
     batch.points.append(Point(route.series, time_ns, fields))

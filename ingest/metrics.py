@@ -191,6 +191,18 @@ _NUMBERS = (
     ),
     _Number(
         _COUNTER,
+        "quarantine_only_counted",
+        "Refusals of a flood that the quarantine did not write down, for its budget a second.",
+        lambda of: of.quarantine.counts.only_counted,
+    ),
+    _Number(
+        _COUNTER,
+        "quarantine_bodies_dropped",
+        "Payloads of a flood that the quarantine kept without their body.",
+        lambda of: of.quarantine.counts.bodies_dropped,
+    ),
+    _Number(
+        _COUNTER,
         "quarantine_evicted",
         "Refusals that left the quarantine, the oldest first, for its bounds of size and age.",
         lambda of: of.quarantine.counts.evicted,

@@ -165,6 +165,7 @@ class Service:
             max_points=config.batch.max_points,
             receive_maximum=settings.receive_maximum,
             budget_per_min=config.rate_budget_per_min,
+            late_s=config.metrics.late_s,
             hand=self._hand,
         )
         self.writer = Writer(

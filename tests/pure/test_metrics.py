@@ -114,6 +114,7 @@ def test_counts_are_read_when_asked(parts: Parts) -> None:
     writer.counts.stored, writer.counts.rejected, writer.counts.retries = 19, 1, 4
     writer.counts.errors["timeout"] = 4
     quarantine.counts.kept, quarantine.counts.dropped, quarantine.counts.evicted = 3, 2, 1
+    quarantine.counts.only_counted, quarantine.counts.bodies_dropped = 8, 9
     client.counts.connects, client.counts.refused = 6, 2
     assert value(metrics, "messages_received_total") == 7
     assert value(metrics, "samples_received_total") == 23
@@ -127,6 +128,8 @@ def test_counts_are_read_when_asked(parts: Parts) -> None:
     assert value(metrics, "store_errors_total", kind="timeout") == 4
     assert value(metrics, "quarantine_kept_total") == 3
     assert value(metrics, "quarantine_dropped_total") == 2
+    assert value(metrics, "quarantine_only_counted_total") == 8
+    assert value(metrics, "quarantine_bodies_dropped_total") == 9
     assert value(metrics, "quarantine_evicted_total") == 1
     assert value(metrics, "mqtt_connects_total") == 6
     assert value(metrics, "mqtt_publishes_refused_total") == 2

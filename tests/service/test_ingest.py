@@ -206,6 +206,25 @@ async def test_a_result_is_stored_as_a_command(ingest: Ingest, broker: Mosquitto
     assert row.fields == {"id": result["id"], "status": "done", "readback": '{"level":40.0}'}
 
 
+async def test_what_a_command_came_to_in_one_millisecond_is_a_row_each(
+    ingest: Ingest, broker: Mosquitto
+) -> None:
+    """A gateway whose clock knows whole seconds: a later status, or a resend of an earlier one, hides none."""
+    same = {"v": 1, "id": "7f8a3c52-9c3e-4f57-8f0e-0a4be35b3f11", "at": "2026-11-22T10:00:00.000Z"}
+    accepted = {**same, "status": "accepted", "reason": "behind another"}
+    done = {**same, "status": "done"}
+    async with ingest.running(), Gateway(broker, "gw-1") as gateway:
+        topic = gateway.topic("lamp-1", domain="streetlight", channel="results")
+        for number, result in enumerate((accepted, done, accepted), 1):
+            await gateway.publish(str(topic), json.dumps(result).encode())
+            await until(lambda number=number: len(gateway.receipts) == number)  # type: ignore[misc]  # bound at once
+    rows = await ingest.rows("command")
+    assert [row.fields for row in rows] == [
+        {"id": same["id"], "status": "accepted", "reason": "behind another"},
+        {"id": same["id"], "status": "done"},
+    ]
+
+
 # -------------------------------------------------------------------------------- what is refused
 
 WHOLE_PAYLOADS = {
