@@ -15,10 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import ingest.metrics
-from exchange.readings import MAX_PACK_BYTES, encode_pack
+from exchange.readings import MAX_PACK_BYTES, Sample, encode_pack
 from ingest.metrics import MAX_CLIENTS, Endpoint, Metrics, serving
 from tests.brokers import Mosquitto
-from tests.gateways import DEADLINE_S, EPOCH, Gateway, Ingest, sample, until
+from tests.gateways import DEADLINE_S, EPOCH, Gateway, Ingest, now_ms, sample, until
 from tests.ports import free_port, is_open
 
 Sums = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -169,6 +169,18 @@ async def _send_everything(gateway: Gateway) -> tuple[int, int, int, int, int, i
     results = str(gateway.topic("lamp-1", domain="streetlight", channel="results"))
     await gateway.publish(results, json.dumps(RESULT).encode())
     return 310, 10, 10, 20, 1, 100 + 10 + 20 + 1
+
+
+async def test_what_counts_as_late_is_a_setting(tmp_path: Path, broker: Mosquitto) -> None:
+    ingest = Ingest(tmp_path, broker, top="[metrics]\nlate_s = 10.0")
+    now = now_ms()
+    samples = [
+        Sample(now - ago_ms, now, seq, {"pm2_5": 1.0}) for seq, ago_ms in enumerate([60_000, 0])
+    ]
+    async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
+        await gateway.send("aq-1", *samples)
+        await gateway.until_stored("aq-1", range(2), epoch=now)
+        assert service.intake.counts.late == 1
 
 
 async def test_readiness_goes_with_the_store_and_returns(tmp_path: Path, broker: Mosquitto) -> None:
