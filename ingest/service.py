@@ -176,7 +176,7 @@ class Service:
             max_age_s=config.batch.max_age_s,
             max_writes=config.batch.max_writes,
             max_held_bytes=config.broker.max_held_mb * 2**20,
-            on_ready=lambda _ready, _why: self._say(),
+            on_ready=self._say,
             on_write=self.metrics.on_write,
         )
         self.client = Client(
@@ -229,7 +229,6 @@ class Service:
         """Settle what is in hand and say goodbye; False when something was left to the broker."""
         drained = await self.writer.drain(deadline_s)
         await self.client.stop(GOODBYE_DEADLINE_S)
-        self._hand.close()
         return drained
 
     async def retire(self) -> None:
@@ -261,9 +260,10 @@ class Service:
             await asyncio.sleep(QUIET_S / 10)
 
     async def close(self) -> None:
-        """Let go of the store and the quarantine."""
+        """Let go of the store, the quarantine and the hand."""
         await self.store.close()
         await self.quarantine.close()
+        self._hand.close()
 
     def counts(self) -> dict[str, object]:
         """What has happened, for the log."""

@@ -47,8 +47,8 @@ class Counts(msgspec.Struct):
 class Writer:
     """Takes what the intake holds, oldest first, until it is stopped.
 
-    Shape: `on_ready(ready, why)` comes when the store fails and when it is back; `on_write(seconds,
-        points)` after each write that the store took.
+    Shape: `on_ready` comes when the store fails and when it is back; `on_write(seconds, points)` after
+        each write that the store took.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Writer:
         max_age_s: float = 0.0,
         max_writes: int = 2,
         max_held_bytes: int = 256 * 2**20,
-        on_ready: Callable[[bool, str], None] = lambda _ready, _why: None,
+        on_ready: Callable[[], None] = lambda: None,
         on_write: Callable[[float, Sequence[Point]], None] = lambda _seconds, _points: None,
     ) -> None:
         self.counts = Counts()
@@ -76,7 +76,7 @@ class Writer:
         self._on_write = on_write
         self._client: Client | None = None
         self._settling: deque[Batch] = deque()  # in the order of their arrival
-        self._waiting: dict[int, str] = {}  # batches that the store does not take, and why
+        self._waiting: set[Batch] = set()  # those that the store does not take
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -247,14 +247,16 @@ class Writer:
                 return
 
     def _waits(self, batch: Batch, error: StoreUnavailable) -> None:
-        self._waiting[id(batch)] = str(error)
+        self._waiting.add(batch)
         self._store_trouble.report(str(error), kind=error.kind)
-        self._on_ready(False, str(error))
+        self._on_ready()
 
     def _goes_on(self, batch: Batch) -> None:
-        if self._waiting.pop(id(batch), None) and not self._waiting:
-            self._store_trouble.over()
-            self._on_ready(True, "")
+        if batch in self._waiting:
+            self._waiting.remove(batch)
+            if not self._waiting:
+                self._store_trouble.over()
+                self._on_ready()
 
     async def _send(self, receipts: Iterable[tuple[str, bytes]]) -> bool:
         """Write receipts to the connection; False when it is gone: the messages will come again."""
