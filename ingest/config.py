@@ -92,7 +92,7 @@ class Config(_Table, frozen=True, kw_only=True):
     store_ca_file: Path | None = None
     """Whose word to take for an `influxdbs://` store, unless the system's authorities are meant."""
     rate_budget_per_min: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1200
-    """Samples that a device may take in a minute of its own time, as each worker counts them (EX-R-027); 0: any number."""
+    """Samples that a device may take in a minute of its own time, as each worker counts (EX-R-027); 0: any number."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_WORKERS)] = 1
     """How many processes share the work, each with a connection of its own."""
     further: list[Worker] = msgspec.field(name="worker", default_factory=list)

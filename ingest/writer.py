@@ -195,29 +195,39 @@ class Writer:
 
     async def _write_all(self, batch: Batch, rejected: dict[int, str]) -> None:
         """Write every point; note by place why the store rejects some."""
-        points = batch.points
-        for start in range(0, len(points), self._max_points):
-            await self._write(batch, start, min(start + self._max_points, len(points)), rejected)
+        for start in range(0, len(batch.points), self._max_points):
+            end = min(start + self._max_points, len(batch.points))
+            await self._write(batch, range(start, end), rejected)
 
-    async def _write(self, batch: Batch, start: int, end: int, rejected: dict[int, str]) -> None:
-        """Write points[start:end]; a request that cannot pass is halved, down to its bad points."""
+    async def _write(self, batch: Batch, places: Sequence[int], rejected: dict[int, str]) -> None:
+        """Write the points of these places; a request that cannot pass is parted, down to its bad points."""
         try:
-            await self._write_until_taken(batch, batch.points[start:end])
-        except (StoreRejected, StoreOverfull) as error:
-            dropped = error.dropped if isinstance(error, StoreRejected) else 0
-            if end - start in (1, dropped):
-                if not self.counts.rejected:
-                    log.warning(
-                        "the store rejects a point: %s",
-                        error,
-                        extra={"requirement": "EX-D-003", "topic": batch.messages[start].topic},
-                    )
-                self.counts.rejected += end - start
-                rejected.update(dict.fromkeys(range(start, end), str(error)))
+            await self._write_until_taken(batch, [batch.points[place] for place in places])
+        except StoreOverfull:
+            parts = _halves(places)
+        except StoreRejected as error:
+            if len(places) in (1, error.dropped):
+                self._reject(batch, places, str(error), rejected)
                 return
-            middle = (start + end) // 2
-            await self._write(batch, start, middle, rejected)
-            await self._write(batch, middle, end, rejected)
+            if error.too_old and 0 < error.dropped < len(places):
+                places = sorted(places, key=lambda place: batch.points[place].time_ns)
+                parts = places[: error.dropped], places[error.dropped :]
+            else:
+                parts = _halves(places)
+        else:
+            return
+        for part in parts:
+            await self._write(batch, part, rejected)
+
+    def _reject(
+        self, batch: Batch, places: Sequence[int], why: str, rejected: dict[int, str]
+    ) -> None:
+        if not self.counts.rejected:
+            topic = batch.messages[places[0]].topic
+            extra = {"requirement": "EX-D-003", "topic": topic}
+            log.warning("the store rejects a point: %s", why, extra=extra)
+        self.counts.rejected += len(places)
+        rejected.update(dict.fromkeys(places, why))
 
     async def _write_until_taken(self, batch: Batch, points: Sequence[Point]) -> None:
         """Write, again and again while it is not the points' fault.
@@ -283,6 +293,11 @@ class Writer:
                     self._receipt_trouble.over()
             self.counts.receipts += 1
         return True
+
+
+def _halves(places: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    middle = len(places) // 2
+    return places[:middle], places[middle:]
 
 
 def _pause_s(delay_s: float, retry_after_s: float | None) -> float:

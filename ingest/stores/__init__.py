@@ -42,11 +42,15 @@ class StoreOverfull(StoreUnavailable):
 
 
 class StoreRejected(StoreError):
-    """The store will never take this request as it is; `dropped` points of it, 0 when it does not say."""
+    """The store will never take this request as it is.
 
-    def __init__(self, detail: str, *, dropped: int = 0) -> None:
+    Shape: `dropped` points of it, 0 when it does not say; with `too_old` they are the oldest ones.
+    """
+
+    def __init__(self, detail: str, *, dropped: int = 0, too_old: bool = False) -> None:
         super().__init__(detail)
         self.dropped = dropped
+        self.too_old = too_old
 
 
 class Series(NamedTuple):

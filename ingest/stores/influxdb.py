@@ -34,7 +34,8 @@ _WRITE_TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
 
 _REJECTED = (400, 422)
 _TOO_LARGE = 413
-_DROPPED = re.compile(r"partial write: .* dropped=(\d+)")
+_DROPPED = re.compile(r"partial write: (?:dropped (\d+) points|.* dropped=(\d+))")
+_TOO_OLD = "Retention Policy Lower Bound"
 _MAX_FORMS = 200_000
 _TAGS = ("county", "site", "device", "domain")
 _in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
@@ -201,8 +202,9 @@ class InfluxStore:
         said = (await answer.content.read(2000)).decode(errors="replace")
         text = f"{self._url}: HTTP {answer.status}: {said}"
         if answer.status in _REJECTED:
-            dropped = _DROPPED.search(said)
-            return StoreRejected(text, dropped=int(dropped[1]) if dropped else 0)
+            found = _DROPPED.search(said)
+            dropped = int(found[1] or found[2]) if found else 0
+            return StoreRejected(text, dropped=dropped, too_old=_TOO_OLD in said)
         if answer.status in (401, 403):
             with suppress(OSError):
                 self._token.refresh()

@@ -176,17 +176,34 @@ async def test_who_asks_first_leaves_no_session_behind(
 async def test_what_is_older_than_the_store_keeps_is_refused_at_once(
     influx: Influx, between: Between, bucket: Bucket, tmp_path: Path, broker: Mosquitto
 ) -> None:
+    """Not halved: InfluxDB says how many it dropped, and they are the oldest."""
     rule = {"type": "expire", "everySeconds": 86_400, "shardGroupDurationSeconds": 3600}
     influx.call("PATCH", f"/api/v2/buckets/{bucket.id}", {"retentionRules": [rule]})
     ingest = Ingest(tmp_path, broker, store=behind(between, bucket))
-    old = [sample(seq) for seq in range(1000)]  # of a year ago
-    new = Sample(now_ms(), EPOCH, 1000, {"pm2_5": 1.0})
-    async with ingest.running(), Gateway(broker, "gw-1") as gateway:
+    old = [sample(seq) for seq in range(1000)]  # of long ago
+    new = [Sample(now_ms() + seq, EPOCH, seq, {"pm2_5": 1.0}) for seq in range(1000, 1100)]
+    async with ingest.running() as service, Gateway(broker, "gw-1") as gateway:
         await gateway.send("aq-1", *old)
         await until(lambda: len(gateway.refused("aq-1")) == 1000)
-        assert between.writes == 1  # InfluxDB says that it dropped them all: nothing is halved
-        await gateway.send("aq-1", new)
-        await gateway.until_stored("aq-1", [1000])
+        assert between.writes == 1
+        points = service.intake.counts.points
+        held = asyncio.Event()
+
+        async def answer(_: web.Request) -> None:
+            if between.writes == 2:
+                await held.wait()
+
+        between.answer = answer
+        await gateway.send("aq-2", sample(0))
+        await until(lambda: between.writes == 2)
+        for seq in range(100):  # old and new in one batch, in turns
+            await gateway.send("aq-3", sample(seq))
+            await gateway.send("aq-1", new[seq])
+        await until(lambda: service.intake.counts.points == points + 201)
+        held.set()
+        await gateway.until_stored("aq-1", range(1000, 1100))
+        await until(lambda: len(gateway.refused("aq-3")) == 100)
+        assert between.writes == 2 + 3
     assert set(gateway.refused("aq-1").values()) == {"EX-D-003"}
     assert all("outside retention policy" in each["detail"] for each in ingest.quarantined())
 
