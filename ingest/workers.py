@@ -1,7 +1,7 @@
 """Several workers: one process each, with a session of its own; started, brought back and ended by a supervisor.
 
-The supervisor stores nothing itself. It empties the sessions that an earlier start with more workers left at the
-broker, and says how all of them are: ready only when each is.
+The supervisor takes in nothing but what waits in the sessions of an earlier start with more workers: these it empties.
+It says how all of them are: ready only when each is.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Workers:
         child = self.children[number - 1]
         if change == "died" and not self._stopping:
             log.error("%s ended (%s) and is brought back", child.name, child.exit_code)
-        elif child.restarts:
+        elif change == "ready" and child.restarts:
             log.info("%s is ready again", child.name)
         if self.ready and not self._announced:
             self._announced = True
