@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import get_args
 
@@ -29,10 +29,13 @@ log = logging.getLogger(__name__)
 MAX_ROUTES = 200_000
 MAX_REFUSED_METRICS = 100
 """Named one by one, per payload; the quarantine keeps the payload, so the others can be seen there."""
+MAX_VENDOR_METRICS = 1000
+"""Names that a domain takes from one start to the next: each is a column of everybody's rows, while there are rows."""
 MINUTE_NS = 60_000_000_000
 AHEAD_NS = 86_400_000_000_000
 """How far ahead of our clock a time may be: a store opens files for each week or year that a row is in."""
 _AHEAD = "its time is more than a day ahead of the clock of ingest"
+_VENDORS = f"more than {MAX_VENDOR_METRICS} vendors' metrics are in use in this domain"
 _OVER = "more samples than the rate budget of a device allows in a minute of its own time"
 _STATUSES = get_args(Status)
 _UNREAD = "it was in hand at two crashes of ingest, and was not read again"
@@ -87,6 +90,7 @@ class Intake:
         self._time_s = time_s
         self._generation = 0
         self._routes: dict[str, Route] = {}
+        self._vendors: defaultdict[str, set[str]] = defaultdict(set)
         self._mistakes: set[str] = set()
 
     @property
@@ -147,6 +151,10 @@ class Intake:
                 if cost_ns and rows and (over := _over_budget(route, rows, cost_ns)):
                     self.counts.over_budget += len(over)
                     rows, refusals = _without(rows, refusals, over, "EX-R-027", _OVER)
+                if (
+                    b"x-" in payload or b"\\" in payload
+                ):  # a vendor's own metrics, it may be: escaped, too
+                    refusals = self._check_vendors(route.topic.domain, rows, refusals)
                 points += len(rows)
                 for row in rows:
                     late += row.time_ns < late_ns
@@ -164,6 +172,23 @@ class Intake:
         self.counts.messages += len(messages)
         self.counts.points += points
         self.counts.late += late
+
+    def _check_vendors(
+        self, domain: str, rows: Sequence[Row], refusals: Sequence[Refusal]
+    ) -> Sequence[Refusal]:
+        """Take vendors' metrics beyond what a store can keep apart out of the rows; return them among the refusals."""
+        known = self._vendors[domain]
+        more: list[Refusal] = []
+        for row in rows:
+            fields = row.fields
+            for name in [each for each in fields if each.startswith("x-") and each not in known]:
+                if len(known) < MAX_VENDOR_METRICS:
+                    known.add(name)
+                    continue
+                del fields[name]
+                epoch, seq = int(fields["epoch"]), int(fields["seq"])
+                more.append(Refusal("EX-R-009", _VENDORS, epoch, seq, name))
+        return [*refusals, *more] if more else refusals
 
     def _refuse_parts(
         self, batch: Batch, route: Route, message: Message, refusals: Sequence[Refusal]

@@ -37,6 +37,8 @@ _TOO_LARGE = 413
 _DROPPED = re.compile(r"partial write: (?:dropped (\d+) points|.* dropped=(\d+))")
 _TOO_OLD = "Retention Policy Lower Bound"
 _MAX_FORMS = 200_000
+_MOST_FIELDS = 40
+"""Of a form that is remembered: what a device makes up is not, so that memory has an end."""
 _TAGS = ("county", "site", "device", "domain")
 _in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
 _in_string = str.maketrans({"\\": r"\\", '"': r"\""})
@@ -246,7 +248,7 @@ class LineWriter:
         return (b"".join(pattern) % tuple(_encode(numbers)[1:-1].split(b",")))[:-1]
 
     def _form(self, series: Series, fields: Mapping[str, FieldValue]) -> _Form:
-        if any(type(value) not in _PLACES for value in fields.values()):
+        if len(fields) > _MOST_FIELDS or any(type(v) not in _PLACES for v in fields.values()):
             return _Form((), self._head(series) + _written(fields), booleans=False)
         # A metric never changes its type within a measurement, so its name says how it is written;
         # where it did, the line is one that InfluxDB rejects, never one that lies.
@@ -273,7 +275,8 @@ class LineWriter:
 class _Form(NamedTuple):
     """How points of a series with certain fields are written.
 
-    Shape: `names` is empty where a text is among the fields: these stand in the pattern, which is for one point only.
+    Shape: `names` is empty where a text is among the fields, or they are many: these stand in the pattern, which is
+        for one point only.
     """
 
     names: tuple[str, ...]

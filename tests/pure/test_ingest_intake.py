@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ingest.batch
-from exchange.readings import PackReader, Refusal, Row, Sample, encode_pack
+from exchange.readings import PackReader, Refusal, Row, Sample, Value, encode_pack
 from exchange.receipts import decode_receipt
 from exchange.topics import Topic
 from ingest.hand import Hand
@@ -245,6 +245,35 @@ def test_a_pack_that_only_looks_like_one() -> None:
     taking = intake()
     taking.take([message(topic(), deep), message(topic(), huge)], 1)
     assert len(taking.batches[0].refused) == 2
+
+
+@pytest.mark.parametrize("form", ["json", "escaped", "cbor"])
+def test_vendors_metrics_have_an_end(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(ingest.intake, "MAX_VENDOR_METRICS", 50)
+    taking = intake(max_points=1000)
+    for seq in range(20):
+        metrics: dict[str, Value] = {f"x-a-m{10 * seq + n}": 1.0 for n in range(10)}
+        some = Sample(EPOCH + 1000 * seq, EPOCH, seq, metrics | {"pm2_5": 2.0})
+        payload = encode_pack(topic(), [some], "cbor" if form == "cbor" else "json")
+        if form == "escaped":
+            payload = payload.replace(b'"x-', rb'"\u0078\u002d')
+        taking.take([message(topic(), payload)], 1)
+    taking.take(
+        [
+            message(
+                topic(), encode_pack(topic(), [Sample(EPOCH + 10**6, EPOCH, 99, {"x-a-m3": 1.0})])
+            )
+        ],
+        1,
+    )
+    [batch] = taking.batches
+    kept = {name for point in batch.points for name in point.fields if name.startswith("x-")}
+    assert len(batch.points) == 21
+    assert all("pm2_5" in point.fields for point in batch.points[:20])
+    assert len(kept) == 50
+    assert "x-a-m3" in batch.points[-1].fields
+    assert {(each.requirement, bool(each.metric)) for each in batch.refused} == {("EX-R-009", True)}
+    assert len(batch.refused) == taking.counts.refused_metrics == 150
 
 
 # ------------------------------------------------------------------------------------------------- the rate budget
