@@ -31,8 +31,8 @@ LOOKED_S = 10.0
 """Memory is looked at for so long at least before it is called flat."""
 GROWTH_MIB = 48.0
 """What ingest may take above its idle size, for each worker: what is in hand is bounded."""
-OUTAGE_GROWTH_MIB = 4.0
-"""What it may grow in an outage once it has in hand what it takes."""
+OUTAGE_GROWTH_MIB = 6.0
+"""What each worker may grow in an outage once it has in hand what it takes: poison of 300 KiB may come then."""
 _MIB = 1024 * 1024
 
 
@@ -60,12 +60,13 @@ class Memory(msgspec.Struct):
     idle_mib: float
     peak_mib: float
     bound_mib: float
+    outage_bound_mib: float
     outages: list[tuple[float, float]]
 
     @property
     def is_flat(self) -> bool:
         return self.peak_mib <= self.bound_mib and all(
-            last - first <= OUTAGE_GROWTH_MIB for first, last in self.outages
+            last - first <= self.outage_bound_mib for first, last in self.outages
         )
 
 
@@ -340,5 +341,6 @@ class Run:
             idle_mib=idle_mib,
             peak_mib=max(resident for _, _, resident in self._memory) / _MIB,
             bound_mib=idle_mib + GROWTH_MIB * self._settings.workers,
+            outage_bound_mib=OUTAGE_GROWTH_MIB * self._settings.workers,
             outages=outages,
         )
