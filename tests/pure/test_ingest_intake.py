@@ -404,12 +404,13 @@ def test_what_was_in_hand_at_two_crashes_is_quarantined_unread(tmp_path: Path) -
         packet_id=7,
         duplicate=True,
     )
-    first = Hand(tmp_path / "hand")
-    first.open()
-    assert first.takes(again)  # and it dies
-    second = Hand(tmp_path / "hand")
-    second.open()
-    taking = Intake(["tw-tpe"], max_points=9, receive_maximum=9, hand=second)
+    for _ in range(2):
+        dying = Hand(tmp_path / "hand")
+        dying.open()
+        assert dying.takes(again)
+    living = Hand(tmp_path / "hand")
+    living.open()
+    taking = Intake(["tw-tpe"], max_points=9, receive_maximum=9, hand=living)
     taking.take([again, readings(topic("aq-2"), 1)], 1)
     [batch] = taking.batches
     assert [each.requirement for each in batch.refused] == ["EX-R-001"]

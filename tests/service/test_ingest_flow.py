@@ -264,7 +264,7 @@ async def crashing(ingest: Ingest) -> AsyncIterator[asyncio.subprocess.Process]:
         await child.wait()
 
 
-async def test_a_message_that_ingest_dies_of_is_quarantined_unread_at_the_third_start(
+async def test_a_message_that_ingest_dies_of_is_quarantined_unread_in_the_end(
     tmp_path: Path, broker: Mosquitto
 ) -> None:
     ingest = Ingest(tmp_path, broker)
@@ -279,8 +279,9 @@ async def test_a_message_that_ingest_dies_of_is_quarantined_unread_at_the_third_
                 await gateway.send("aq-1", sample(seq))
             async with asyncio.timeout(DEADLINE_S):
                 assert await child.wait() == -signal.SIGABRT
-        async with crashing(ingest) as child, asyncio.timeout(DEADLINE_S):
-            assert await child.wait() == -signal.SIGABRT
+        for _ in range(2):  # it is noted when it comes again
+            async with crashing(ingest) as child, asyncio.timeout(DEADLINE_S):
+                assert await child.wait() == -signal.SIGABRT
         async with crashing(ingest) as child:
             await gateway.until_unreadable(deadly, "EX-R-001")
             await gateway.until_stored("aq-1", range(50))
