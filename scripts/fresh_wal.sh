@@ -1,5 +1,6 @@
 #!/bin/sh
-# fresh_wal.sh ENGINE: before influxd starts, gives every shard an empty last segment of its write-ahead log.
+# fresh_wal.sh ENGINE [COMMAND...]: before influxd starts, gives every shard an empty last segment of its write-ahead
+# log; then becomes the command.
 #
 # influxd 2.7 opens the last segment at its end for writing, and only then cuts off a record that a full disk or a power
 # cut has torn: what it writes next stands behind a hole, and is gone at the start after that, though it was answered
@@ -15,3 +16,5 @@ for shard in "$1"/wal/*/*/*/; do
     number=$(printf '%s' "${number%.wal}" | sed 's/^0*//')
     : >"$shard$(printf '_%05d.wal' $((${number:-0} + 1)))"
 done
+shift
+[ "$#" -eq 0 ] || exec "$@"

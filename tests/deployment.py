@@ -155,7 +155,8 @@ class Part:
 
     def _environment(self) -> dict[str, str]:
         given = self.service.get("environment") or {}
-        path = f"{os.environ['PATH']}:/usr/sbin"
+        influxd = Path(os.environ["ONESTREET_INFLUXD"]).parent  # where a script calls it
+        path = f"{influxd}:{os.environ['PATH']}:/usr/sbin"
         return {"PATH": path} | {name: self._inside(value) for name, value in given.items()}
 
     def _inside(self, word: str) -> str:
