@@ -15,6 +15,7 @@ from exchange.readings import PackReader
 from exchange.receipts import Range, Receipt, RefusedRange, encode_receipt, ranges
 from exchange.topics import Topic
 from ingest.quarantine import Refused
+from ingest.rate_budget import RateBudget
 from ingest.stores import FieldValue, Point, Series
 
 # An entry is at most about 100 bytes, so a receipt stays below 100 KB, which any client can take.
@@ -27,17 +28,17 @@ T = TypeVar("T")
 
 
 class Route:
-    """What a topic means, worked out once. Two are the same only when they are one object.
+    """What a topic means, worked out once, and what its device has left of its rate budget.
 
-    Shape: `credit_ns` and `newest_ns` are the device's rate budget: see `ingest.intake`.
+    Two are the same only when they are one object.
     """
 
-    __slots__ = ("credit_ns", "is_readings", "newest_ns", "receipts", "rows", "series", "topic")
+    __slots__ = ("budget", "is_readings", "receipts", "rows", "series", "topic")
 
     def __init__(self, topic: Topic, series: Series) -> None:
         self.topic = topic
         self.series = series
-        self.credit_ns = self.newest_ns = 0
+        self.budget = RateBudget()
         self.receipts = topic.receipts
         self.is_readings = topic.channel == "readings"
         self.rows = PackReader(topic).rows

@@ -22,6 +22,7 @@ from exchange.topics import PREFIX, parse_topic
 from ingest.batch import Batch, Route
 from ingest.hand import Hand
 from ingest.quarantine import Evidence, Refused, evidence
+from ingest.rate_budget import MINUTE_NS
 from ingest.stores import FieldValue, Point, Series
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ MAX_REFUSED_METRICS = 100
 """Named one by one, per payload; the quarantine keeps the payload, so the others can be seen there."""
 MAX_VENDOR_METRICS = 1000
 """Names that a domain takes from one start to the next: each is a column of everybody's rows, while there are rows."""
-MINUTE_NS = 60_000_000_000
 AHEAD_NS = 86_400_000_000_000
 """How far ahead of our clock a time may be: a store opens files for each week or year that a row is in."""
 _AHEAD = "its time is more than a day ahead of the clock of ingest"
@@ -148,7 +148,7 @@ class Intake:
                 if rows and rows[-1].time_ns > latest_ns:  # time rises within a pack
                     ahead = [row for row in rows if row.time_ns > latest_ns]
                     rows, refusals = _without(rows, refusals, ahead, "EX-R-023", _AHEAD)
-                if cost_ns and rows and (over := _over_budget(route, rows, cost_ns)):
+                if cost_ns and rows and (over := route.budget.excess(rows, cost_ns)):
                     self.counts.over_budget += len(over)
                     rows, refusals = _without(rows, refusals, over, "EX-R-027", _OVER)
                 if (
@@ -309,42 +309,6 @@ def _without(
         for row in refused
     ]
     return [row for row in rows if row.time_ns not in times], [*refusals, *more]
-
-
-def _over_budget(route: Route, rows: Sequence[Row], cost_ns: int) -> Sequence[Row]:
-    """Return the rows that exceed the device's budget.
-
-    The budget is spent in the device's own time: a sample costs, and the time since the newest one pays, up to a
-    minute's worth. What is not newer than the newest costs nothing, so that a resend, or a backlog behind live
-    samples, is never refused; a backlog in its order pays for itself.
-    """
-    newest_ns, first_ns, last_ns = route.newest_ns, rows[0].time_ns, rows[-1].time_ns
-    paid_ns = first_ns - newest_ns
-    if route.credit_ns == MINUTE_NS and paid_ns >= cost_ns and first_ns == last_ns:
-        route.newest_ns = last_ns  # one sample of a device that keeps within its budget
-        return ()
-    if last_ns <= newest_ns:
-        return ()
-    if not newest_ns:
-        newest_ns, paid_ns, route.credit_ns = first_ns, 0, MINUTE_NS
-    if paid_ns >= 0:  # all of it is new: nearly always it can be paid at once
-        left_ns = min(route.credit_ns + paid_ns, MINUTE_NS + cost_ns) - cost_ns * len(rows)
-        if left_ns >= 0:
-            route.newest_ns = last_ns
-            route.credit_ns = min(left_ns + last_ns - first_ns, MINUTE_NS)
-            return ()
-    over: list[Row] = []
-    credit_ns = route.credit_ns
-    for row in rows:
-        if row.time_ns > route.newest_ns:
-            left_ns = min(credit_ns + max(row.time_ns - newest_ns, 0), MINUTE_NS) - cost_ns
-            if left_ns < 0:
-                over.append(row)
-                continue
-            newest_ns = route.newest_ns = row.time_ns
-            credit_ns = left_ns
-    route.credit_ns = credit_ns
-    return over
 
 
 def _take_result(batch: Batch, route: Route, message: Message, latest_ns: int) -> None:
