@@ -61,18 +61,24 @@ class Token:
             check_private("store", "token_file", file)
         try:
             self.refresh()
-        except OSError as error:
-            raise ConfigError("store", "token_file", str(file), f"readable: {error}") from error
+        except (OSError, ValueError) as error:
+            allowed = f"must hold a token, one line of text: {error}"
+            raise ConfigError(
+                "store", "token_file", str(file or TOKEN_VARIABLE), allowed
+            ) from error
         if not self.value:
             name = TOKEN_VARIABLE if file is None else str(file)
             raise ConfigError("store", "token", "", f"a token is expected in {name}")
 
     def refresh(self) -> None:
-        """Read it again. Raises: OSError."""
+        """Read it again. Raises: OSError, ValueError: then it is the one that it was."""
         if self._file is not None:
-            self.value = self._file.read_text(encoding="utf-8").strip()
+            value = self._file.read_text(encoding="utf-8").strip()
         else:
-            self.value = os.environ.get(TOKEN_VARIABLE, "")
+            value = os.environ.get(TOKEN_VARIABLE, "")
+        if not value.isprintable():  # no header may hold it
+            raise ValueError("there are several lines, or control characters")
+        self.value = value
 
     @property
     def header(self) -> str:
@@ -208,7 +214,7 @@ class InfluxStore:
             dropped = int(found[1] or found[2]) if found else 0
             return StoreRejected(text, dropped=dropped, too_old=_TOO_OLD in said)
         if answer.status in (401, 403):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 self._token.refresh()
         if answer.status == _TOO_LARGE:
             return StoreOverfull(text)

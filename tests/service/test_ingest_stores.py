@@ -239,6 +239,11 @@ async def test_a_token_that_was_changed_in_its_file_is_taken_up(
     store = open_store(bucket.url, token_file=file)
     with pytest.raises(StoreUnavailable, match="401"):
         await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
+    for unusable in (f"wrong\n{bucket.token}\n".encode(), b"\xff\n"):
+        file.write_bytes(unusable)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="401"):
+                await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
     file.write_text(f"{bucket.token}\n")
     with pytest.raises(StoreUnavailable, match="401"):  # on which the file is read again
         await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
@@ -334,3 +339,12 @@ def test_a_missing_token_says_where_it_belongs(
         open_store("influxdb://127.0.0.1:8086/org/bucket")
     with pytest.raises(ConfigError, match="no-such-file"):
         open_store("influxdb://127.0.0.1:8086/o/b", token_file=tmp_path / "no-such-file")
+
+
+@pytest.mark.parametrize("text", [b"old\nnew\n", b"a\x00b", b"\xff\xfe"])
+def test_a_file_that_holds_no_token_is_named(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(text)
+    file.chmod(0o600)
+    with pytest.raises(ConfigError, match="must hold a token, one line of text"):
+        open_store("influxdb://127.0.0.1:8086/o/b", token_file=file)
