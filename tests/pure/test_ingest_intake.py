@@ -408,10 +408,12 @@ def test_what_was_in_hand_at_two_crashes_is_quarantined_unread(tmp_path: Path) -
         dying = Hand(tmp_path / "hand")
         dying.open()
         assert dying.takes(again)
+        dying.close()
     living = Hand(tmp_path / "hand")
     living.open()
     taking = Intake(["tw-tpe"], max_points=9, receive_maximum=9, hand=living)
     taking.take([again, readings(topic("aq-2"), 1)], 1)
+    living.close()
     [batch] = taking.batches
     assert [each.requirement for each in batch.refused] == ["EX-R-001"]
     assert "two crashes" in batch.refused[0].detail
