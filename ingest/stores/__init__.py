@@ -99,7 +99,7 @@ class Store(Protocol):
         """Yield rows by ascending time, from `start_ns` to before `end_ns`. Raises: StoreUnavailable."""
 
     async def ping(self) -> None:
-        """Return when it answers. Raises: StoreUnavailable."""
+        """Return when it would take a point now, as far as it tells without one. Raises: StoreUnavailable."""
 
     async def close(self) -> None:
         """Let go of everything."""

@@ -117,13 +117,16 @@ class InfluxStore:
         )
 
     async def write(self, points: Sequence[Point]) -> None:
-        if self._session is None:
-            await self.open()
-        assert self._session is not None
         try:
             lines = self._lines.lines(points)
         except Exception as error:  # a mistake of ours must not end the process of a whole town
             raise StoreRejected(f"not to be written: {type(error).__name__}: {error}") from error
+        await self._post(lines)
+
+    async def _post(self, lines: bytes) -> None:
+        if self._session is None:
+            await self.open()
+        assert self._session is not None
         to = {"db": self._bucket, "precision": "ns"}
         headers = {"Authorization": self._token.header}
         try:
@@ -153,15 +156,10 @@ class InfluxStore:
                 yield _point(measurement, dict(zip(columns, row, strict=True)), kinds)
 
     async def ping(self) -> None:
-        if self._session is None:
-            await self.open()
-        assert self._session is not None
         try:
-            async with self._session.get(f"{self._url}/ping") as answer:
-                if answer.status != 204:
-                    raise StoreUnavailable(f"{self._url}: HTTP {answer.status}")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._away(error) from error
+            await self._post(b"")  # its /ping knows neither credentials nor buckets
+        except StoreRejected as error:
+            raise _unavailable(error) from error
 
     async def close(self) -> None:
         if self._session is not None:

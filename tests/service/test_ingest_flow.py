@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from exchange.health import WELL
 from exchange.readings import Sample, Value, encode_pack
 from ingest.service import Service
 from tests import crashing_ingest
@@ -171,6 +172,26 @@ async def test_who_asks_first_leaves_no_session_behind(
     await store.ping()
     await store.open()
     await store.close()  # an unclosed session is a warning, and warnings are errors
+
+
+@pytest.mark.parametrize("wrong", ["token", "bucket"])
+async def test_who_may_not_write_is_not_ready(
+    bucket: Bucket,
+    tmp_path: Path,
+    broker: Mosquitto,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    """Told before the first sample comes."""
+    url = bucket.url
+    async with Ingest(tmp_path, broker, store=url).running() as service:
+        assert await service.judge() == WELL
+    if wrong == "token":
+        monkeypatch.setenv("INFLUX_TOKEN", "no-such-token")
+    else:
+        url += "-that-is-not-there"
+    async with Ingest(tmp_path, broker, store=url).running() as service:
+        assert {"token": "401", "bucket": "404"}[wrong] in await service.judge()
 
 
 async def test_what_is_older_than_the_store_keeps_is_refused_at_once(
