@@ -120,13 +120,20 @@ def load_config(path: Path, workers: int | None = None) -> Config:
             str(path), "broker.password_env", broker.password_env, "not beside password_file"
         )
     check_plain(str(path), "broker", broker.host, broker.tls)
+    if config.further and broker.tls is None:
+        allowed = "only beside broker.tls: without it there is no TLS for any worker"
+        raise ConfigError(str(path), "worker", len(config.further), allowed)
     for worker in range(2, config.workers + 1):
         _check_identity(config, worker, file=path)
     last = 65536 - config.workers
     if config.metrics.port is not None and config.metrics.port > last:
         allowed = f"at most {last}: each worker has a port of its own"
         raise ConfigError(str(path), "metrics.port", config.metrics.port, allowed)
-    return _anchored(config, path.resolve().parent)
+    anchored = _anchored(config, path.resolve().parent)
+    file = config.quarantine.path
+    if "\0" in str(file) or not file.name or anchored.quarantine.path.is_dir():
+        raise ConfigError(str(path), "quarantine.path", file, "must name a file")
+    return anchored
 
 
 def by_certificate(config: Config) -> bool:

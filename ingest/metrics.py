@@ -56,7 +56,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types; a
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where metrics and readiness are asked for, and what counts as late."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
     """Of the first worker, each further one has the next; nobody answers when it is absent."""
     late_s: Annotated[float, msgspec.Meta(gt=0)] = LATE_S

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -55,6 +56,9 @@ async def _main(config: Config, file: Path, worker: int | None, with_watch: bool
         try:
             metrics = serving(config.metrics, service.metrics, service.judge, worker=worker or 1)
             await around.enter_async_context(metrics)
+        except socket.gaierror as error:
+            allowed = f"must be an address of this machine: {error.strerror}"
+            raise ConfigError(str(file), "metrics.host", config.metrics.host, allowed) from error
         except OSError as error:
             allowed = f"must be free, for worker {worker or 1}, too: {error.strerror}"
             raise ConfigError(str(file), "metrics.port", config.metrics.port, allowed) from error

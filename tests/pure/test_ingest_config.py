@@ -136,6 +136,19 @@ def test_every_worker_has_a_port_for_its_metrics(tmp_path: Path) -> None:
         load_config(file, workers=3)
 
 
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "/usr", "a\\u0000b"])
+def test_a_quarantine_that_is_no_file_is_named(tmp_path: Path, path: str) -> None:
+    file = written(tmp_path, f'{MINIMAL}[quarantine]\npath = "{path}"\n')
+    with pytest.raises(ConfigError, match=r"quarantine.path = .*: must name a file"):
+        load_config(file)
+
+
+def test_tls_of_a_further_worker_is_not_passed_over(tmp_path: Path) -> None:
+    worker = BY_CERTIFICATE[BY_CERTIFICATE.index("[[worker]]") :]
+    with pytest.raises(ConfigError, match=r"worker = 1: only beside broker.tls"):
+        load_config(written(tmp_path, f"workers = 2\n{MINIMAL}{worker}"))
+
+
 def test_fewer_certificates_than_workers_are_named(tmp_path: Path) -> None:
     file = written(tmp_path, f"workers = 3\n{MINIMAL}{BY_CERTIFICATE}")
     with pytest.raises(ConfigError, match=r"ingest.toml: worker = 1: for worker 3 there must be"):
