@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import get_args
 
@@ -32,10 +32,12 @@ MAX_REFUSED_METRICS = 100
 """Named one by one, per payload; the quarantine keeps the payload, so the others can be seen there."""
 MAX_VENDOR_METRICS = 1000
 """Names that a domain takes from one start to the next: each is a column of everybody's rows, while there are rows."""
+SHARES = 10
+"""One gateway brings in at most this part of them: gone mad, it leaves room for its neighbours' new ones."""
 AHEAD_NS = 86_400_000_000_000
 """How far ahead of our clock a time may be: a store opens files for each week or year that a row is in."""
 _AHEAD = "its time is more than a day ahead of the clock of ingest"
-_VENDORS = f"more than {MAX_VENDOR_METRICS} vendors' metrics are in use in this domain"
+_VENDORS = f"a domain takes {MAX_VENDOR_METRICS} vendors' metrics, {MAX_VENDOR_METRICS // SHARES} new ones of a gateway"
 _OVER = "more samples than the rate budget of a device allows in a minute of its own time"
 _STATUSES = get_args(Status)
 _UNREAD = "it was in hand at two crashes of ingest, and was not read again"
@@ -91,6 +93,7 @@ class Intake:
         self._generation = 0
         self._routes: dict[str, Route] = {}
         self._vendors: defaultdict[str, set[str]] = defaultdict(set)
+        self._vendor_shares: Counter[tuple[str, str]] = Counter()
         self._mistakes: set[str] = set()
 
     @property
@@ -110,19 +113,27 @@ class Intake:
         if generation != self._generation:
             self._reconnected(generation)
         if self._hand is not None and any(message.duplicate for message in messages):
-            messages = self._take_with_care(messages, self._hand)
-        self._take(messages)
+            self._take_with_care(messages, self._hand)
+        else:
+            self._take(messages)
 
-    def _take_with_care(self, messages: Sequence[Message], hand: Hand) -> list[Message]:
-        """Read those that come again one at a time, each in the hand; return the others."""
+    def _take_with_care(self, messages: Sequence[Message], hand: Hand) -> None:
+        """Read those that come again one at a time, each in the hand; all in their order, as PUBACKs go."""
+        others: list[Message] = []
         for message in messages:
-            if message.duplicate:
-                if hand.takes(message):
-                    self._take([message])
-                    hand.release()
-                else:
-                    self._refuse_unread(message)
-        return [message for message in messages if not message.duplicate]
+            if not message.duplicate:
+                others.append(message)
+                continue
+            if others:
+                self._take(others)
+                others = []
+            if hand.takes(message):
+                self._take([message])
+                hand.release()
+            else:
+                self._refuse_unread(message)
+        if others:
+            self._take(others)
 
     def _take(self, messages: Sequence[Message]) -> None:
         batch = self._open_batch()
@@ -154,7 +165,7 @@ class Intake:
                 if (
                     b"x-" in payload or b"\\" in payload
                 ):  # a vendor's own metrics, it may be: escaped, too
-                    refusals = self._check_vendors(route.topic.domain, rows, refusals)
+                    refusals = self._check_vendors(route, rows, refusals)
                 points += len(rows)
                 for row in rows:
                     late += row.time_ns < late_ns
@@ -174,16 +185,19 @@ class Intake:
         self.counts.late += late
 
     def _check_vendors(
-        self, domain: str, rows: Sequence[Row], refusals: Sequence[Refusal]
+        self, route: Route, rows: Sequence[Row], refusals: Sequence[Refusal]
     ) -> Sequence[Refusal]:
         """Take vendors' metrics beyond what a store can keep apart out of the rows; return them among the refusals."""
+        domain, gateway = route.topic.domain, route.receipts
         known = self._vendors[domain]
         more: list[Refusal] = []
         for row in rows:
             fields = row.fields
             for name in [each for each in fields if each.startswith("x-") and each not in known]:
-                if len(known) < MAX_VENDOR_METRICS:
+                share = self._vendor_shares[domain, gateway]
+                if len(known) < MAX_VENDOR_METRICS and share < MAX_VENDOR_METRICS // SHARES:
                     known.add(name)
+                    self._vendor_shares[domain, gateway] += 1
                     continue
                 del fields[name]
                 epoch, seq = int(fields["epoch"]), int(fields["seq"])
@@ -270,7 +284,7 @@ class Intake:
         series = Series(measurement, topic.county, topic.site, topic.device)
         route = Route(topic, series)
         if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
+            self._routes.popitem()  # the latest: of more devices than that, most are still known
         self._routes[text] = route
         return route
 

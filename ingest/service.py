@@ -18,6 +18,7 @@ from pathlib import Path
 from exchange import health, runtime
 from exchange.errors import ConfigError, StoreError, UplinkError, UplinkLost, UplinkRefused
 from exchange.mqtt import Client, Subscription
+from exchange.trouble import Trouble
 from ingest.config import SESSION_EXPIRY_S, Config, broker_settings, broker_tls, store_of
 from ingest.hand import Hand
 from ingest.intake import Intake
@@ -237,6 +238,7 @@ class Service:
 
     async def retire(self) -> None:
         """Return when the session is emptied and ended, or has expired because the broker was away so long."""
+        trouble = Trouble(log, "a session is not emptied yet", "a session is being emptied")
         seen_s = time.monotonic()
         while time.monotonic() - seen_s < SESSION_EXPIRY_S:
             try:
@@ -246,7 +248,7 @@ class Service:
                 await self._until_quiet()
                 await self.client.end_session(GOODBYE_DEADLINE_S)
             except UplinkError as error:
-                log.warning("a session is not emptied yet: %s", error)
+                trouble.report(str(error))
                 await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             else:
                 break

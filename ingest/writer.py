@@ -281,6 +281,7 @@ class Writer:
                         await client.wait_connected(RECEIPT_DEADLINE_S)
                         await client.publish(topic, payload, deadline_s=RECEIPT_DEADLINE_S)
                         sent = True
+                    self.counts.receipts += 1
                 except UplinkError as error:
                     self.counts.receipts_unsent += 1
                     self._receipt_trouble.report(str(error), topic=topic)
@@ -291,7 +292,6 @@ class Writer:
                     sent = isinstance(error, UplinkRefused)
                 else:
                     self._receipt_trouble.over()
-            self.counts.receipts += 1
         return True
 
 

@@ -37,6 +37,7 @@ _TOO_LARGE = 413
 _DROPPED = re.compile(r"partial write: (?:dropped (\d+) points|.* dropped=(\d+))")
 _TOO_OLD = "Retention Policy Lower Bound"
 _MAX_FORMS = 200_000
+_MAX_BODIES = 10_000
 _MOST_FIELDS = 40
 """Of a form that is remembered: what a device makes up is not, so that memory has an end."""
 _TAGS = ("county", "site", "device", "domain")
@@ -119,6 +120,8 @@ class InfluxStore:
     async def write(self, points: Sequence[Point]) -> None:
         try:
             lines = self._lines.lines(points)
+        except MemoryError as error:
+            raise StoreUnavailable("there is no memory to write lines in") from error
         except Exception as error:  # a mistake of ours must not end the process of a whole town
             raise StoreRejected(f"not to be written: {type(error).__name__}: {error}") from error
         await self._post(lines)
@@ -261,12 +264,12 @@ class LineWriter:
         if body is None:
             places = [_named(name) + _PLACES[type(value)] for name, value in fields.items()]
             body = b",".join(places) + _END, bool in map(type, fields.values())
-            if len(self._bodies) >= _MAX_FORMS:
+            if len(self._bodies) >= _MAX_BODIES:
                 self._bodies.clear()
             self._bodies[key] = body
         pattern, booleans = body
         if len(self._forms) >= _MAX_FORMS:
-            self._forms.clear()
+            self._forms.popitem()  # the latest: of more series than that, most are still known
         self._forms[series] = form = _Form(tuple(fields), self._head(series) + pattern, booleans)
         return form
 

@@ -249,7 +249,7 @@ def test_a_pack_that_only_looks_like_one() -> None:
 
 @pytest.mark.parametrize("form", ["json", "escaped", "cbor"])
 def test_vendors_metrics_have_an_end(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.setattr(ingest.intake, "MAX_VENDOR_METRICS", 50)
+    monkeypatch.setattr(ingest.intake, "MAX_VENDOR_METRICS", 500)  # and 50 of a gateway
     taking = intake(max_points=1000)
     for seq in range(20):
         metrics: dict[str, Value] = {f"x-a-m{10 * seq + n}": 1.0 for n in range(10)}
@@ -272,6 +272,10 @@ def test_vendors_metrics_have_an_end(monkeypatch: pytest.MonkeyPatch, form: str)
     assert all("pm2_5" in point.fields for point in batch.points[:20])
     assert len(kept) == 50
     assert "x-a-m3" in batch.points[-1].fields
+    neighbour = topic("aq-2", gateway="gw-2")
+    own: dict[str, Value] = {"x-b-own": 1.0}
+    taking.take([message(neighbour, encode_pack(neighbour, [Sample(EPOCH, EPOCH, 0, own)]))], 1)
+    assert "x-b-own" in batch.points[-1].fields
     assert {(each.requirement, bool(each.metric)) for each in batch.refused} == {("EX-R-009", True)}
     assert len(batch.refused) == taking.counts.refused_metrics == 150
 

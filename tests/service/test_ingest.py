@@ -343,8 +343,9 @@ async def test_time_that_goes_backwards_within_a_pack(local: Ingest, broker: Mos
 async def test_a_quarantine_that_cannot_be_written_holds_nothing_up(
     local: Ingest, broker: Mosquitto
 ) -> None:
-    local.quarantine_file.mkdir()  # where the file should be
     async with local.running() as service, Gateway(broker, "gw-1") as gateway:
+        local.quarantine_file.unlink(missing_ok=True)
+        local.quarantine_file.mkdir()  # where the file should be
         await gateway.publish(str(gateway.topic("aq-1")), b"nonsense")
         await gateway.until_unreadable(b"nonsense", "EX-R-001")
         assert service.quarantine.counts.dropped == 1
