@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exchange import runtime
 from exchange.errors import ConfigError
-from ingest import service, watch, workers
+from ingest import watch, worker, workers
 from ingest.config import by_certificate, load_config
 
 CONFIG = Path("/etc/onestreet/ingest.toml")
@@ -34,11 +34,10 @@ def run(argv: Sequence[str]) -> int:
             " `onestreet watch run` with the watch's own folder (in an office: services/watch/ingest.toml)"
         )
         raise ConfigError("command line", "--with-watch", str(file), allowed)
-    worker = {} if asked.worker is None else {"worker": asked.worker}
-    runtime.log_to_stderr(**worker)
+    runtime.log_to_stderr(**({} if asked.worker is None else {"worker": asked.worker}))
     if config.workers > 1 and asked.worker is None:
         return workers.main(config, file, with_watch=asked.with_watch)
-    return service.main(config, file, worker=asked.worker, with_watch=asked.with_watch)
+    return worker.main(config, file, worker=asked.worker, with_watch=asked.with_watch)
 
 
 def run_watch(argv: Sequence[str]) -> int:

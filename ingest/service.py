@@ -1,28 +1,20 @@
-"""A worker of ingest: one connection, one intake, one writer, and an orderly end; it may be the only one.
-
-Beside it, whoever has no worker above it empties the sessions of those that an earlier start had.
-"""
+"""What a worker of ingest does: one connection, one intake, one writer, and an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
-import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from exchange import health, runtime
-from exchange.errors import ConfigError, StoreError, UplinkError, UplinkLost, UplinkRefused
+from exchange.errors import StoreError, UplinkError, UplinkRefused
 from exchange.mqtt import Client, Subscription
-from exchange.trouble import Trouble
-from ingest.config import SESSION_EXPIRY_S, Config, broker_settings, broker_tls, store_of
+from ingest.config import Config, broker_settings, broker_tls, store_of
 from ingest.hand import Hand
 from ingest.intake import Intake
-from ingest.metrics import Metrics, serving
+from ingest.metrics import Metrics
 from ingest.quarantine import Quarantine
 from ingest.sessions import Sessions
 from ingest.stores import StoreUnavailable
@@ -36,83 +28,6 @@ GOODBYE_DEADLINE_S = 3.0
 UNSUBSCRIBE_DEADLINE_S = 10.0
 TAKING_IN = "taking in"
 RETRY_S = 5.0
-QUIET_S = 2.0
-"""A session from which nothing came for so long, and of which nothing is in hand, is empty."""
-
-
-def main(config: Config, file: Path, *, worker: int | None = None, with_watch: bool = False) -> int:
-    """Run a worker until SIGTERM, without a number the only one; return the exit code. Raises: ConfigError."""
-    # Points and packs hold no cycles: looking for some among them costs more than storing them.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-    return runtime.run(_main(config, file, worker, with_watch))
-
-
-async def _main(config: Config, file: Path, worker: int | None, with_watch: bool) -> int:
-    sessions, stop = Sessions(config), runtime.stop_on_signals()
-    service = Service(config, file, worker=worker or 1)
-    watch = Watch(config, service.store, file=file) if with_watch else None
-    async with AsyncExitStack() as around:
-        await around.enter_async_context(health.answering(service.judge))
-        try:
-            metrics = serving(config.metrics, service.metrics, service.judge, worker=worker or 1)
-            await around.enter_async_context(metrics)
-        except socket.gaierror as error:
-            allowed = f"must be an address of this machine: {error.strerror}"
-            raise ConfigError(str(file), "metrics.host", config.metrics.host, allowed) from error
-        except OSError as error:
-            allowed = f"must be free, for worker {worker or 1}, too: {error.strerror}"
-            raise ConfigError(str(file), "metrics.port", config.metrics.port, allowed) from error
-        if worker is None:  # nobody above it, who would mind the sessions
-            sessions.remember()
-            service.on_ready = sessions.tidied
-            await around.enter_async_context(retiring(config, file, sessions))
-        return await serve(service, stop, watch)
-
-
-@asynccontextmanager
-async def retiring(config: Config, file: Path, sessions: Sessions) -> AsyncIterator[None]:
-    """Empty the sessions of workers that are no more, beside whatever else is done."""
-    tasks = [
-        asyncio.create_task(_retire(config, file, sessions, worker), name=f"retire {worker}")
-        for worker in sorted(sessions.retired)
-    ]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _retire(config: Config, file: Path, sessions: Sessions, worker: int) -> None:
-    while worker in sessions.retired:
-        try:
-            await _empty(config, file, worker)
-        except ConfigError as error:
-            words = "the session of worker %d is left to expire, its messages come again from the gateways: %s"
-            log.error(words, worker, error)
-        except Exception:
-            # The town's own work goes on beside it, whatever is wrong here.
-            log.exception("the session of worker %d is not emptied yet", worker)
-            await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            continue
-        sessions.emptied(worker)
-
-
-async def _empty(config: Config, file: Path, worker: int) -> None:
-    """Take over the session of a worker that is no more, and end it once nothing is in it."""
-    log.info("the session of worker %d, which is no more, is being emptied", worker)
-    service = Service(config, file, worker=worker, retired=True)
-    try:
-        await service.open()
-        async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(service.run(), name=f"retired {worker}")
-            await service.retire()
-            running.cancel()
-    finally:
-        await service.close()
-    log.info("the session of worker %d is emptied and ended", worker)
 
 
 async def serve(service: Service, stop: asyncio.Event, watch: Watch | None = None) -> int:
@@ -154,7 +69,7 @@ class Service:
         sessions = Sessions(config)
         self.on_ready: Callable[[], None] = lambda: None
         self._notify: Callable[[str], None] = (lambda _words: None) if retired else runtime.notify
-        self._unwanted = [*sessions.wanted, *sessions.unwanted] if retired else sessions.unwanted
+        self.unwanted = [*sessions.wanted, *sessions.unwanted] if retired else sessions.unwanted
         self._tidy = retired
         self.metrics = Metrics()
         self.store = store_of(config, file)
@@ -236,35 +151,6 @@ class Service:
         await self.client.stop(GOODBYE_DEADLINE_S)
         return drained
 
-    async def retire(self) -> None:
-        """Return when the session is emptied and ended, or has expired because the broker was away so long."""
-        trouble = Trouble(log, "a session is not emptied yet", "a session is being emptied")
-        seen_s = time.monotonic()
-        while time.monotonic() - seen_s < SESSION_EXPIRY_S:
-            try:
-                await self.client.wait_connected(RETRY_S)
-                seen_s = time.monotonic()
-                await self.client.unsubscribe(self._unwanted, UNSUBSCRIBE_DEADLINE_S)
-                await self._until_quiet()
-                await self.client.end_session(GOODBYE_DEADLINE_S)
-            except UplinkError as error:
-                trouble.report(str(error))
-                await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            else:
-                break
-        await self.drain(DRAIN_DEADLINE_S)
-
-    async def _until_quiet(self) -> None:
-        """Return when nothing has come for a while and nothing is in hand. Raises: UplinkLost."""
-        count, since_s = -1, 0.0
-        while count < 0 or time.monotonic() - since_s < QUIET_S:
-            if not self.client.connected:
-                raise UplinkLost(f"not connected: {self.client.last_error}")
-            now = self.intake.counts.messages
-            if now != count or self.writer.in_hand_messages:
-                count, since_s = now, time.monotonic()
-            await asyncio.sleep(QUIET_S / 10)
-
     async def close(self) -> None:
         """Let go of the store, the quarantine and the hand."""
         await self.store.close()
@@ -290,7 +176,7 @@ class Service:
             if self._tidy:
                 return
             try:
-                await self.client.unsubscribe(self._unwanted, UNSUBSCRIBE_DEADLINE_S)
+                await self.client.unsubscribe(self.unwanted, UNSUBSCRIBE_DEADLINE_S)
             except UplinkRefused as error:
                 log.warning("the broker keeps filters of an earlier start: %s", error)
             except UplinkError:  # the client has told why; it connects again

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 from exchange import health, runtime
 from exchange.processes import Change, Child
 from ingest.config import Config, broker_settings, broker_tls, store_of
-from ingest.service import DRAIN_DEADLINE_S, GOODBYE_DEADLINE_S, TAKING_IN, retiring
+from ingest.retirement import retiring
+from ingest.service import DRAIN_DEADLINE_S, GOODBYE_DEADLINE_S, TAKING_IN
 from ingest.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -91,8 +93,11 @@ class Workers:
     async def stop(self) -> bool:
         """Have all of them end within a deadline; return whether each did so in order."""
         self._stopping = True
+        # One that has only begun has nothing in hand, and may not know the signal yet.
+        good = [{0} if child.ready.is_set() else {0, -signal.SIGTERM} for child in self.children]
         in_time = await asyncio.gather(*(child.stop(STOP_S) for child in self.children))
-        return all(in_time) and all(child.exit_code == 0 for child in self.children)
+        ends = zip(self.children, good, strict=True)
+        return all(in_time) and all(child.exit_code in codes for child, codes in ends)
 
     async def judge(self) -> str:
         """Return how things stand now, in the words of `exchange.health`."""

@@ -169,6 +169,14 @@ async def test_a_second_signal_and_one_to_the_whole_group_are_an_orderly_end(
         assert await group.stop() == 0
 
 
+async def test_who_has_only_begun_ends_in_order_too(ingest: Ingest) -> None:
+    for pause_s in (0.2, 0.3, 0.4, 0.6):
+        async with WorkerGroup(ingest.file, 3) as group:
+            await asyncio.sleep(pause_s)
+            async with asyncio.timeout(DEADLINE_S):
+                assert await group.stop() in (0, -signal.SIGTERM), "or before it could begin"
+
+
 # --------------------------------------------------------------------------------------------------- up and down
 
 
