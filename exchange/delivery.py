@@ -30,13 +30,13 @@ SILENCE_S = 30.0
 NUDGE_EVERY_S = 600.0
 PARK_AFTER_RESENDS = 20
 PARKED_EVERY_S = 3600.0
-BACKLOG_DELAY_S = 0.1
+_BACKLOG_DELAY_S = 0.1
 """How much longer than the shortest way of late a way may be before the backlog gives in."""
-BACKLOG_FIRST = 100
-BACKLOG_LEAST = 40
-BACKLOG_GROWS = 0.1
-BACKLOG_SHRINKS = 0.7
-SHORTEST_WAY_OF_S = 600.0
+_BACKLOG_FIRST = 100
+_BACKLOG_LEAST = 40
+_BACKLOG_GROWS = 0.1
+_BACKLOG_SHRINKS = 0.7
+_SHORTEST_WAY_OF_S = 600.0
 MERGED_SAMPLES = 200  # of one series in one resend: well below a pack's 256 KiB
 
 
@@ -106,7 +106,7 @@ class Delivery:
         self._proven_s = float("-inf")  # something first sent then has a receipt that is old enough
         self._nudged_s = float("-inf")
         self._parked_s = float("-inf")
-        self._backlog_window = float(BACKLOG_FIRST)
+        self._backlog_window = float(_BACKLOG_FIRST)
         self._backlog_waits = False  # for room, so that more of it would have been used
         self._shrunk_s = float("-inf")
         self._way_s: float | None = (
@@ -296,14 +296,14 @@ class Delivery:
         while self._ways and self._ways[-1][1] >= way_s:
             self._ways.pop()
         self._ways.append((now_s, way_s))
-        while self._ways[0][0] < now_s - SHORTEST_WAY_OF_S:
+        while self._ways[0][0] < now_s - _SHORTEST_WAY_OF_S:
             self._ways.popleft()
-        if way_s - self._ways[0][1] > BACKLOG_DELAY_S:
+        if way_s - self._ways[0][1] > _BACKLOG_DELAY_S:
             if now_s - self._shrunk_s >= way_s:  # once for what was on its way
-                self._backlog_window = max(BACKLOG_LEAST, self._backlog_window * BACKLOG_SHRINKS)
+                self._backlog_window = max(_BACKLOG_LEAST, self._backlog_window * _BACKLOG_SHRINKS)
                 self._shrunk_s = now_s
         elif self._backlog_waits:
-            share = BACKLOG_GROWS if self._shrunk_s > float("-inf") else 1.0
+            share = _BACKLOG_GROWS if self._shrunk_s > float("-inf") else 1.0
             grown = self._backlog_window + share * receipted
             self._backlog_window = min(float(self.window), grown)
 
