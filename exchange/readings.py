@@ -107,10 +107,13 @@ class PackReader:
         return self._by_the_rules(payload, items)
 
     def rows(self, payload: bytes) -> tuple[list[Row], Sequence[Refusal]]:
-        """Return what a payload holds as a store keeps it, and what was refused. Raises: as `read`."""
+        """Return what a payload holds as a store keeps it, and what was refused. Raises: as `read`.
+
+        Shape: the refusals are ORDINARY when no rule but the dictionary's was needed: then no vendor's metric is there.
+        """
         rows, items = self._ordinary_rows(payload)
         if rows:
-            return rows, _NOTHING
+            return rows, ORDINARY
         pack = self._by_the_rules(payload, items)
         return [row_of(sample) for sample in pack.samples], pack.refusals
 
@@ -156,6 +159,7 @@ def row_of(sample: Sample) -> Row:
 Whole = Annotated[int, Meta(ge=0, lt=MAX_NUMBER)]
 _Absolute = Annotated[float, Meta(ge=MIN_ABSOLUTE_S, lt=MAX_ABSOLUTE_S)]
 _NOTHING: Sequence[Any] = ()
+ORDINARY: Sequence[Refusal] = ()
 _NOT_TAKEN = (ValueError, LookupError, RecursionError)  # msgspec's errors are ValueErrors
 
 

@@ -17,7 +17,7 @@ import msgspec
 from exchange.commands import Status, decode_result
 from exchange.errors import CommandError, ContractError, TopicError
 from exchange.mqtt import Message
-from exchange.readings import Refusal, Row
+from exchange.readings import ORDINARY, Refusal, Row
 from exchange.topics import PREFIX, parse_topic
 from ingest.batch import Batch, Route
 from ingest.hand import Hand
@@ -156,22 +156,25 @@ class Intake:
                     points += 1
                     continue
                 rows, refusals = route.rows(payload)
-                if rows and rows[-1].time_ns > latest_ns:  # time rises within a pack
-                    ahead = [row for row in rows if row.time_ns > latest_ns]
-                    rows, refusals = _without(rows, refusals, ahead, "EX-R-023", _AHEAD)
-                if cost_ns and rows and (over := route.budget.excess(rows, cost_ns)):
-                    self.counts.over_budget += len(over)
-                    rows, refusals = _without(rows, refusals, over, "EX-R-027", _OVER)
-                if (
-                    b"x-" in payload or b"\\" in payload
-                ):  # a vendor's own metrics, it may be: escaped, too
+                if refusals is not ORDINARY:  # only then there may be vendors' metrics
                     refusals = self._check_vendors(route, rows, refusals)
-                points += len(rows)
-                for row in rows:
-                    late += row.time_ns < late_ns
-                    batch.points.append(Point(route.series, row.time_ns, row.fields))
-                    batch.routes.append(route)
-                    batch.messages.append(message)
+                if rows:
+                    last_ns = rows[-1].time_ns
+                    if last_ns > latest_ns:  # time rises within a pack
+                        ahead = [row for row in rows if row.time_ns > latest_ns]
+                        rows, refusals = _without(rows, refusals, ahead, "EX-R-023", _AHEAD)
+                    budget = route.budget
+                    if last_ns >= budget.free_ns and len(rows) == 1:
+                        budget.free_ns = last_ns + cost_ns
+                    elif cost_ns and rows and (over := budget.excess(rows, cost_ns)):
+                        self.counts.over_budget += len(over)
+                        rows, refusals = _without(rows, refusals, over, "EX-R-027", _OVER)
+                    points += len(rows)
+                    for row in rows:
+                        late += row.time_ns < late_ns
+                        batch.points.append(Point(route.series, row.time_ns, row.fields))
+                        batch.routes.append(route)
+                        batch.messages.append(message)
                 if refusals:
                     self._refuse_parts(batch, route, message, refusals)
             except ContractError as error:

@@ -13,25 +13,37 @@ from exchange.readings import Row
 
 MINUTE_NS = 60_000_000_000
 _NONE: Sequence[Row] = ()
+_NEVER = 1 << 63
 
 
 class RateBudget:
-    """What one device has left."""
+    """What one device has left.
 
-    __slots__ = ("_credit_ns", "_newest_ns")
+    Shape: while all of it is left, one sample of `free_ns` or later is paid by the time since the newest: the caller
+        sets `free_ns` to its time plus the cost, and need not ask.
+    """
+
+    __slots__ = ("_credit_ns", "_newest_ns", "free_ns")
 
     def __init__(self) -> None:
         self._credit_ns = self._newest_ns = 0
+        self.free_ns = _NEVER
 
     def excess(self, rows: Sequence[Row], cost_ns: int) -> Sequence[Row]:
         """Spend for the rows of a pack, at least one, times rising; return those that it cannot pay."""
+        if self.free_ns < _NEVER:
+            self._newest_ns = self.free_ns - cost_ns
+            self.free_ns = _NEVER
+        over = self._spent(rows, cost_ns)
+        if self._credit_ns == MINUTE_NS:
+            self.free_ns = self._newest_ns + cost_ns
+        return over
+
+    def _spent(self, rows: Sequence[Row], cost_ns: int) -> Sequence[Row]:
         newest_ns, first_ns, last_ns = self._newest_ns, rows[0].time_ns, rows[-1].time_ns
-        paid_ns = first_ns - newest_ns
-        if self._credit_ns == MINUTE_NS and paid_ns >= cost_ns and first_ns == last_ns:
-            self._newest_ns = last_ns  # one sample of a device that keeps within its budget
-            return _NONE
         if last_ns <= newest_ns:
             return _NONE
+        paid_ns = first_ns - newest_ns
         if not newest_ns:
             paid_ns, self._credit_ns = 0, MINUTE_NS
         if paid_ns >= 0:  # all of it is new: nearly always it can be paid at once
