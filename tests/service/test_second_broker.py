@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -94,6 +94,19 @@ class Member:
             self.client.acknowledge([each.packet_id for each in messages], generation)
 
 
+async def unless_stalled(trial: Callable[[Path], Awaitable[None]], folder: Path) -> None:
+    """Try up to three times, each with a broker of its own.
+
+    A member of a new group may never be called (docs/brokers.md): that is a time-out, and the broker's fault; a sample
+    that is lost or comes twice is no time-out, and fails at once.
+    """
+    for number in range(3):
+        with suppress(TimeoutError):
+            (folder / str(number)).mkdir()
+            return await trial(folder / str(number))
+    pytest.fail("stalled three times")
+
+
 def numbered(many: int, first: int = 0) -> list[bytes]:
     return [b"%d" % number for number in range(first, first + many)]
 
@@ -154,19 +167,22 @@ async def test_what_a_killed_client_had_in_hand_comes_again(shared: HiveMQ) -> N
         assert all(each.duplicate for each in after.messages)
 
 
-async def test_two_share_a_subscription(shared: HiveMQ) -> None:
-    async with (
-        Member(shared, "half-1", "$share/halves/half/#") as one,
-        Member(shared, "half-2", "$share/halves/half/#") as two,
-        Member(shared, "half-out") as writer,
-    ):
-        for number, payload in enumerate(
-            numbered(60)
-        ):  # of a backlog one may take all: docs/brokers.md
-            await writer.say("half/a", [payload])
-            await until(lambda: len(one.messages) + len(two.messages) > number)  # noqa: B023 - awaited here
-        assert sorted(one.payloads + two.payloads) == sorted(numbered(60))
-        assert min(len(one.messages), len(two.messages)) > 5
+async def test_two_share_a_subscription(tmp_path: Path) -> None:
+    async def trial(folder: Path) -> None:
+        with HiveMQ(folder) as broker:
+            async with (
+                Member(broker, "half-1", "$share/halves/half/#") as one,
+                Member(broker, "half-2", "$share/halves/half/#") as two,
+                Member(broker, "half-out") as writer,
+            ):
+                # One by one: of a backlog one may take all (docs/brokers.md).
+                for number, payload in enumerate(numbered(60)):
+                    await writer.say("half/a", [payload])
+                    await until(lambda: len(one.messages) + len(two.messages) > number)  # noqa: B023 - awaited here
+                assert sorted(one.payloads + two.payloads) == sorted(numbered(60))
+                assert min(len(one.messages), len(two.messages)) > 5
+
+    await unless_stalled(trial, tmp_path)
 
 
 async def test_a_killed_members_messages_go_to_the_other(shared: HiveMQ) -> None:
@@ -371,7 +387,15 @@ async def test_a_broker_killed_in_the_middle_loses_and_doubles_nothing(
     assert gateway.refused("aq-1") == {}
 
 
-async def test_two_workers_share_a_load_and_each_is_killed(local: Ingest, broker: HiveMQ) -> None:
+async def test_two_workers_share_a_load_and_each_is_killed(tmp_path: Path) -> None:
+    async def trial(folder: Path) -> None:
+        with HiveMQ(folder) as broker:
+            await share_a_load(Ingest(folder, broker), broker)
+
+    await unless_stalled(trial, tmp_path)
+
+
+async def share_a_load(ingest: Ingest, broker: HiveMQ) -> None:
     over, seqs_sent = asyncio.Event(), count()
 
     async def flow(gateway: Gateway) -> None:
@@ -379,21 +403,24 @@ async def test_two_workers_share_a_load_and_each_is_killed(local: Ingest, broker
             await gateway.send("aq-1", sample(next(seqs_sent), pm2_5=1.0))
             await asyncio.sleep(0.005)  # a load, not all that this machine can do
 
-    async with WorkerGroup(local.file, 2) as group:
+    async with WorkerGroup(ingest.file, 2) as group:
         await group.ready()
-        # HiveMQ may never call a member of a group again that subscribed at once in a new session: docs/brokers.md
+        # Most often it is a member that subscribed at once in a new session: docs/brokers.md
         assert await group.stop() == 0
-    async with WorkerGroup(local.file, 2) as group, Gateway(broker, "gw-1") as gateway:
+    async with WorkerGroup(ingest.file, 2) as group, Gateway(broker, "gw-1") as gateway:
         await group.ready()
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(4):
-                tasks.create_task(flow(gateway))
-            for worker in (1, 2):
-                goal = len(gateway.stored("aq-1")) + 200
-                await until(lambda: len(gateway.stored("aq-1")) >= goal)  # noqa: B023 - awaited here
-                await group.kill(worker)
-                await group.ready()
-            over.set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(4):
+                    tasks.create_task(flow(gateway))
+                for worker in (1, 2):
+                    goal = len(gateway.stored("aq-1")) + 200
+                    await until(lambda: len(gateway.stored("aq-1")) >= goal)  # noqa: B023 - awaited here
+                    await group.kill(worker)
+                    await group.ready()
+                over.set()
+        except* TimeoutError as stalled:
+            raise TimeoutError from stalled
         sent = next(seqs_sent)
         await gateway.until_stored("aq-1", range(sent))
         for seq in range(sent, sent + 40):  # of a backlog one may take all: docs/brokers.md
@@ -401,7 +428,7 @@ async def test_two_workers_share_a_load_and_each_is_killed(local: Ingest, broker
             await gateway.until_stored("aq-1", [seq])
         assert await group.stop() == 0
         assert all(group.received().values())
-    assert await seqs(local, "aq-1") == list(range(sent + 40))
+    assert await seqs(ingest, "aq-1") == list(range(sent + 40))
     assert gateway.refused("aq-1") == {}
 
 
