@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from benchmarks.backlog import COUNTY, connected, settings
@@ -154,10 +153,5 @@ class Senders:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

@@ -32,26 +32,6 @@ def pack(*records: dict[str, object]) -> bytes:
     return json.dumps([RECORD_0, *records]).encode()
 
 
-@pytest.fixture(params=["sqlite", "influxdb"])
-def ingest(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    broker: Mosquitto,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Ingest:
-    if request.param == "sqlite":
-        return Ingest(tmp_path, broker)
-    bucket = request.getfixturevalue("influx").bucket()
-    monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
-    return Ingest(tmp_path, broker, store=bucket.url)
-
-
-@pytest.fixture
-def local(tmp_path: Path, broker: Mosquitto) -> Ingest:
-    """Ingest on SQLite alone, where the store makes no difference."""
-    return Ingest(tmp_path, broker)
-
-
 # ---------------------------------------------------------------------------------- what is taken
 
 

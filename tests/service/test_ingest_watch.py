@@ -26,11 +26,6 @@ DESCRIPTOR = Descriptor(
 )
 
 
-@pytest.fixture
-def local(tmp_path: Path, broker: Mosquitto) -> Ingest:
-    return Ingest(tmp_path, broker)
-
-
 def state(*, online: bool = True, interval_s: float = 5.0, epoch: int = EPOCH) -> State:
     return State(v=1, online=online, interval_s=interval_s, epoch=epoch, descriptor=DESCRIPTOR)
 

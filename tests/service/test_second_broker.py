@@ -272,26 +272,6 @@ def broker(tmp_path: Path) -> Iterator[HiveMQ]:
         yield broker
 
 
-@pytest.fixture(params=["sqlite", "influxdb"])
-def ingest(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    broker: HiveMQ,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Ingest:
-    if request.param == "sqlite":
-        return Ingest(tmp_path, broker)
-    bucket = request.getfixturevalue("influx").bucket()
-    monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
-    return Ingest(tmp_path, broker, store=bucket.url)
-
-
-@pytest.fixture
-def local(tmp_path: Path, broker: HiveMQ) -> Ingest:
-    """Ingest on SQLite alone, where the store makes no difference."""
-    return Ingest(tmp_path, broker)
-
-
 @asynccontextmanager
 async def process(ingest: Ingest, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """Ingest in a process of its own; what it says stands in the test's output."""
