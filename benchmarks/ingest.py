@@ -134,7 +134,7 @@ async def _run(
         samples=load.samples,
         rows_missing=load.rows - rows,
         wall_s=ended_s - began_s,
-        cpu_s=used_s - start_cpu_s,
+        cpu_s=max(0.0, used_s - start_cpu_s),  # 0: a load too small to be seen beside a start
         start_cpu_s=start_cpu_s,
         peak_resident_mb=peak_mb,
         broker_cpu_s=others_s["broker"],

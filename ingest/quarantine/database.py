@@ -137,7 +137,8 @@ class Database:
         """Give the disk back what is free in the file."""
         while self._vacuum():
             pass
-        self._current().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with self._turn():
+            self._current().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def set_aside(self, why: sqlite3.Error) -> None:
         """Rename a damaged file, unless another process has done it; only the newest such is kept."""
@@ -175,13 +176,25 @@ class Database:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Have the file alone, with room in its log for one transaction of ours."""
-        connection = self._current()
-        assert self._queue is not None
-        # SQLite's own lock is not fair: of several workers in a flood some would never get it.
-        fcntl.flock(self._queue, fcntl.LOCK_EX)
-        try:
+        with self._turn():
+            connection = self._current()
             with self._begun(connection):
                 yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other process is at the file, or makes it.
+
+        SQLite's own lock is not fair: of several workers in a flood some would never get it.
+        """
+        if self._queue is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # To read is enough: it may be another user's.
+            flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
+            self._queue = os.open(f"{self.path}.lock", flags, 0o644)
+        fcntl.flock(self._queue, fcntl.LOCK_EX)
+        try:
+            yield
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
 
@@ -221,17 +234,13 @@ class Database:
     def _current(self) -> sqlite3.Connection:
         """Return the connection to the file that is there now."""
         if self._connection is not None and self._identity != _identity(self.path):
-            self.close()  # removed, or set aside by another process
+            self._connection.close()  # removed, or set aside by another process
+            self._connection = None
         if self._connection is None:
             self._connection = self._open()
-            # To read is enough: it may be another user's.
-            self._queue = os.open(
-                f"{self.path}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644
-            )
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._identity = _identity(self.path)
         connection = sqlite3.connect(
             self.path, timeout=self._lock_s, check_same_thread=False, isolation_level=None

@@ -106,13 +106,17 @@ def version_of(connection: sqlite3.Connection) -> int:
 
     Raises: QuarantineUnusable when it is newer than this program, or no quarantine.
     """
-    [(version,)] = connection.execute("PRAGMA user_version")
+    # In one statement: between two another process may make the file.
+    rows = connection.execute(
+        "SELECT user_version, name FROM pragma_user_version LEFT JOIN sqlite_schema"
+    ).fetchall()
+    version = rows[0][0]
     if version > VERSION:
         raise QuarantineUnusable(
             f"its version is {version}, newer than this program's {VERSION}"
             " 檔案版本比此程式新，請更新程式"
         )
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    tables = {name for _, name in rows if name is not None}
     if tables and not (version and {"payloads", "refusals"} <= tables):
         raise QuarantineUnusable("it is another database, no quarantine 不是隔離區的檔案")
     return int(version)

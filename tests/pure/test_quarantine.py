@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -360,6 +361,21 @@ def test_several_workers_share_one_new_file(tmp_path: Path) -> None:
     assert select(path, "SELECT count(*) FROM payloads") == [(160 - evicted,)]
     assert evicted
     assert is_sound(path)
+
+
+def test_workers_that_start_at_once_make_one_file(tmp_path: Path) -> None:
+    def work(path: Path) -> None:
+        mine = database(path)
+        at_once.wait(10)
+        mine.keep(entries([path.name.encode()]))
+        mine.close()
+
+    at_once = Barrier(4)
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(40):
+            path = tmp_path / f"{number}.sqlite"
+            list(threads.map(work, [path] * 4))
+            assert select(path, "SELECT count(*) FROM payloads") == [(1,)]
 
 
 # ----------------------------------------------------------------------------- when it cannot be used
