@@ -31,6 +31,12 @@ from exchange.mqtt import Client, Message, Subscription
 from exchange.receipts import decode_receipt
 from exchange.topics import PREFIX
 
+INFLUX_SETTINGS = {
+    "storage-cache-snapshot-memory-size": "1g",
+    "storage-cache-max-memory-size": "4g",
+}
+"""For hundreds of thousands of series: the default of 25 MB holds a few seconds of them, and each snapshot of the cache
+writes, sorts and later compacts an index of all."""
 NATION = 2_000_000
 """Devices, one sample a minute each: what the figures are projected to."""
 _LOST_AFTER_S = 60.0
@@ -233,7 +239,7 @@ async def measure(
     report = report or Path(tempfile.gettempdir()) / "onestreet-nation.jsonl"
     report.write_bytes(b"")
     print(f"a line for each minute goes into {report}", file=sys.stderr, flush=True)
-    with stage(shipped_bounds()) as here:
+    with stage(shipped_bounds(), INFLUX_SETTINGS) as here:
         country = Country(
             devices,
             period_ms=round(1000 * period_s),

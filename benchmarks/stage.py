@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
@@ -91,7 +91,9 @@ def shipped_bounds() -> list[str]:
 
 
 @contextmanager
-def stage(lines: Sequence[str]) -> Iterator[Stage]:
+def stage(
+    lines: Sequence[str], influx_settings: Mapping[str, str] | None = None
+) -> Iterator[Stage]:
     """Start a broker with these lines in its configuration, and a database. Raises: BenchmarkFailed."""
     influxd = os.environ.get("ONESTREET_INFLUXD", "")
     if not os.access(influxd, os.X_OK):
@@ -99,7 +101,7 @@ def stage(lines: Sequence[str]) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="onestreet-bench-") as name:
         folder = Path(name)
         (folder / "influxd").mkdir()
-        influx = Influx(influxd, folder / "influxd")
+        influx = Influx(influxd, folder / "influxd", settings=influx_settings)
         try:
             influx.start()
             with Mosquitto(folder, lines) as broker:

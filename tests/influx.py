@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,24 @@ class Influx:
     """One influxd at 127.0.0.1:`port`; it can be killed and started again with what it holds.
 
     With an office's folder it speaks TLS by the office's certificate and is left for the office to set up.
+    `settings` are further options of influxd, without their dashes.
     """
 
-    def __init__(self, binary: str, folder: Path, *, office: Path | None = None) -> None:
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        *,
+        office: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.org_id = ""
         self.url = f"https://localhost:{self.port}" if office else f"http://127.0.0.1:{self.port}"
         self._binary = binary
         self.office = office
         self._folder = folder
+        self._settings = settings or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,7 +96,8 @@ class Influx:
         """Return when it takes requests."""
         assert self._process is None, "already running"
         folder = self._folder
-        arguments = {
+        arguments: dict[str, object] = {
+            **self._settings,
             "bolt-path": folder / "influxd.bolt",
             "sqlite-path": folder / "influxd.sqlite",
             "engine-path": folder / "engine",
