@@ -9,11 +9,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+from exchange.errors import OnestreetError
+from exchange.trouble import Trouble
+
+log = logging.getLogger(__name__)
 
 NOTIFY_S = 0.2
 
@@ -89,7 +94,43 @@ def notify(message: str) -> None:
             channel.settimeout(NOTIFY_S)
             channel.sendto(message.encode(), address)
     except OSError as error:
-        logging.getLogger(__name__).warning("the service manager cannot be told: %s", error)
+        log.warning("the service manager cannot be told: %s", error)
+
+
+def watchdog_s() -> float | None:
+    """Return within how many seconds the service manager wants to hear from this process; None when it does not.
+
+    Source: sd_watchdog_enabled(3).
+    """
+    allowed = os.environ.get("WATCHDOG_USEC", "")
+    process = os.environ.get("WATCHDOG_PID", "")
+    if not allowed.isdecimal() or int(allowed) == 0 or process not in ("", str(os.getpid())):
+        return None
+    return int(allowed) / 1e6
+
+
+async def keep_watchdog(progress: Callable[[], Awaitable[object]]) -> None:
+    """Tell the service manager for ever that all is well, but only while `progress` returns in time.
+
+    A loop that hangs says nothing by itself; `progress` asks what else could, such as a thread. Silence for the
+    time that the manager allows has it restart the process. Returns at once where no manager watches.
+    """
+    allowed_s = watchdog_s()
+    if allowed_s is None:
+        return
+    hang = Trouble(log, "no progress: the service manager is told nothing", "progress again")
+    while True:
+        try:
+            async with asyncio.timeout(allowed_s / 2):
+                await progress()
+        except TimeoutError:
+            hang.report(f"nothing in {allowed_s / 2:g} s")
+        except OnestreetError as error:
+            hang.report(str(error))
+        else:
+            hang.over()
+            notify("WATCHDOG=1")
+        await asyncio.sleep(allowed_s / 4)
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:

@@ -6,19 +6,15 @@ scrapes; only a write that the store took is observed by itself.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from operator import attrgetter
 from typing import Annotated, NamedTuple
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 from prometheus_client import (
     CollectorRegistry,
     Histogram,
@@ -29,21 +25,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from exchange import health
+from exchange.endpoint import Answer, verdict
+from exchange.endpoint import serving as serving_pages
+from exchange.health import Judge
 from exchange.mqtt import Client
-from exchange.trouble import Trouble
 from ingest.intake import Intake
 from ingest.quarantine import Quarantine
 from ingest.stores import Point
 from ingest.writer import Writer
 
-log = logging.getLogger(__name__)
-_strangers = log.getChild("strangers")
-_strangers.setLevel(logging.CRITICAL)  # what is no HTTP is no news: a port scan would fill the log
-
-MAX_CLIENTS = 16
-CONNECTION_S = 10.0  # how long a client may take, with all it does
-ANSWER_S = 3.0
 LATE_S = 3600.0
 
 _WRITE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -325,7 +315,7 @@ def _named(name: str) -> str:
 
 @asynccontextmanager
 async def serving(
-    endpoint: Endpoint, metrics: Metrics, judge: Callable[[], Awaitable[str]], *, worker: int = 1
+    endpoint: Endpoint, metrics: Metrics, judge: Judge, *, worker: int = 1
 ) -> AsyncIterator[None]:
     """Answer at /metrics, /healthz and /readyz; `judge` says `ready`, or what is waited for.
 
@@ -337,62 +327,12 @@ async def serving(
         yield
         return
 
-    mistake = Trouble(log, "a question cannot be answered", "questions are answered again")
+    async def scraped() -> Answer:
+        return Answer(generate_latest(metrics.registry).decode(), kind=CONTENT_TYPE_LATEST)
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            response = await _answer(request, metrics, judge)
-        except Exception as error:  # noqa: BLE001 - said, and ingest goes on
-            mistake.report(f"{type(error).__name__}: {error}", path=request.path[:100])
-            return web.Response(status=500, text="a mistake of ours\n")
-        mistake.over()
-        return response
+    async def alive() -> Answer:
+        return Answer("alive\n")
 
-    clients = _Clients(answer, access_log=None, logger=_strangers)
-    port = endpoint.port + worker - 1
-    server = await asyncio.get_running_loop().create_server(clients, endpoint.host, port)
-    try:
+    pages = {"/metrics": scraped, "/healthz": alive, "/readyz": verdict(judge)}
+    async with serving_pages(endpoint.host, endpoint.port + worker - 1, pages):
         yield
-    finally:
-        server.close()
-        await clients.shutdown(0)
-
-
-class _Clients(web.Server):
-    """Bounded in number and in time, whatever they do: one that hangs must not hurt."""
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        # Not before the handler has begun: it would take that for a mistake.
-        given_s = CONNECTION_S if len(self.connections) <= MAX_CLIENTS else 0.0
-        asyncio.get_running_loop().call_later(given_s, transport.abort)
-
-
-async def _answer(
-    request: web.BaseRequest, metrics: Metrics, judge: Callable[[], Awaitable[str]]
-) -> web.Response:
-    status, kind, body = 200, "text/plain; charset=utf-8", b""
-    match request.method, request.path:
-        case "GET" | "HEAD", "/metrics":
-            kind, body = CONTENT_TYPE_LATEST, generate_latest(metrics.registry)
-        case "GET" | "HEAD", "/healthz":
-            body = b"alive\n"
-        case "GET" | "HEAD", "/readyz":
-            words = await _judged(judge)
-            status = 200 if words == health.WELL else 503
-            body = f"{words}\n".encode()
-        case "GET" | "HEAD", _:
-            status, body = 404, b"/metrics, /healthz or /readyz\n"
-        case _:
-            status, body = 405, b"only GET\n"
-    response = web.Response(status=status, body=body, headers={"Content-Type": kind})
-    response.force_close()  # one question a connection: none is held open
-    return response
-
-
-async def _judged(judge: Callable[[], Awaitable[str]]) -> str:
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            return await judge()
-    except TimeoutError:
-        return f"no judgement in {ANSWER_S:g} s"

@@ -14,9 +14,10 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import ingest.metrics
+import exchange.endpoint
+from exchange.endpoint import MAX_CLIENTS
 from exchange.readings import MAX_PACK_BYTES, Sample, encode_pack
-from ingest.metrics import MAX_CLIENTS, Endpoint, Metrics, serving
+from ingest.metrics import Endpoint, Metrics, serving
 from tests.brokers import Mosquitto
 from tests.gateways import DEADLINE_S, EPOCH, Gateway, Ingest, now_ms, sample, until
 from tests.ports import free_port, is_open
@@ -275,7 +276,7 @@ async def test_nobody_answers_where_no_port_is_given() -> None:
 
 
 async def test_a_judge_that_hangs_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest.metrics, "ANSWER_S", 0.05)
+    monkeypatch.setattr(exchange.endpoint, "ANSWER_S", 0.05)
 
     async def hangs() -> str:
         await asyncio.get_running_loop().create_future()
@@ -299,7 +300,7 @@ async def test_a_judge_with_a_mistake_is_said_once(caplog: pytest.LogCaptureFixt
 async def test_clients_that_hang_harm_nobody(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ingest.metrics, "CONNECTION_S", 1.0)
+    monkeypatch.setattr(exchange.endpoint, "CONNECTION_S", 1.0)
     async with answering() as scraper, AsyncExitStack() as open_ends:
         port = int(scraper.url.rpartition(":")[2])
 
