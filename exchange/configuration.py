@@ -1,4 +1,7 @@
-"""Configuration files: TOML into a type, where every error names file, key, value and what is allowed; and back."""
+"""Configuration files: TOML into a type, where every error names file, line, key, value and what is allowed; and back.
+
+What is allowed is said in English and, for what this file checks itself, in Chinese after it.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,81 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import inspect
 
 from exchange.errors import ConfigError
+from exchange.toml_lines import Place, places
 
 T = TypeVar("T")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
 _MISSING = re.compile(r"Object missing required field `(.+?)`")
+_AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
+_EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)` ?(?P<rest>.*)", re.DOTALL)
+_KINDS = {"int": "整數", "float": "數字", "str": "文字", "bool": " true 或 false "}
+_KINDS |= {"object": "表格", "array": "陣列"}
+
+
+class TomlFile:
+    """A file as it was read: its data, and where in it each key stands."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it. Raises: ConfigError."""
+        self.name = str(path)
+        try:
+            self._text = path.read_text(
+                encoding="utf-8-sig"
+            )  # Notepad's mark at the beginning, too
+        except (OSError, UnicodeDecodeError) as error:
+            allowed = "must be a readable TOML file"
+            raise ConfigError(self.name, "file", str(error), allowed) from error
+        try:
+            self.data = tomllib.loads(self._text)
+        except (ValueError, RecursionError) as error:  # numbers and nesting without end, too
+            at = _AT_LINE.search(str(error))
+            line = int(at[1]) if at else None
+            raise ConfigError(
+                self.name, "file", str(error), "must be valid TOML", line=line
+            ) from error
+
+    @cached_property
+    def _places(self) -> Place:
+        try:
+            return places(self._text)
+        except (ValueError, RecursionError):  # the parser knows better; then no line is named
+            return Place(None)
+
+    def line_of(self, key: str) -> int | None:
+        """Return the line of a key such as `device[2].settings.unit`; of one that is missing its table's."""
+        return self._places.line_of(key)
 
 
 def read_toml(path: Path, shape: type[T]) -> T:
     """Return the file as the type. Raises: ConfigError."""
+    with located(path):
+        return converted(TomlFile(path).data, shape, str(path))
+
+
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Give a ConfigError about a key of a TOML file its line, if it has none."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Notepad's mark at the beginning, too
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), "file", str(error), "must be a readable TOML file") from error
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers and nesting without end, too
-        raise ConfigError(str(path), "file", str(error), "must be valid TOML") from error
-    return converted(data, shape, str(path))
+        yield
+    except ConfigError as error:
+        if error.line is None and error.file == str(path):
+            with suppress(ConfigError):  # there is no such file, or not any more
+                error.line = TomlFile(path).line_of(error.key)
+        raise
 
 
 def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
@@ -53,16 +103,45 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
             name, allowed = unknown[1], _keys(_chosen(kind, value))
             found = value.get(name) if isinstance(value, Mapping) else value
             path = f"{path}.{name}".lstrip(".")
-            message = f"unknown key{_hint(name, allowed)}; allowed are {', '.join(allowed)}"
+            message = (
+                f"unknown key{_hint(name, allowed)}; allowed are {', '.join(allowed)} 沒有這個鍵"
+            )
         elif missing := _MISSING.match(message):
             name = missing[1]
             path, found = f"{path}.{name}".lstrip("."), None
             message = "this key is required"
             if choices and name == _tag_field(kind):
                 message += f": one of {', '.join(choices)}"
+            message += " 此鍵必填"
         elif choices and message.startswith("Invalid"):
-            message = f"one of {', '.join(choices)}{_hint(str(found), choices)}"
+            message = f"one of {', '.join(choices)}{_hint(str(found), choices)} 只能是其中之一"
+        else:
+            message += _expected_in_chinese(message)
         raise ConfigError(file, path or "file", found, message) from error
+
+
+def _expected_in_chinese(message: str) -> str:
+    """Return what msgspec expects, said in Chinese; nothing for what it says otherwise."""
+    match = _EXPECTED.match(message)
+    if match is None:
+        return ""
+    kinds = [_KINDS.get(kind, kind) for kind in match["kinds"].split(" | ")]
+    words = f" 必須是{'或'.join(kinds)}"
+    rest = match["rest"]
+    if bound := re.match(r"(of length )?([<>]=?|==) \S+", rest):
+        words += f"，{'長度 ' if bound[1] else ''}{bound[0].removeprefix('of length ')}"
+    elif rest.startswith("matching regex"):
+        words += "，且合於此格式"
+    return words
+
+
+def check_zone(file: str, key: str, name: str) -> None:
+    """Check the name of a time zone. Raises: ConfigError."""
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):  # a folder's name, a path, no such zone
+        allowed = "must be a name of the IANA time zone database, such as Asia/Taipei"
+        raise ConfigError(file, key, name, allowed) from None
 
 
 def toml_table(head: str, **values: object) -> str:

@@ -1,7 +1,7 @@
 """Everything onestreet raises on purpose, in one tree.
 
 OnestreetError
-├── ConfigError            a setting is wrong: names file, key, value and what is allowed; final
+├── ConfigError            a setting is wrong: names file, line, key, value and what is allowed; final
 ├── ContractError          a message breaks the exchange: carries the requirement's id; final
 │   ├── TopicError         EX-T
 │   ├── ReadingError       EX-R
@@ -30,13 +30,31 @@ class OnestreetError(Exception):
 class ConfigError(OnestreetError):
     """A setting is wrong.
 
-    `key` is the path to it (`device[2].interval_s`), `allowed` says what would be right.
+    `key` is the path to it (`device[2].interval_s`), `allowed` says what would be right. `line` is where it stands in
+    the file, and `column` in which column of a table of rows, where that is known.
     """
 
-    def __init__(self, file: str, key: str, value: object, allowed: str) -> None:
+    def __init__(
+        self,
+        file: str,
+        key: str,
+        value: object,
+        allowed: str,
+        *,
+        line: int | None = None,
+        column: str = "",
+    ) -> None:
         """Say where, what was found and what is allowed."""
-        super().__init__(f"{file}: {key} = {value!r}: {allowed}")
+        super().__init__(file, key, value, allowed)
         self.file, self.key, self.value, self.allowed = file, key, value, allowed
+        self.line, self.column = line, column
+
+    def __str__(self) -> str:
+        """`file:line: key = value: allowed`."""
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        if self.column:
+            place += f": column 欄 {self.column}"
+        return f"{place}: {self.key} = {self.value!r}: {self.allowed}"
 
 
 class ContractError(OnestreetError):

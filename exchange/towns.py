@@ -9,11 +9,10 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 import msgspec
 
-from exchange.configuration import converted, read_toml
+from exchange.configuration import check_zone, converted, located, read_toml
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
 from exchange.tls import is_loopback
@@ -204,7 +203,12 @@ class Town(_Table, frozen=True, kw_only=True):
 
 
 def read_town(path: Path) -> Town:
-    """Return the checked file. Raises: ConfigError naming file, key, value and what is allowed."""
+    """Return the checked file. Raises: ConfigError naming file, line, key, value and what is allowed."""
+    with located(path):
+        return _checked(path)
+
+
+def _checked(path: Path) -> Town:
     file = str(path)
     try:
         town = read_toml(path, Town)
@@ -216,7 +220,7 @@ def read_town(path: Path) -> Town:
     if town.county != path.stem:
         allowed = f"must be the file's name, {path.stem!r}: one county, one file"
         raise ConfigError(file, "county", town.county, allowed)
-    _check_zone(file, town.timezone)
+    check_zone(file, "timezone", town.timezone)
     _check_extent(file, town)
     _check_broker(file, town.broker)
     try:
@@ -250,14 +254,15 @@ def read_towns(paths: Iterable[Path]) -> list[Town]:
     towns = [read_town(file) for file in files]
     agreed = _Agreed()
     for file, town in zip(files, towns, strict=True):
-        agreed.check(file, "county", town.county, file)
-        agreed.check(file, "circle", town.circle.id, town.circle)
-        agreed.check(file, "broker", "", town.broker)  # an office has one
-        agreed.check(file, "store.retention_days", town.store.bucket, town.store.retention_days)
-        place = town.store.bucket or town.store.url
-        agreed.check(file, "store.workers", place, town.store.workers)
-        for index, application in enumerate(town.applications):
-            agreed.check(file, f"application[{index}].id", application.id, file)
+        with located(file):
+            agreed.check(file, "county", town.county, file)
+            agreed.check(file, "circle", town.circle.id, town.circle)
+            agreed.check(file, "broker", "", town.broker)  # an office has one
+            agreed.check(file, "store.retention_days", town.store.bucket, town.store.retention_days)
+            place = town.store.bucket or town.store.url
+            agreed.check(file, "store.workers", place, town.store.workers)
+            for index, application in enumerate(town.applications):
+                agreed.check(file, f"application[{index}].id", application.id, file)
     return towns
 
 
@@ -279,14 +284,6 @@ class _Agreed:
         raise ConfigError(
             str(file), key, found, f"must be as in {where}: {msgspec.to_builtins(said)}"
         )
-
-
-def _check_zone(file: str, name: str) -> None:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, KeyError):  # a folder's name, a path, no such zone
-        allowed = "must be a name of the IANA time zone database, such as Asia/Taipei"
-        raise ConfigError(file, "timezone", name, allowed) from None
 
 
 def _check_extent(file: str, town: Town) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from exchange.configuration import read_toml, secret
+from exchange.configuration import located, read_toml, secret
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
 from exchange.tls import Tls, check_plain
@@ -107,8 +107,13 @@ class Config(_Table, frozen=True, kw_only=True):
 def load_config(path: Path, workers: int | None = None) -> Config:
     """Return the settings in a file; `workers` goes before the file's key.
 
-    Raises: ConfigError naming file, key, value and what is allowed.
+    Raises: ConfigError naming file, line, key, value and what is allowed.
     """
+    with located(path):
+        return _checked(path, workers)
+
+
+def _checked(path: Path, workers: int | None) -> Config:
     config = read_toml(path, Config)
     if workers is not None:
         if not 1 <= workers <= MAX_WORKERS:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from exchange.configuration import read_toml, secret
+from exchange.configuration import located, read_toml, secret
 from exchange.conformance import witness
 from exchange.conformance.witness import Address
 from exchange.dictionary import dictionary
@@ -148,6 +148,11 @@ class Ways(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_ways(file: Path, broker: str, county: str) -> Ways:
     """Return the ways in. Raises: ConfigError."""
+    with located(file):
+        return _checked_ways(file, broker, county)
+
+
+def _checked_ways(file: Path, broker: str, county: str) -> Ways:
     read = read_toml(file, Credentials)
     _check(file, read, county)
     _check_refused(file, read, broker)
