@@ -1,73 +1,142 @@
-"""`onestreet edge run|check|read|enrol`. Every error that an installer reads is in English and in Chinese."""
+"""`onestreet edge run|check|read|enrol|scan|status`. Every error that an installer reads is in English and in Chinese.
+
+Each action loads what it needs when it is carried out: the agent is on its way the sooner.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_agent.agent import main
-from edge_agent.buses import read_once
-from edge_agent.config import Config, read_config
-from edge_agent.enrolment_command import add_parser, carry_out
-from edge_agent.intake import fitted
+from edge_agent.advice import advice
+from edge_agent.config import Examined, examine, load_config
+from edge_agent.judging import fitted
+from exchange.configuration import located
 from exchange.errors import ConfigError, DeviceError
 
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
 CONFIG = Path("/etc/onestreet/edge.toml")
+FURTHER = {
+    "enrol": "edge_agent.enrolment_command",
+    "scan": "edge_agent.scan_command",
+    "status": "edge_agent.status_command",
+}
+"""Actions with a module of their own, which has `add_parser` and `carry_out`."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+def parser(further: Sequence[str] = tuple(FURTHER)) -> argparse.ArgumentParser:
+    """Return the command's arguments; of the `further` actions those that are asked for."""
     parser = argparse.ArgumentParser(prog="onestreet edge", description="The agent on a gateway.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="run|check|read|enrol")
-    for name, words in (
-        ("run", "read the devices and deliver what they say, until SIGTERM"),
-        ("check", "check the configuration and say what is wrong with it"),
-        ("read", "read one device once and print the reading"),
-    ):
-        action = actions.add_parser(name, help=words, description=words)
-        if name == "read":
-            action.add_argument("device", metavar="DEVICE", help="a device id of the configuration")
-            action.add_argument(
-                "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="default: 10"
-            )
-            action.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
-        else:
-            action.add_argument(
-                "config", type=Path, nargs="?", default=CONFIG, help="default: %(default)s"
-            )
-    add_parser(actions)
+    names = "|".join(["run", "check", "read", *FURTHER])
+    actions = parser.add_subparsers(dest="action", required=True, metavar=names)
+    one = _action(
+        actions, "run", "read the devices and deliver what they say, until SIGTERM 執行", _run
+    )
+    one.add_argument("config", type=Path, nargs="?", default=CONFIG, help="default: %(default)s")
+    words = "say all that is wrong with the configuration; exit status 1 if anything is 檢查設定"
+    one = _action(actions, "check", words, _check)
+    one.add_argument("config", type=Path, nargs="?", default=CONFIG, help="default: %(default)s")
+    one = _action(actions, "read", "read one device once and print the reading 讀取一個裝置", _read)
+    one.add_argument("device", metavar="DEVICE", help="a device id of the configuration")
+    one.add_argument(
+        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="default: 10"
+    )
+    one.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
+    for name in further:
+        module = import_module(FURTHER[name])
+        module.add_parser(actions)
+        actions.choices[name].set_defaults(carry_out=module.carry_out)
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
-    """Carry out one of the four and return the exit status. Raises: ConfigError, EnrolmentError."""
-    arguments = parser().parse_args(argv)
-    if arguments.action == "enrol":
-        return carry_out(arguments)
-    if arguments.action == "run":
-        return main(arguments.config)
-    config = read_config(arguments.config)
-    config.broker.password(str(arguments.config))
-    config.broker.context(str(arguments.config))
-    if arguments.action == "check":
-        words = f"{len(config.device)} devices on {len(config.bus)} buses"
-        sys.stdout.write(f"{arguments.config}: good 設定無誤: {words}\n")
+    """Carry out one action and return the exit status. Raises: ConfigError, EnrolmentError."""
+    asked = argv[0] if argv else ""
+    alone = asked in ("run", "check", "read")
+    arguments = parser(
+        () if alone else (asked,) if asked in FURTHER else tuple(FURTHER)
+    ).parse_args(argv)
+    status: int = arguments.carry_out(arguments)
+    return status
+
+
+def _action(
+    actions: _SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    words: str,
+    carry_out: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    action = actions.add_parser(name, help=words, description=words)
+    action.set_defaults(carry_out=carry_out)
+    return action
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    status: int = import_module("edge_agent.agent").main(arguments.config)
+    return status
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Print all that is wrong, and what is doubtful; return 1 when anything is wrong."""
+    examined, problems = _examined(arguments.config)
+    config = examined.config if examined else None
+    for problem in problems:
+        sys.stdout.write(f"problem 問題: {problem}\n")
+    for doubt in advice(examined) if examined else ():
+        sys.stdout.write(f"note 注意: {doubt}\n")
+    held = f"{len(config.device)} devices on {len(config.bus)} buses" if config else ""
+    if not problems:
+        sys.stdout.write(f"{arguments.config}: good 設定無誤: {held}\n")
         return 0
-    return _read(config, arguments)
+    sys.stdout.write(
+        f"{arguments.config}: {len(problems)} to be corrected 項須修正; "
+        + (
+            f"until then it runs with 其餘照常: {held}\n"
+            if config
+            else "no agent starts with it 無法啟動\n"
+        )
+    )
+    return 1
 
 
-def _read(config: Config, arguments: argparse.Namespace) -> int:
+def _examined(file: Path) -> tuple[Examined | None, list[ConfigError]]:
+    """Return what is wrong with a file, and with the secrets that it names."""
+    try:
+        examined = examine(file)
+    except ConfigError as error:
+        return None, [error]
+    problems = list(examined.problems)
+    if examined.config is not None:
+        for look in (examined.config.broker.password, examined.config.broker.context):
+            try:
+                with located(file):
+                    look(str(file))
+            except ConfigError as error:
+                problems.insert(0, error)
+                examined = examined._replace(config=None)
+    return examined, problems
+
+
+def _read(arguments: argparse.Namespace) -> int:
+    buses: Any = import_module("edge_agent.buses")
+    config, problems = load_config(arguments.config)
     device = next((one for one in config.device if one.id == arguments.device), None)
     if device is None:
+        for problem in problems:
+            sys.stderr.write(f"problem 問題: {problem}\n")
         known = ", ".join(one.id for one in config.device)
         raise ConfigError(str(arguments.config), "device", arguments.device, f"one of {known}")
     try:
-        reading = asyncio.run(read_once(config.bus_of(device), device, arguments.timeout))
+        reading = asyncio.run(buses.read_once(config.bus_of(device), device, arguments.timeout))
     except DeviceError as error:
         sys.stderr.write(f"{device.id}: no reading 讀取失敗: {type(error).__name__}: {error}\n")
         return 1

@@ -31,6 +31,8 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
 _MISSING = re.compile(r"Object missing required field `(.+?)`")
 _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
 _EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)` ?(?P<rest>.*)", re.DOTALL)
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _KINDS = {"int": "整數", "float": "數字", "str": "文字", "bool": " true 或 false "}
 _KINDS |= {"object": "表格", "array": "陣列"}
 
@@ -228,6 +230,45 @@ def _at(data: object, shape: Any, place: str) -> tuple[Any, inspect.Type]:
         elif isinstance(value, list) and number.isdecimal():
             value = value[int(number)]
     return value, kind
+
+
+def type_at(kind: inspect.Type, path: Sequence[str]) -> inspect.Type | None:
+    """Return the type under the keys of a path, None where the type has no such key."""
+    for name in path:
+        members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+        below = [found for member in members if (found := _below(member, name)) is not None]
+        if not below:
+            return None
+        kind = below[0]
+    return kind
+
+
+def _below(kind: inspect.Type, name: str) -> inspect.Type | None:
+    if isinstance(kind, inspect.StructType):
+        return next((field.type for field in kind.fields if field.encode_name == name), None)
+    return kind.value_type if isinstance(kind, inspect.DictType) else None
+
+
+def number_or_text(text: str, kind: inspect.Type | None, *, decimal_comma: bool = False) -> object:
+    """Return what a cell of a table says where its type is a number or a truth value; else the text itself.
+
+    What is wrong stays text, and is found when the whole is converted.
+    """
+    members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    for member in members:
+        found: object = text
+        if isinstance(member, inspect.BoolType):
+            found = {"true": True, "false": False}.get(text.lower(), text)
+        elif isinstance(member, inspect.LiteralType):
+            found = next((value for value in member.values if str(value) == text), text)
+        elif isinstance(member, inspect.IntType) and _INTEGER.fullmatch(text):
+            found = int(text)
+        elif isinstance(member, inspect.FloatType):
+            number = text.replace(",", ".") if decimal_comma else text
+            found = float(number) if _NUMBER.fullmatch(number) else text
+        if found is not text:
+            return found
+    return text
 
 
 def _inner(kind: inspect.Type, value: object, name: str) -> inspect.Type:

@@ -286,9 +286,9 @@ BAY = 'settings = { address = "C0:FF:EE:00:00:01" }'
         (
             [],
             device(**LAMP | {"driver": '"plantower_pms"', "bus": '"tty0"', "settings": "{}"}),
-            "device[0].bus",
+            "device[3].bus",
             "tty0",
-            "a serial line has one device",
+            "a serial line has one device: device[0]",
         ),
         (
             [],
@@ -472,28 +472,47 @@ def test_check_says_that_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = write(tmp_path)
     assert main(["edge", "check", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert out == f"{path}: good 設定無誤: 3 devices on 3 buses\n"
+    assert out.endswith(f"{path}: good 設定無誤: 3 devices on 3 buses\n")
+    assert out.count("no location: will not be on the map 沒有位置") == 3
     assert err == ""
 
 
 def test_check_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, ("interval_s = 2", "intervall_s = 2"))
-    assert main(["edge", "check", str(path)]) == 2
+    path = write(tmp_path, ("interval_s = 2", "intervall_s = 2"), ('kind = "ble"', 'kind = "blue"'))
+    assert main(["edge", "check", str(path)]) == 1
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"configuration error 設定錯誤: {path}: device[1].intervall_s = 2: ")
-    assert "did you mean interval_s?" in err
+    lines = out.splitlines()
+    assert lines[0].startswith(f"problem 問題: {path}:22: bus[2].kind = 'blue': one of serial, ")
+    assert lines[1].startswith(f"problem 問題: {path}:36: device[1].intervall_s = 2: unknown key")
+    assert "(did you mean interval_s?)" in lines[1]
+    assert lines[-1].endswith(
+        ": 2 to be corrected 項須修正; until then it runs with 其餘照常: 1 devices on 2 buses"
+    )
+    assert err == ""
+
+
+def test_check_says_when_no_agent_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, ('"localhost"', "7"), ("interval_s = 2", "intervall_s = 2"))
+    assert main(["edge", "check", str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"problem 問題: {path}:8: broker.host = 7: Expected `str`")
+    assert "device[1].intervall_s" in lines[1]
+    assert lines[-1].endswith("2 to be corrected 項須修正; no agent starts with it 無法啟動")
 
 
 def test_check_looks_for_the_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = broker_with(tmp_path, f'password_file = "{tmp_path}/secret"')
-    assert main(["edge", "check", str(path)]) == 2
-    assert "broker.password_file" in capsys.readouterr().err
+    assert main(["edge", "check", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert f"{path}:10: broker.password_file = " in out
+    assert "no agent starts with it" in out
 
 
 def test_check_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["edge", "check", str(tmp_path / "none.toml")]) == 2
-    assert f"設定錯誤: {tmp_path / 'none.toml'}: file" in capsys.readouterr().err
+    assert main(["edge", "check", str(tmp_path / "none.toml")]) == 1
+    assert f"問題: {tmp_path / 'none.toml'}: file" in capsys.readouterr().out
 
 
 def test_read_of_a_device_that_is_not_there(
@@ -521,7 +540,7 @@ def test_the_agent_does_not_start_on_a_wrong_file(tmp_path: Path, command: list[
         [sys.executable, *command, str(path)], capture_output=True, text=True, timeout=30
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith(f"configuration error 設定錯誤: {path}: broker.host = 7: ")
+    assert ended.stderr.startswith(f"configuration error 設定錯誤: {path}:8: broker.host = 7: ")
     assert "Traceback" not in ended.stderr
 
 

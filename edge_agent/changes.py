@@ -1,0 +1,132 @@
+"""What another configuration changes: for a reload that disturbs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from edge_agent.config import Bus, Config, Device
+
+DESCRIPTION = frozenset(
+    {"label", "location", "asset_id", "cabinet", "circuit", "township", "serial", "installed"}
+)
+"""Keys of a device that only its state says."""
+HANDLING = frozenset({"report", "limits"})
+"""Keys of a device that concern its readings after they were taken."""
+LIVE = frozenset({"gateway.label", "gateway.location", "gateway.township", "gateway.interval_s"})
+"""Keys of the gateway that its state says, or that are looked at each time."""
+TABLES = frozenset({"bus", "device", "programme", "template", "inventory"})
+"""What is compared by name."""
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done to get from one configuration to another. All names are in order.
+
+    A bus that is neither ended nor begun anew goes on as it is. One that changed is in both lists.
+    """
+
+    end_buses: list[str] = []
+    """Of the old configuration: to be stopped."""
+    begin_buses: list[str] = []
+    """Of the new one, with all their devices."""
+    appeared: list[str] = []
+    """Devices that are new."""
+    disappeared: list[str] = []
+    """Devices that are no more: their states are to be retired."""
+    described: list[str] = []
+    """Devices whose state says something else, and that may go on as they are."""
+    handled: list[str] = []
+    """Devices whose readings are judged or reported otherwise; their buses go on."""
+    programmes: bool = False
+    """Whether the lamp programmes, or the lamps they are for, changed."""
+    gateway_described: bool = False
+    """Whether the gateway's own state says something else."""
+    reconnect: list[str] = []
+    """Keys of the broker: a new connection takes them up."""
+    restart: list[str] = []
+    """Keys that only a new start takes up; all the rest may be taken up without one."""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is to be done."""
+        return self == Changes()
+
+    @property
+    def republish(self) -> bool:
+        """Whether retained states are other ones now."""
+        return bool(
+            self.appeared
+            or self.disappeared
+            or self.described
+            or self.handled
+            or self.begin_buses
+            or self.gateway_described
+        )
+
+
+def changes(old: Config, new: Config) -> Changes:
+    """Return what is to be done."""
+    before, after = _buses(old), _buses(new)
+    was = {device.id: device for device in old.device}
+    now = {device.id: device for device in new.device}
+    both = [name for name in now if name in was]
+    keys = {name: set(_differing(was[name], now[name])) for name in both}
+    whole = [key for key in _keys(old, new) if key not in LIVE]
+    return Changes(
+        end_buses=sorted(name for name in before if before[name] != after.get(name)),
+        begin_buses=sorted(name for name in after if after[name] != before.get(name)),
+        appeared=sorted(now.keys() - was.keys()),
+        disappeared=sorted(was.keys() - now.keys()),
+        described=sorted(name for name in both if keys[name] & DESCRIPTION),
+        handled=sorted(name for name in both if keys[name] & HANDLING),
+        programmes=_switching(old) != _switching(new),
+        gateway_described=any(key in LIVE for key in _keys(old, new)),
+        reconnect=[key for key in whole if key.startswith("broker.")],
+        restart=[key for key in whole if not key.startswith("broker.")],
+    )
+
+
+def _buses(config: Config) -> dict[str, object]:
+    """Return of each bus that has devices all that its task is made from, by name."""
+    found: dict[str, tuple[Bus, dict[str, object]]] = {}
+    for bus in config.bus:
+        devices = {
+            device.id: [
+                getattr(device, field)
+                for field in Device.__struct_fields__
+                if field not in DESCRIPTION | HANDLING
+            ]
+            for device in config.device
+            if device.bus == bus.id
+        }
+        if devices:
+            found[bus.id] = bus, dict(sorted(devices.items()))
+    return dict(found)
+
+
+def _differing(old: Any, new: Any) -> Iterator[str]:
+    """Yield the keys of two tables that differ."""
+    for field in msgspec.structs.fields(old):
+        if getattr(old, field.name) != getattr(new, field.name):
+            yield field.encode_name
+
+
+def _keys(old: Config, new: Config) -> list[str]:
+    """Return the keys that differ in what concerns the gateway itself, such as `broker.host`."""
+    return [
+        f"{table}.{key}"
+        for table in _differing(old, new)
+        if table not in TABLES
+        for key in _differing(getattr(old, table), getattr(new, table))
+    ]
+
+
+def _switching(config: Config) -> object:
+    """Return all that lamp programmes go by, beside the zone and the place of the gateway."""
+    lamps = [
+        [(lamp.id, lamp.bus) for lamp in programme.lamps(config.device)]
+        for programme in config.programme
+    ]
+    return config.programme, lamps, config.gateway.location
