@@ -1,0 +1,413 @@
+"""Commands: judged, recorded, carried out in their turn on the bus, answered.
+
+A command is recorded before it is carried out and never carried out twice, whatever dies when. It does not outlive its
+expiry while it waits, and one that a gateway cannot judge, since its clock is not known, is rejected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+
+from device_drivers.errors import CommandRejected
+from device_drivers.kit.driver import Value
+from edge_agent.ledger import Entry, Ledger, LedgerBlocked
+from edge_agent.results import Results
+from exchange.commands import Command, Result, Status, decode_command
+from exchange.errors import CommandError, DeviceError, TopicError
+from exchange.topics import PREFIX, parse_topic
+
+if TYPE_CHECKING:
+    from edge_agent.config import Device, Gateway
+
+log = logging.getLogger(__name__)
+
+QUEUED = 100  # that came and were not looked at yet; what finds no place is lost, and its issuer gives up
+REASON_CHARACTERS = 500
+RETRY_FIRST_S = 0.5  # a result that the disk does not take is tried again
+RETRY_LAST_S = 30.0
+
+
+class CommandSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[commands]`."""
+
+    enabled: bool = True
+    """Whether devices that take commands announce them, and take them."""
+    queued: Annotated[int, msgspec.Meta(ge=1, le=64)] = 16
+    """Commands of one bus that may wait for their turn; further ones are rejected."""
+    accept_after_s: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    """What has no result by then is answered with `accepted` first."""
+
+
+class WallClock(Protocol):
+    """What is needed of the gateway's clock."""
+
+    @property
+    def known(self) -> bool: ...
+
+    def now_ms(self) -> int: ...
+
+
+class Execute(Protocol):
+    """Has a device carry out a command in its turn on the bus and returns what it reads back.
+
+    Raises: TimeoutError when the turn did not come in time, CommandRejected, DeviceError.
+    """
+
+    async def __call__(
+        self, device_id: str, name: str, args: Mapping[str, Value], *, deadline_s: float
+    ) -> dict[str, Value]: ...
+
+
+class Outcome(NamedTuple):
+    """What became of an order."""
+
+    status: Status
+    reason: str = ""
+    readback: dict[str, Value] = {}  # noqa: RUF012 - never written to
+
+
+class _Lane:
+    """The orders of one bus, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.waiting = 0
+
+
+class Commands:
+    """The commands of one gateway, between `open` and `close`."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        devices: Sequence[Device],
+        ledger: Ledger,
+        clock: WallClock,
+        execute: Execute,
+        settings: CommandSettings | None = None,
+    ) -> None:
+        """`on_done` hears of every command that was carried out: the device, the name and when."""
+        self.counts: Counter[str] = Counter()
+        """Results by status; `programme …` for orders of our own, `unreadable`, `lost`."""
+        self.results = Results(ledger)
+        self.on_done: Callable[[str, str, int], None] = lambda _device, _name, _at_ms: None
+        self.topic_filter = f"{PREFIX}/{gateway.county}/{gateway.site}/{gateway.id}/+/+/commands"
+        self._ledger = ledger
+        self._clock = clock
+        self._execute = execute
+        self._settings = settings or CommandSettings()
+        self._devices: dict[str, Device] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(QUEUED)
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._is_open = self._is_stopping = False
+        self._said = ""
+        self.serve(devices)
+
+    def serve(self, devices: Sequence[Device]) -> None:
+        """These are the devices from now on."""
+        self._devices = {device.id: device for device in devices}
+        lanes = {device.bus for device in devices}
+        self._lanes = {bus: self._lanes.get(bus) or _Lane() for bus in lanes}
+
+    async def open(self) -> None:
+        """Open the ledger and answer what a process died over; a disk that takes nothing is tried again later."""
+        try:
+            await self._ledger.open(self._clock.now_ms())
+            self._is_open = True
+            await self._answer_interrupted("the gateway restarted before there was a result")
+        except LedgerBlocked as error:
+            self._say("commands cannot be recorded, and are not carried out", error)
+
+    async def close(self) -> None:
+        """Close the ledger."""
+        await self._ledger.close()
+
+    def put(self, topic: str, payload: bytes) -> None:
+        """Hand in a command as it came."""
+        try:
+            self._queue.put_nowait((topic, payload))
+        except asyncio.QueueFull:
+            self.counts["lost"] += 1
+            self._say("more commands come than can be looked at", "some are lost")
+
+    async def run(self) -> None:
+        """Take what is handed in, for ever."""
+        while True:
+            topic, payload = await self._queue.get()
+            try:
+                if not self._is_open:
+                    await self.open()
+                if self._is_open:
+                    await self._take(topic, payload)
+            except LedgerBlocked as error:
+                self._say("commands cannot be recorded, and are not carried out", error)
+            finally:
+                self._queue.task_done()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Take no further one; those under way get so long, and then what is left is answered with failed."""
+        self._is_stopping = True
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._queue.join()
+                while self._under_way:
+                    await asyncio.wait(self._under_way)
+        except TimeoutError:
+            log.warning("commands are interrupted", extra={"commands": len(self._under_way)})
+        while self._under_way:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.wait(self._under_way)
+        if self._is_open:
+            try:
+                await self._answer_interrupted("the gateway stopped before there was a result")
+            except LedgerBlocked as error:
+                self._say("results cannot be recorded", error)
+
+    async def order(
+        self,
+        device_id: str,
+        name: str,
+        args: Mapping[str, Value],
+        *,
+        by: str,
+        deadline_s: float,
+        again: bool = False,
+    ) -> Outcome:
+        """Carry out an order of the gateway's own, and note it in the trail; what fails `again` is there already."""
+        outcome = await self._carried_out(self._devices[device_id], name, args, deadline_s)
+        self.counts[f"programme {outcome.status}"] += 1
+        if again and outcome.status != "done":
+            return outcome
+        detail = msgspec.json.encode({"by": by, "args": dict(args)})
+        result = msgspec.json.encode({"reason": outcome.reason, "readback": outcome.readback})
+        if self._is_open:
+            try:
+                await self._ledger.note(
+                    device_id, name, detail, self._clock.now_ms(), outcome.status, result
+                )
+            except LedgerBlocked as error:
+                self._say("what a programme did cannot be recorded", error)
+        return outcome
+
+    # ------------------------------------------------------------------------------------------------- judging
+
+    async def _take(self, topic: str, payload: bytes) -> None:
+        try:
+            place = parse_topic(topic)
+        except TopicError as error:
+            self._unreadable(error)
+            return
+        results = str(msgspec.structs.replace(place, channel="results"))
+        try:
+            command = decode_command(payload)
+        except CommandError as error:
+            self._unreadable(error)
+            if (identity := _identity(payload)) is not None:
+                await self._reply(identity, Outcome("rejected", str(error)), results)
+            return
+        now_ms = self._clock.now_ms()
+        device = self._devices.get(place.device)
+        if device is not None and device.domain != place.domain:
+            device = None
+        found = await self._ledger.enter(command, place.device, results, now_ms)
+        if isinstance(found, Entry):
+            if found.device == place.device:
+                await self._ledger.answer_again(command.id)
+                self.results.changed()
+            else:
+                words = f"this id was used for {found.device}"
+                await self._reply(command.id, Outcome("rejected", words), results)
+            return
+        expired = _expires_ms(command) <= now_ms
+        if found == "full":
+            words = "too many commands that have not expired were taken"
+            await self._reply(command.id, Outcome("rejected", words), results)
+        elif found == "past":
+            words = "it may have been carried out before"
+            outcome = Outcome("expired") if expired else Outcome("rejected", words)
+            await self._reply(command.id, outcome, results)
+        elif not self._clock.known:
+            words = "the clock of the gateway is not set"
+            await self._answer(command.id, Outcome("rejected", words), results)
+        elif expired:
+            await self._answer(command.id, Outcome("expired"), results)
+        elif words := self._refusal(device, command):
+            await self._answer(command.id, Outcome("rejected", words), results)
+        else:
+            assert device is not None
+            self._start(device, command, results)
+
+    def _refusal(self, device: Device | None, command: Command) -> str:
+        """Return why a command is not carried out, "" when it is."""
+        if device is None:
+            return "this gateway has no such device"
+        if command.name not in announced(device, self._settings):
+            return f"{command.name} is not a command of this device"
+        limits = device.package.profile.commands[command.name].args
+        if command.args.keys() != limits.keys():
+            takes = ", ".join(limits) or "no argument"
+            return f"{command.name} takes {takes}, not {', '.join(command.args) or 'none'}"
+        for name, value in command.args.items():
+            low, high = limits[name].min, limits[name].max
+            if isinstance(value, bool | str) or not low <= value <= high:
+                return f"{name} {value} is not in {low:g} … {high:g}"
+        if self._is_stopping:
+            return "the gateway is stopping"
+        if self._lanes[device.bus].waiting >= self._settings.queued:
+            return f"{self._settings.queued} commands wait for this bus already"
+        return ""
+
+    # ----------------------------------------------------------------------------------------------- executing
+
+    def _start(self, device: Device, command: Command, results: str) -> None:
+        lane = self._lanes[device.bus]
+        lane.waiting += 1
+        task = asyncio.create_task(self._see_through(device, command, results))
+        self._under_way.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            lane.waiting -= 1
+            self._under_way.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._say("commands meet an error", error)
+
+        task.add_done_callback(over)
+
+    async def _see_through(self, device: Device, command: Command, results: str) -> None:
+        left_s = (_expires_ms(command) - self._clock.now_ms()) / 1000
+        numbers = {
+            name: value for name, value in command.args.items() if not isinstance(value, str)
+        }
+        work = asyncio.create_task(self._carried_out(device, command.name, numbers, left_s))
+        try:
+            await asyncio.wait({work}, timeout=self._settings.accept_after_s)
+            if not work.done():
+                await self._settle(command.id, Outcome("accepted"), results)
+            outcome = await work
+        finally:
+            work.cancel()
+        await self._settle(command.id, outcome, results)
+        if outcome.status == "done":
+            self.on_done(device.id, command.name, self._clock.now_ms())
+
+    async def _carried_out(
+        self, device: Device, name: str, args: Mapping[str, Value], left_s: float
+    ) -> Outcome:
+        """Wait for the turn and carry it out, or say why not."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + left_s
+        lane = self._lanes[device.bus]
+        try:
+            async with asyncio.timeout_at(until_s):
+                await lane.turn.acquire()
+        except TimeoutError:
+            return Outcome("expired")
+        try:
+            readback = await self._execute(
+                device.id, name, args, deadline_s=max(0.0, until_s - loop.time())
+            )
+        except TimeoutError as error:
+            if loop.time() >= until_s:
+                return Outcome("expired")
+            return Outcome("failed", str(error) or "the bus is too busy")
+        except CommandRejected as error:
+            return Outcome("rejected", str(error))
+        except DeviceError as error:
+            return Outcome("failed", f"{type(error).__name__}: {error}")
+        except Exception as error:
+            log.exception("a driver failed at a command", extra={"device": device.id})
+            return Outcome("failed", f"{type(error).__name__}: {error}")
+        finally:
+            lane.turn.release()
+        return Outcome("done", readback={key: value for key, value in readback.items()
+                                         if math.isfinite(value)})  # fmt: skip
+
+    # ----------------------------------------------------------------------------------------------- answering
+
+    async def _answer(self, command: UUID, outcome: Outcome, results: str) -> None:
+        """Give a command that is in the ledger its result."""
+        await self._ledger.answer(self._result(command, outcome), results)
+        self._answered(outcome)
+
+    async def _settle(self, command: UUID, outcome: Outcome, results: str) -> None:
+        """Give a command its result, however long the disk takes nothing."""
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                await self._answer(command, outcome, results)
+            except LedgerBlocked as error:
+                self._say("results cannot be recorded", error)
+            else:
+                return
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            wait_s = min(2 * wait_s, RETRY_LAST_S)
+
+    async def _reply(self, command: UUID, outcome: Outcome, results: str) -> None:
+        """Answer what is not in the ledger."""
+        await self._ledger.reply(self._result(command, outcome), results)
+        self._answered(outcome)
+
+    def _answered(self, outcome: Outcome) -> None:
+        self.counts[outcome.status] += 1
+        self._said = ""
+        self.results.changed()
+
+    def _result(self, command: UUID, outcome: Outcome) -> Result:
+        return Result(
+            v=1,
+            id=command,
+            status=outcome.status,
+            at=datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC),
+            reason=outcome.reason[:REASON_CHARACTERS],
+            readback=outcome.readback,
+        )
+
+    async def _answer_interrupted(self, reason: str) -> None:
+        for command, results in await self._ledger.interrupted():
+            await self._answer(command, Outcome("failed", f"interrupted: {reason}"), results)
+
+    def _unreadable(self, error: Exception) -> None:
+        self.counts["unreadable"] += 1
+        self._say("a command cannot be read", error)
+
+    def _say(self, message: str, reason: object) -> None:
+        """Log once for as long as it is the same."""
+        if self._said != message:
+            self._said = message
+            log.warning(message, extra={"reason": str(reason)})
+
+
+def announced(device: Device, settings: CommandSettings) -> list[str]:
+    """Return the names of the commands that a device's state announces."""
+    return sorted(device.package.profile.commands) if settings.enabled else []
+
+
+class _Identified(msgspec.Struct):
+    id: UUID
+
+
+_identified = msgspec.json.Decoder(_Identified)
+
+
+def _identity(payload: bytes) -> UUID | None:
+    """Return the id of what is no command otherwise, so that its issuer hears why."""
+    try:
+        return _identified.decode(payload).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _expires_ms(command: Command) -> int:
+    return round(command.expires_at.timestamp() * 1000)

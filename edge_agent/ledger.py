@@ -1,0 +1,376 @@
+"""The ledger of commands: what was ordered, what became of it, and the results that wait for their receipt.
+
+SQLite, and an order is synced to the disk before it is carried out: whatever is killed when, nothing is executed twice.
+The trail of what was done is bounded by number and age. What is let go are orders that have expired; until when those
+were valid is kept, so that one that comes again after a clock was set back is known for what it may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+from uuid import UUID
+
+from exchange.commands import Command, Result, encode_command, encode_result
+from exchange.errors import OnestreetError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+ENTRIES_KEPT = 5000
+"""Orders in the trail, of each kind. Those that have not expired stay beyond it, up to twice as many."""
+DAYS_KEPT = 400
+RESULTS_KEPT = 1000
+"""Results without a receipt; beyond it the oldest goes, and is counted."""
+Kind = Literal["issued", "programme"]
+"""Who ordered it: somebody through the broker, or a programme of this gateway."""
+_DAY_MS = 86_400_000
+_SCHEMA = """
+CREATE TABLE entry (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    id TEXT UNIQUE,            -- of a command that was issued
+    device TEXT NOT NULL,
+    name TEXT NOT NULL,
+    detail TEXT NOT NULL,      -- the order as JSON
+    taken_ms INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    topic TEXT NOT NULL,       -- where its results go
+    status TEXT NOT NULL,      -- of the newest result, '' before there is one
+    at_ms INTEGER NOT NULL,    -- of the newest result
+    result TEXT NOT NULL       -- the newest result as it travels
+);
+CREATE INDEX entry_by_kind ON entry (kind, number);
+CREATE TABLE result (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    UNIQUE (id, status)
+);
+CREATE TABLE past (            -- what is known of orders that are not in the trail any more
+    expired_ms INTEGER NOT NULL,  -- none was valid for longer
+    issued_ms INTEGER NOT NULL    -- or was issued after that, in a ledger that was set aside
+);
+INSERT INTO past VALUES (0, 0);
+"""
+
+
+class LedgerBlocked(OnestreetError):
+    """The disk does not take it, or another agent has the ledger open: nothing was recorded."""
+
+
+class Waiting(NamedTuple):
+    """A result without a receipt."""
+
+    number: int
+    id: str
+    status: str
+    topic: str
+    payload: bytes
+
+
+class Entry(NamedTuple):
+    """One line of the trail. Shape: `detail` and `result` are JSON; `status` is "" while nothing came of it."""
+
+    kind: Kind
+    device: str
+    name: str
+    taken_ms: int
+    status: str
+    detail: str
+    result: str
+
+
+class Ledger:
+    """One gateway's ledger. All work runs in one thread of its own. Raises: LedgerBlocked, whatever is asked."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is opened yet."""
+        self.path = path
+        self.unreceipted = 0
+        """Results that wait for their receipt."""
+        self.dropped = 0
+        """Results that were let go without one."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._db: sqlite3.Connection | None = None
+
+    async def open(self, now_ms: int) -> None:
+        """Open or create it; a file that is none of ours, or is damaged, is set aside and said aloud."""
+        await self._run(lambda: self._open(now_ms))
+
+    async def close(self) -> None:
+        """Close it after everything that was asked before."""
+        await self._run(self._close)
+        self._thread.shutdown()
+
+    async def enter(
+        self, command: Command, device: str, topic: str, now_ms: int
+    ) -> Entry | Literal["new", "past", "full"]:
+        """Record a command, durably, before it is carried out; `topic` is where its results go.
+
+        Shape: "new" alone may be carried out; an entry is what is known of one that came before; "past" is one that
+            may have been here and been let go; "full" says that too many have not expired yet.
+        """
+        return await self._run(lambda: self._enter(command, device, topic, now_ms))
+
+    async def answer(self, result: Result, topic: str) -> None:
+        """Keep a result until its receipt, and note it in the trail."""
+        await self._run(lambda: self._answer(result, topic))
+
+    async def answer_again(self, command: UUID) -> None:
+        """Have the newest result of a command go out once more, receipted before or not."""
+        await self._run(lambda: self._answer_again(str(command)))
+
+    async def reply(self, result: Result, topic: str) -> None:
+        """Keep a result until its receipt of what was not recorded; the trail stays as it is."""
+        await self._run(lambda: self._reply(result, topic))
+
+    async def interrupted(self) -> list[tuple[UUID, str]]:
+        """Return the commands that have no last result, and where it goes."""
+        return await self._run(self._interrupted)
+
+    async def note(
+        self, device: str, name: str, detail: bytes, now_ms: int, status: str, outcome: bytes
+    ) -> None:
+        """Add to the trail what a programme of the gateway did, and what came of it."""
+        await self._run(lambda: self._note(device, name, detail, now_ms, status, outcome))
+
+    async def results(self) -> list[Waiting]:
+        """Return the results without a receipt, oldest first."""
+        return await self._run(self._results)
+
+    async def receipted(self, results: Sequence[tuple[str, str]]) -> None:
+        """Let go of results that were receipted, named by command id and status."""
+        await self._run(lambda: self._receipted(results))
+
+    async def last_issued_ms(self, device: str, name: str) -> int | None:
+        """Return when the device last carried out a command of that name that somebody issued."""
+        return await self._run(lambda: self._last_issued_ms(device, name))
+
+    async def trail(self, limit: int = 100) -> list[Entry]:
+        """Return the newest entries, newest first."""
+        return await self._run(lambda: self._trail(limit))
+
+    # ------------------------------------------------------------------------------------------- in the thread
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerBlocked(f"{self.path}: {error}") from error
+
+    @property
+    def _open_db(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise RuntimeError("the ledger is not open")
+        return self._db
+
+    def _open(self, now_ms: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = self._connect()
+        except sqlite3.OperationalError:
+            raise  # a full disk, a lock: setting the file aside would lose it
+        except (sqlite3.DatabaseError, _Unsound) as error:
+            aside = self._set_aside()
+            log.error(
+                "the ledger of commands was unsound and set aside",
+                extra={"reason": str(error), "aside": str(aside)},
+            )
+            self._db = self._connect()
+            # what was issued before may have been carried out: the file that knew is gone
+            self._db.execute("UPDATE past SET issued_ms = ?", (now_ms,))
+        self._count()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
+        try:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two agents would execute the same
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            if version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            elif version != SCHEMA_VERSION:
+                raise _Unsound(f"schema {version}, this agent knows {SCHEMA_VERSION}")
+            check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if check != "ok":
+                raise _Unsound(check)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self) -> Path:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.unsound-{number}")).exists():
+            number += 1
+        for suffix in ("", "-wal", "-shm"):
+            part = Path(f"{self.path}{suffix}")
+            if part.exists():
+                part.rename(f"{aside}{suffix}")
+        return aside
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _enter(
+        self, command: Command, device: str, topic: str, now_ms: int
+    ) -> Entry | Literal["new", "past", "full"]:
+        with _transaction(self._open_db) as db:
+            query = f"SELECT {_COLUMNS} FROM entry WHERE id = ?"  # noqa: S608 - our own columns
+            if row := db.execute(query, (str(command.id),)).fetchone():
+                return Entry(*row)
+            issued_ms = _ms(command.issued_at.timestamp())
+            expires_ms = _ms(command.expires_at.timestamp())
+            past = db.execute(
+                "SELECT expired_ms >= ? OR issued_ms >= ? FROM past", (expires_ms, issued_ms)
+            ).fetchone()
+            if past[0]:
+                return "past"
+            number = "SELECT count(*) FROM entry WHERE kind = 'issued'"
+            if db.execute(number).fetchone()[0] >= 2 * ENTRIES_KEPT:
+                return "full"
+            detail = encode_command(command).decode()
+            db.execute(
+                "INSERT INTO entry (kind, id, device, name, detail, taken_ms, expires_ms, topic, status, at_ms, result)"
+                " VALUES ('issued', ?, ?, ?, ?, ?, ?, ?, '', ?, '')",
+                (str(command.id), device, command.name, detail, now_ms, expires_ms, topic, now_ms),
+            )
+            _prune(db, "issued", now_ms)
+        return "new"
+
+    def _answer(self, result: Result, topic: str) -> None:
+        payload = encode_result(result).decode()
+        with _transaction(self._open_db) as db:
+            db.execute(
+                "UPDATE entry SET status = ?, at_ms = ?, result = ? WHERE id = ?",
+                (result.status, _ms(result.at.timestamp()), payload, str(result.id)),
+            )
+            self.dropped += _keep(db, result, topic, payload)
+        self._count()
+
+    def _reply(self, result: Result, topic: str) -> None:
+        with _transaction(self._open_db) as db:
+            self.dropped += _keep(db, result, topic, encode_result(result).decode())
+        self._count()
+
+    def _answer_again(self, command: str) -> None:
+        with _transaction(self._open_db) as db:
+            db.execute(
+                "INSERT OR IGNORE INTO result (id, status, topic, payload)"
+                " SELECT id, status, topic, result FROM entry WHERE id = ? AND status <> ''",
+                (command,),
+            )
+        self._count()
+
+    def _interrupted(self) -> list[tuple[UUID, str]]:
+        rows = self._open_db.execute(
+            "SELECT id, topic FROM entry"
+            " WHERE kind = 'issued' AND status IN ('', 'accepted') ORDER BY number"
+        )
+        return [(UUID(command), topic) for command, topic in rows]
+
+    def _note(
+        self, device: str, name: str, detail: bytes, now_ms: int, status: str, outcome: bytes
+    ) -> None:
+        with _transaction(self._open_db) as db:
+            db.execute(
+                "INSERT INTO entry (kind, device, name, detail, taken_ms, expires_ms, topic, status, at_ms, result)"
+                " VALUES ('programme', ?, ?, ?, ?, 0, '', ?, ?, ?)",
+                (device, name, detail.decode(), now_ms, status, now_ms, outcome.decode()),
+            )
+            _prune(db, "programme", now_ms)
+
+    def _results(self) -> list[Waiting]:
+        rows = self._open_db.execute(
+            "SELECT number, id, status, topic, payload FROM result ORDER BY number"
+        )
+        return [Waiting(*row, payload.encode()) for *row, payload in rows]
+
+    def _receipted(self, results: Sequence[tuple[str, str]]) -> None:
+        with _transaction(self._open_db) as db:
+            db.executemany("DELETE FROM result WHERE id = ? AND status = ?", results)
+        self._count()
+
+    def _count(self) -> None:
+        self.unreceipted = self._open_db.execute("SELECT count(*) FROM result").fetchone()[0]
+
+    def _last_issued_ms(self, device: str, name: str) -> int | None:
+        found: int | None = self._open_db.execute(
+            "SELECT max(at_ms) FROM entry"
+            " WHERE kind = 'issued' AND device = ? AND name = ? AND status = 'done'",
+            (device, name),
+        ).fetchone()[0]
+        return found
+
+    def _trail(self, limit: int) -> list[Entry]:
+        rows = self._open_db.execute(
+            f"SELECT {_COLUMNS} FROM entry ORDER BY number DESC LIMIT ?",  # noqa: S608 - our own columns
+            (limit,),
+        )
+        return [Entry(*row) for row in rows]
+
+
+_COLUMNS = "kind, device, name, taken_ms, status, detail, result"
+
+
+class _Unsound(Exception):
+    """The file is no ledger of ours or is damaged."""
+
+
+_SURPLUS = """FROM entry
+    WHERE kind = :kind AND expires_ms < :now_ms AND status NOT IN ('', 'accepted')
+    AND (taken_ms < :old_ms OR number <= (
+        SELECT number FROM entry WHERE kind = :kind ORDER BY number DESC LIMIT 1 OFFSET :kept))"""
+
+
+def _prune(db: sqlite3.Connection, kind: Kind, now_ms: int) -> None:
+    """Let go of what is too old or too much, but of no order that is open or may still be valid."""
+    old_ms = now_ms - DAYS_KEPT * _DAY_MS
+    values = {"kind": kind, "now_ms": now_ms, "old_ms": old_ms, "kept": ENTRIES_KEPT}
+    (until_ms,) = db.execute(f"SELECT max(expires_ms) {_SURPLUS}", values).fetchone()
+    if until_ms is not None:
+        db.execute("UPDATE past SET expired_ms = max(expired_ms, ?)", (until_ms,))
+        db.execute(f"DELETE {_SURPLUS}", values)
+
+
+def _keep(db: sqlite3.Connection, result: Result, topic: str, payload: str) -> int:
+    """Keep a result until its receipt; return how many had to go for it."""
+    db.execute(
+        "INSERT OR IGNORE INTO result (id, status, topic, payload) VALUES (?, ?, ?, ?)",
+        (str(result.id), result.status, topic, payload),
+    )
+    return db.execute(
+        "DELETE FROM result WHERE number <="
+        " (SELECT number FROM result ORDER BY number DESC LIMIT 1 OFFSET ?)",
+        (RESULTS_KEPT,),
+    ).rowcount
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All or nothing, and on the disk; sqlite3's own context manager does not begin one."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # after some errors SQLite has rolled back by itself
+            db.execute("ROLLBACK")
+        raise
