@@ -1,43 +1,149 @@
-"""When each device of a bus is polled: an absolute schedule without drift, phases spread, dead devices less often."""
+"""When each device of a bus is asked: an absolute schedule without drift, phases spread, dead devices in the gaps.
+
+A device that answers is polled on its own grid: first time + n * interval, whatever the polls took. One that failed
+yields: it is asked again only in a gap that is long enough for it before the next poll is due. After several failures
+in a row its breaker opens, and it is asked rarely. Where there are no gaps a failed device may make polls wait all the
+same, for one exchange at a time and for a stated share of the bus's time.
+"""
 
 from __future__ import annotations
 
-SLOWEST_RETRY_S = 60.0
-SETTLE_S = 0.1  # adapters and devices get this long after a bus was opened
+import math
+import random
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+Breaker: TypeAlias = Literal["closed", "open", "probing"]
+
+SETTLE_S: Final = 0.1
+"""Adapters and devices get this long after a bus was opened."""
+SPREAD_S: Final = 30.0
+"""First polls are spread over the interval, but not over longer than this: nobody waits an hour for a first value."""
+PATIENCE_S: Final = 5.0
+"""A failed device waits so long for a gap before it may make a poll wait."""
+_SOON_S: Final = 1e-6
 
 
-class Turn:
-    """One device's place in the schedule of its bus. Units: every `now_s` is the same monotonic clock."""
+class Pacing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How devices that do not answer are asked. `[polling]` of the configuration.
 
-    def __init__(self, interval_s: float, first_s: float) -> None:
-        """`first_s` is the first time it is due; neighbours get different ones."""
+    With these defaults a device that revives is read within a minute.
+    """
+
+    failures: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    """So many failures in a row open the breaker."""
+    probe_first_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 5.0
+    """The first probe comes so long after, or an interval after where that is longer; each next one twice as long."""
+    probe_last_s: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 40.0
+    """But never longer than this."""
+    probe_share: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.1
+    """The share of the bus's time that failed devices may take from polls that are due."""
+
+
+class Slot:
+    """One device's place in the schedule of its bus. Units: every time is of one monotonic clock."""
+
+    def __init__(self, index: int, interval_s: float, first_s: float) -> None:
+        """`index` is the device's on the bus; `first_s` the first time it is due."""
+        self.index = index
         self.interval_s = interval_s
         self.due_s = first_s
         self.missed = 0
         self.failures = 0
+        self.cost_s = 0.0
+        """How long its last failure held the bus."""
+        self.opened = False
+        """Its breaker is open: it is asked rarely."""
+        self._first_s = first_s
 
-    def answered(self, now_s: float) -> None:
-        """Go on to the next due time; those that have passed meanwhile were missed and are counted."""
-        self.failures = 0
-        self._advance(now_s)
+    def grid_s(self, now_s: float) -> float:
+        """Return the first time on its grid that is after `now_s`."""
+        steps = math.floor((now_s - self._first_s) / self.interval_s + _SOON_S) + 1
+        return self._first_s + max(0, steps) * self.interval_s
 
-    def failed(self, now_s: float) -> None:
-        """Try again at a later due time, each time later, up to a minute: neighbours share the bus."""
-        self.failures += 1
-        wait_s = min(self.interval_s * 2 ** min(self.failures - 1, 16), SLOWEST_RETRY_S)
-        self._advance(now_s + max(wait_s, self.interval_s) - self.interval_s)
-
-    def _advance(self, now_s: float) -> None:
-        steps = max(1, int((now_s - self.due_s) // self.interval_s) + 1)
-        if not self.failures:
-            self.missed += steps - 1
-        self.due_s += steps * self.interval_s
+    def catch_up(self, now_s: float) -> None:
+        """Count the polls that could not be made until now, and be due once for all of them."""
+        if not self.failures and self.due_s <= now_s:
+            passed = int((now_s - self.due_s) / self.interval_s + _SOON_S)
+            self.missed += passed
+            self.due_s += passed * self.interval_s
 
 
-def turns(intervals_s: list[float], now_s: float) -> list[Turn]:
-    """Return a turn for each device, their first times spread over their intervals."""
-    count = max(1, len(intervals_s))
-    return [
-        Turn(interval_s, now_s + SETTLE_S + interval_s * index / count)
-        for index, interval_s in enumerate(intervals_s)
-    ]
+class Schedule:
+    """All devices of one bus."""
+
+    def __init__(
+        self, intervals_s: Sequence[float], now_s: float, pacing: Pacing | None = None
+    ) -> None:
+        """Spread the first times."""
+        self.pacing = pacing or Pacing()
+        count = len(intervals_s)
+        self.slots = [
+            Slot(index, each_s, now_s + SETTLE_S + min(each_s, SPREAD_S) * index / count)
+            for index, each_s in enumerate(intervals_s)
+        ]
+        self._may_press_s = now_s
+
+    def resume(self, now_s: float) -> None:
+        """Go on after the bus was away: what was missed is counted, and each device is asked once, soon."""
+        soon_s = now_s + SETTLE_S
+        for slot in self.slots:
+            slot.catch_up(now_s)
+            slot.due_s = soon_s if slot.failures else max(slot.due_s, soon_s)
+
+    def choice(self, now_s: float) -> tuple[Slot | None, float]:
+        """Return who is to be asked now, or None and when to ask again."""
+        polls = [slot for slot in self.slots if not slot.failures]
+        failed = [slot for slot in self.slots if slot.failures]
+        poll = min(polls, key=_due, default=None)
+        poll_s = poll.due_s if poll is not None else math.inf
+        if failed:
+            oldest = min(failed, key=_due)
+            # Nobody presses while polls leave gaps; a bus that is late already is pressed no further than its share.
+            press_s = max(oldest.due_s + PATIENCE_S, self._may_press_s)
+            if press_s <= now_s:
+                return oldest, now_s
+        if poll is not None and poll_s <= now_s:
+            return poll, now_s
+        fitting = [slot for slot in failed if max(slot.due_s, now_s) + slot.cost_s <= poll_s]
+        if fitting and (first := min(fitting, key=_due)).due_s <= now_s:
+            return first, now_s
+        later_s = [poll_s, *(slot.due_s for slot in fitting)]
+        if failed:
+            later_s.append(press_s)
+        return None, min(later_s)
+
+    def answered(self, slot: Slot, now_s: float) -> None:
+        """Go on to the next time on the grid; those that have passed meanwhile were missed and are counted."""
+        if not slot.failures:
+            slot.missed += int(max(0.0, now_s - slot.due_s) / slot.interval_s + _SOON_S)
+        slot.failures, slot.opened = 0, False
+        slot.due_s = slot.grid_s(now_s)
+
+    def failed(self, slot: Slot, began_s: float, now_s: float) -> None:
+        """Try again later: on the grid until the breaker opens, then ever more rarely."""
+        pacing = self.pacing
+        slot.failures += 1
+        slot.cost_s = now_s - began_s
+        slot.opened = slot.failures >= pacing.failures
+        if began_s >= slot.due_s + PATIENCE_S and slot.failures > 1:
+            self._may_press_s = now_s + slot.cost_s * (1 / pacing.probe_share - 1)
+        if not slot.opened:
+            slot.due_s = min(slot.grid_s(now_s), now_s + pacing.probe_last_s)
+            return
+        first_s = max(pacing.probe_first_s, slot.interval_s)
+        doublings = min(slot.failures - pacing.failures, 16)
+        wait_s = min(first_s * 2**doublings, pacing.probe_last_s)
+        slot.due_s = now_s + wait_s * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
+
+    def alive(self, index: int, now_s: float) -> None:
+        """Ask a failed device at once: it has just been heard otherwise."""
+        slot = self.slots[index]
+        if slot.failures:
+            slot.due_s = now_s
+
+
+def _due(slot: Slot) -> float:
+    return slot.due_s

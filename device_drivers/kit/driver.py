@@ -50,9 +50,11 @@ class SerialPort(Protocol):
 class ModbusBus(Protocol):
     """A Modbus line with one request in flight at a time.
 
-    Shape: addresses are 0-based wire addresses, registers 16-bit unsigned.
+    Shape: addresses are 0-based wire addresses, registers 16-bit unsigned; `transactions` counts requests.
     Raises: DeviceSilent, DeviceRefused, FrameError, LinkLost.
     """
+
+    transactions: int
 
     async def read_holding(self, unit: int, address: int, count: int) -> list[int]: ...
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from device_drivers.kit.scaling import linear
 from exchange.configuration import converted
@@ -16,6 +18,7 @@ from exchange.errors import ConfigError
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 BusKind = Literal["serial", "modbus", "ble"]
+ReadFunction = Literal[3, 4]
 PointType = Literal[
     # numbers
     "bit",
@@ -69,10 +72,7 @@ class Identity(_Table, frozen=True, kw_only=True):
 
 
 class Transport(_Table, frozen=True, kw_only=True):
-    """How it is reached: a serial line of its own takes what the configuration leaves out from here.
-
-    A Modbus bus is shared, so that its settings are the bus's own, in the configuration.
-    """
+    """How it is reached: what the configuration of its bus leaves out is taken from here."""
 
     kind: BusKind
     baudrate: Annotated[int, msgspec.Meta(ge=300, le=4_000_000)] = 9600
@@ -80,7 +80,26 @@ class Transport(_Table, frozen=True, kw_only=True):
     parity: Literal["N", "E", "O"] = "N"
     stopbits: Literal[1, 2] = 1
     timeout_s: Positive = 1.0
-    """The longest that an answer, or the next frame of a device that speaks by itself, may take."""
+    """The longest that an answer, or the next frame of a device that speaks by itself, may take to begin."""
+
+
+_LINE_KEYS = ("baudrate", "bytesize", "parity", "stopbits")
+
+
+def shared_transport(transports: Sequence[Transport], **given: float | str | None) -> Transport:
+    """Return how a shared bus is set up: as given, else as the profiles of all its devices say.
+
+    Shape: `given` holds keys of Transport; None is as good as left out. The slowest device sets the time-out.
+    Raises: ConfigError with the key, when it is not given and the profiles differ.
+    """
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for key in _LINE_KEYS:
+        said = sorted({getattr(transport, key) for transport in transports})
+        if key not in settings and len(said) > 1:
+            raise ConfigError("", key, said, "must be given: the devices of this bus differ")
+        settings.setdefault(key, said[0])
+    settings.setdefault("timeout_s", max(transport.timeout_s for transport in transports))
+    return replace(transports[0], **settings)
 
 
 class Timing(_Table, frozen=True, kw_only=True):
@@ -117,6 +136,8 @@ class Point(_Table, frozen=True, kw_only=True):
     order: Annotated[str, msgspec.Meta(pattern="^[A-H]*$")] = ""
     bit: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
     length: int = 0
+    function: ReadFunction | None = None
+    """The Modbus function that reads it, where the profile's points differ in that."""
     sentinel: int | None = None
     """The raw value that means "no value"."""
     variants: list[str] = []
@@ -126,6 +147,11 @@ class Point(_Table, frozen=True, kw_only=True):
     def register_bytes(self) -> int:
         """How many bytes of registers it takes: text has two characters in each."""
         return 2 * ((self.length + 1) // 2) if self.type == "text" else _REGISTER_BYTES[self.type]
+
+    @property
+    def registers(self) -> range:
+        """The registers it takes, counted from the device's first."""
+        return range(self.at, self.at + self.register_bytes // 2)
 
     def metric_of_field(self, value: float) -> float:
         """Return the metric of the frame's own field."""
@@ -148,12 +174,35 @@ def _product(scale: float, add: float, factor: float) -> tuple[float, float]:
     return by(scale), by(add)
 
 
+class Read(_Table, frozen=True, kw_only=True):
+    """How a Modbus device likes to be read: what its requests are computed from."""
+
+    function: ReadFunction = 3
+    """Of points that name none: 3 for holding registers, 4 for input registers."""
+    max_gap: Annotated[int, msgspec.Meta(ge=0, le=124)] = 0
+    """So many registers that nobody wants may be read along, to save a request."""
+    max_registers: Annotated[int, msgspec.Meta(ge=1, le=125)] = 125
+    """The device answers no more in one request."""
+    breaks: list[Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]] = []
+    """No request may cross into these registers: a new range of the device's memory begins there."""
+    pause_s: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """The device needs so long between an answer and the next request."""
+
+
 class Block(_Table, frozen=True, kw_only=True):
     """Registers that one request reads; `at` is counted from the device's first register."""
 
-    function: Literal[3, 4]
+    function: ReadFunction
     at: int
     count: Annotated[int, msgspec.Meta(ge=1, le=125)]
+
+    def holds(self, point: Point) -> bool:
+        """Say whether the point is in it, whole."""
+        return (
+            point.function in (None, self.function)
+            and self.at <= point.at
+            and point.registers.stop <= self.at + self.count
+        )
 
 
 class Write(_Table, frozen=True, kw_only=True):
@@ -196,7 +245,9 @@ class Profile(_Table, frozen=True, kw_only=True):
     sources: list[str]
     variants: dict[str, Variant] = {}
     fresh: list[Write] = []
+    read: Read = Read()
     blocks: list[Block] = []
+    """The requests of one reading; without it they are computed from the points."""
     commands: dict[str, Command] = {}
 
     def points_of(self, variant: str) -> list[Point]:
@@ -222,7 +273,19 @@ def load_profile(package: str) -> Profile:
         raise ConfigError(name, "file", str(error), "must be TOML") from error
     for index, point in enumerate(profile.points):
         _check_point(name, f"points[{index}]", point, profile)
+        if profile.transport.kind == "modbus" and point.metric:
+            _check_reach(name, f"points[{index}]", point, profile)
     return profile
+
+
+def _check_reach(file: str, key: str, point: Point, profile: Profile) -> None:
+    """Check that a request can bring the point, and that one does."""
+    limit, count = profile.read.max_registers, len(point.registers)
+    if count > limit:
+        raise ConfigError(file, f"{key}.type", point.type, f"at most read.max_registers = {limit}")
+    if profile.blocks and not any(block.holds(point) for block in profile.blocks):
+        allowed = "registers of one of the blocks; without blocks they are computed"
+        raise ConfigError(file, f"{key}.at", point.at, allowed)
 
 
 def _check_point(file: str, key: str, point: Point, profile: Profile) -> None:

@@ -5,18 +5,27 @@ Source: MODBUS Application Protocol V1.1b3; MODBUS over Serial Line V1.02.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Final
 
 import msgspec
 
-from device_drivers.errors import CommandRejected, FrameError
+from device_drivers.errors import CommandRejected, DeviceRefused, FrameError
 from device_drivers.kit.driver import Context, ModbusBus, Reading, Value
 from device_drivers.kit.profile import Block, Point, Profile
+from device_drivers.kit.requests import halves, requests, wanted
 
 Unit = Annotated[int, msgspec.Meta(ge=1, le=255)]
+log = logging.getLogger(__name__)
+
+_NO_SUCH_REGISTERS: Final = (2, 3)
+"""Illegal address; illegal value, which some devices say of a count that is too large."""
+_REMEMBER_S: Final = 3600.0
 
 _EXCEPTIONS: Final = {
     1: "illegal function",
@@ -152,10 +161,15 @@ def raw_value(point: Point, registers: bytes) -> float | str | None:
 
 
 def points_within(
-    points: Iterable[Point], start: int, registers: bytes
+    points: Iterable[Point], start: int, registers: bytes, function: int | None = None
 ) -> Iterable[tuple[Point, float | str]]:
-    """Yield each point that the registers from `start` on hold, with its raw value."""
+    """Yield each point that the registers from `start` on hold, with its raw value.
+
+    Shape: without `function` it does not matter by which one the registers were read.
+    """
     for point in points:
+        if None not in (function, point.function) and function != point.function:
+            continue
         first = 2 * (point.at - start)
         last = first + point.register_bytes
         if first >= 0 and last <= len(registers):
@@ -164,11 +178,13 @@ def points_within(
                 yield point, raw
 
 
-def metrics_within(points: Iterable[Point], start: int, registers: bytes) -> dict[str, Value]:
+def metrics_within(
+    points: Iterable[Point], start: int, registers: bytes, function: int | None = None
+) -> dict[str, Value]:
     """Return the metrics of the points that the registers from `start` on hold."""
     return {
         point.metric: point.metric_value(raw)
-        for point, raw in points_within(points, start, registers)
+        for point, raw in points_within(points, start, registers, function)
         if point.metric and not isinstance(raw, str)
     }
 
@@ -181,19 +197,68 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class TableDriver:
-    """Reads a profile's blocks and carries out its commands; `first` is the device's first register."""
+    """Reads a profile's points and carries out its commands; `first` is the device's first register.
 
-    def __init__(self, profile: Profile, unit: int, first: int = 0) -> None:
-        self._profile, self._unit, self._first = profile, unit, first
+    Where the device refuses a request it is asked in smaller ones, and that is remembered for an hour: some models
+    lack registers of their family, and some are only starting up.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        unit: int,
+        first: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._profile, self._unit, self._first, self._clock = profile, unit, first, clock
+        self._points = wanted(profile)
+        self._blocks = requests(profile)
+        self._forget_s = math.inf
+        self._answers = True
 
     async def read(self, bus: ModbusBus) -> Reading:
+        if self._clock() >= self._forget_s:
+            self._blocks, self._forget_s = requests(self._profile), math.inf
         for write in self._profile.fresh:
             await bus.write_register(self._unit, self._first + write.at, write.value)
         metrics: dict[str, Value] = {}
-        for block in self._profile.blocks:
-            registers = await self._block(bus, block)
-            metrics |= metrics_within(self._profile.points, block.at, registers)
+        answered: list[Block] = []
+        refusal: DeviceRefused | None = None
+        waiting = self._blocks[:]
+        while waiting:
+            block = waiting.pop(0)
+            try:
+                registers = await self._block(bus, block)
+            except DeviceRefused as error:
+                if error.code not in _NO_SUCH_REGISTERS:
+                    raise
+                refusal = refusal or error
+                if self._answers:
+                    waiting[:0] = halves(block, self._points)
+            else:
+                answered.append(block)
+                metrics |= metrics_within(self._points, block.at, registers, block.function)
+            if waiting and self._profile.read.pause_s:
+                await asyncio.sleep(self._profile.read.pause_s)
+        # One that refused everything is not halved again: it is not the request that is wrong.
+        self._answers = bool(answered)
+        if refusal is not None:
+            if not answered:
+                raise refusal
+            self._remember(answered, refusal)
         return Reading(metrics)
+
+    def _remember(self, blocks: list[Block], refusal: DeviceRefused) -> None:
+        self._blocks, self._forget_s = blocks, self._clock() + _REMEMBER_S
+        lacking = [
+            point.metric
+            for point in self._points
+            if not any(block.holds(point) for block in blocks)
+        ]
+        log.warning(
+            "a request was refused; it is asked in parts",
+            extra={"reason": str(refusal), "requests": len(blocks), "lacking": lacking},
+        )
 
     async def _block(self, bus: ModbusBus, block: Block) -> bytes:
         read = bus.read_holding if block.function == 3 else bus.read_input
@@ -222,7 +287,7 @@ class TableDriver:
         readback: dict[str, Value] = {}
         for at in (command.at, command.readback):
             (answer,) = await bus.read_holding(self._unit, self._first + at, 1)
-            known = metrics_within(self._profile.points, at, answer.to_bytes(2))
+            known = metrics_within(self._profile.points, at, answer.to_bytes(2), 3)
             readback |= known or {key: answer}
         return readback
 
@@ -252,7 +317,8 @@ def decode(
             raise FrameError("exception", exception_words(response.exception), offset=2)
         if response.function in (3, 4):
             at = 0 if start is None else start - first
-            readings.append(Reading(metrics_within(profile.points, at, response.data)))
+            metrics = metrics_within(profile.points, at, response.data, response.function)
+            readings.append(Reading(metrics))
     return readings
 
 

@@ -20,6 +20,9 @@ from bleak.exc import (
     BleakGATTProtocolError,
     BleakGATTProtocolErrorCode,
 )
+from dbus_fast import BusType, Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+from dbus_fast.errors import DBusFastError
 
 from device_drivers.errors import DeviceRefused, DeviceSilent, LinkLost
 from device_drivers.kit.driver import Advert, GattDevice
@@ -38,8 +41,11 @@ class Scanner:
         self._unread: deque[Advert] = deque(maxlen=UNREAD_MAX)
         self._stirred = asyncio.Event()
         self.dropped = 0
+        self.heard = 0
+        """Adverts of anybody: a radio that hears strangers is well."""
 
     def hear(self, device: BLEDevice, data: AdvertisementData) -> None:
+        self.heard += 1
         address = device.address.upper()
         if address not in self._wanted:
             return
@@ -94,6 +100,35 @@ async def open_scanner(
         except (BleakError, OSError, EOFError) as error:
             # The scan ends with our connection to BlueZ anyway.
             logging.getLogger(__name__).info("scan not stopped in order: %s", error)
+
+
+async def power_cycle(adapter: str) -> None:
+    """Switch a radio off and on: it may hang, or somebody may have switched it off.
+
+    Raises: LinkLost when there is no such radio, or it stays off.
+    """
+    bus = MessageBus(bus_type=BusType.SYSTEM)
+    try:
+        async with asyncio.timeout(_RADIO_S):
+            await bus.connect()
+            for is_on in (False, True):
+                reply = await bus.call(
+                    Message(
+                        destination="org.bluez",
+                        path=f"/org/bluez/{adapter}",
+                        interface="org.freedesktop.DBus.Properties",
+                        member="Set",
+                        signature="ssv",
+                        body=["org.bluez.Adapter1", "Powered", Variant("b", is_on)],
+                    )
+                )
+                if reply is None or reply.message_type is MessageType.ERROR:
+                    reason = reply.body[0] if reply is not None and reply.body else "no answer"
+                    raise LinkLost(f"Bluetooth {adapter}: {reason}")
+    except (DBusFastError, OSError, EOFError) as error:
+        raise LinkLost(f"Bluetooth {adapter}: {error or 'no answer'}") from error
+    finally:
+        bus.disconnect()
 
 
 class _Connection:

@@ -18,26 +18,59 @@ from pymodbus.pdu import ModbusPDU
 from device_drivers.errors import DeviceRefused, DeviceSilent, FrameError, LinkLost
 from device_drivers.kit.driver import ModbusBus
 from device_drivers.kit.register_table import exception_words, parse_response
+from device_drivers.links.serial import port_path
 
-_QUIET_S: Final = 0.25
-"""A line without bytes for so long has no late answer on its way any more."""
-_DRAIN_MAX_S: Final = 2.0
+_LATE_S: Final = 0.25
+"""A unit that gave no answer is not asked again for so long: its answer may be late, and nothing in an RTU answer
+says which question it answers. Other units need not wait: an answer names its unit."""
+_CHUNK_S: Final = 0.02
+"""Adapters hand bytes on in portions: a frame may go on after so long a pause (FTDI: 16 ms)."""
+_CONNECT_MIN_S: Final = 2.0
+"""A connection over a mobile network takes longer than an answer."""
+_BABBLE_S: Final = 1.0
+"""A line that is not quiet by then is asked all the same."""
+_REQUEST_BYTES: Final = 8
+_BITS_PER_BYTE: Final = 11
+_NEVER_S: Final = 3600.0
+"""Deadlines are ours: after a few of its own the library hangs up, and one silent unit would end a whole bus."""
+
+
+class _Wire:
+    """How long things take on a serial line. Source: MODBUS over Serial Line V1.02, 2.5.1.1."""
+
+    def __init__(self, baudrate: int) -> None:
+        self._byte_s = _BITS_PER_BYTE / baudrate
+        self.gap_s = max(3.5 * self._byte_s, 0.00175)
+        self.pause_s = max(3.5 * self._byte_s, _CHUNK_S)
+
+    def takes_s(self, byte_count: int) -> float:
+        return byte_count * self._byte_s
 
 
 class _Bus:
-    """A connected client. An answer that comes too late is drained, never taken for the next one."""
+    """A connected client. An answer that comes too late is let go by, never taken for the next one."""
 
-    def __init__(self, name: str, timeout_s: float, *, is_serial: bool) -> None:
-        self._name, self._timeout_s, self._is_serial = name, timeout_s, is_serial
-        self._one_at_a_time = asyncio.Lock()
-        self._in_doubt = is_serial
-        self._heard = b""
-        self._stirred_at_s = time.monotonic()
+    def __init__(self, name: str, timeout_s: float, wire: _Wire | None = None) -> None:
+        """`wire` is that of a serial line; over TCP an answer names its request."""
+        self.transactions = 0
         self.client: AsyncModbusSerialClient | AsyncModbusTcpClient
+        self.timeout_s = timeout_s
+        self._name, self._wire = name, wire
+        self._one_at_a_time = asyncio.Lock()
+        self._heard = b""
+        self._stirred_s = self._opened_s = time.monotonic()
+        self._unanswered_s: dict[int, float] = {}
+        self._in_doubt = True
+        self._deadline: asyncio.Timeout | None = None
+        self._answer_bytes = 0
 
     def overhear(self, sending: bool, data: bytes) -> bytes:
-        """Keep what came in since the request, to say what was wrong with it."""
-        self._stirred_at_s = time.monotonic()
+        """Keep what came in since the request, to say what was wrong with it. What has begun may end."""
+        self._stirred_s = time.monotonic()
+        deadline, wire = self._deadline, self._wire
+        if not sending and not self._heard and deadline and wire and not deadline.expired():
+            ends_s = asyncio.get_running_loop().time() + wire.takes_s(self._answer_bytes)
+            deadline.reschedule(max(deadline.when() or 0.0, ends_s + wire.pause_s))
         self._heard = b"" if sending else bytes(data)
         return data
 
@@ -76,21 +109,26 @@ class _Bus:
     ) -> ModbusPDU:
         async with self._one_at_a_time:
             self._still_there()
-            await self._drain()
-            self._in_doubt, self._heard = self._is_serial, b""
+            await self._quiet(unit)
+            self._heard, self._in_doubt = b"", True
+            self._answer_bytes = _answer_bytes(function, quantity)
+            self.transactions += 1
+            sent_s = self._wire.takes_s(_REQUEST_BYTES) if self._wire else 0.0
             try:
-                answer = await ask()
-                self._in_doubt = self._is_serial and answer.function_code & 0x7F != function
+                async with asyncio.timeout(self.timeout_s + sent_s) as self._deadline:
+                    answer = await ask()
+                self._in_doubt = answer.function_code & 0x7F != function
             except ConnectionException as error:
                 raise LinkLost(f"{self._name}: {error}") from error
-            except ModbusException as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise asyncio.CancelledError from error  # pymodbus makes an error of it
+            except (ModbusException, TimeoutError) as error:
                 self._still_there()
                 raise self._what_was_wrong(unit, function, quantity) from error
             finally:
-                self._stirred_at_s = time.monotonic()
+                self._deadline = None
+                if self._in_doubt:
+                    self._unanswered_s[unit] = time.monotonic()
+                else:
+                    self._unanswered_s.pop(unit, None)
         if answer.function_code & 0x7F != function:
             message = f"function {answer.function_code} answered {function}"
             raise FrameError("wrong_function", message, offset=1)
@@ -103,25 +141,30 @@ class _Bus:
         if not self.client.connected:
             raise LinkLost(f"{self._name}: the connection is gone")
 
-    async def _drain(self) -> None:
-        """Let a late answer go by before the next request."""
-        give_up_s = time.monotonic() + _DRAIN_MAX_S
-        while self._in_doubt:
-            wait_s = min(self._stirred_at_s + _QUIET_S, give_up_s) - time.monotonic()
+    async def _quiet(self, unit: int) -> None:
+        """Wait until the last frame has ended, and with it the time in which this unit may answer late."""
+        wire = self._wire
+        if wire is None:
+            return
+        late_s = self._unanswered_s.get(unit, self._opened_s) + _LATE_S
+        give_up_s = max(time.monotonic(), late_s) + _BABBLE_S
+        while True:
+            gap_s = wire.pause_s if self._in_doubt else wire.gap_s
+            wait_s = min(max(late_s, self._stirred_s + gap_s), give_up_s) - time.monotonic()
             if wait_s <= 0:
-                break
+                return
             await asyncio.sleep(wait_s)
 
     def _what_was_wrong(
         self, unit: int, function: int, quantity: int | None
     ) -> DeviceSilent | FrameError:
         """Tell a device that says nothing from one whose bytes are damaged."""
-        if self._heard and self._is_serial:
+        if self._heard and self._wire:
             try:
                 parse_response(self._heard, slave=unit, function=function, quantity=quantity)
             except FrameError as error:
                 return error
-        return DeviceSilent(f"{self._name} unit {unit}: no answer in {self._timeout_s:g} s")
+        return DeviceSilent(f"{self._name} unit {unit}: no answer in {self.timeout_s:g} s")
 
     @staticmethod
     def _registers(answer: ModbusPDU, count: int) -> list[int]:
@@ -144,12 +187,24 @@ class _Bus:
             raise FrameError("bad_value", f"the write {sent} was echoed as {echoed}", offset=2)
 
 
+def _answer_bytes(function: int, quantity: int | None) -> int:
+    """Return how long a serial line's answer is, with its unit and CRC."""
+    if quantity is None:
+        return 8
+    return 5 + (2 * quantity if function in (3, 4) else (quantity + 7) // 8)
+
+
 @asynccontextmanager
 async def _connected(bus: _Bus, missing: str) -> AsyncIterator[ModbusBus]:
     # It logs every silent device every time; the agent logs once when one goes and once when it is back.
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
     try:
-        if not await bus.client.connect():
+        try:
+            async with asyncio.timeout(max(bus.timeout_s, _CONNECT_MIN_S)):
+                is_connected = await bus.client.connect()
+        except TimeoutError:
+            is_connected = False
+        if not is_connected:
             raise LinkLost(missing)
         yield bus
     finally:
@@ -157,9 +212,9 @@ async def _connected(bus: _Bus, missing: str) -> AsyncIterator[ModbusBus]:
         await asyncio.sleep(0)  # the transport closes in the loop's next round
 
 
-def _why_not(port: str) -> str:
+def _why_not(path: str) -> str:
     """Say why a port cannot be opened: pymodbus keeps the reason to itself."""
-    return "in use, or may not be opened" if Path(port).exists() else "there is no such port"
+    return "in use, or may not be opened" if Path(path).exists() else "there is no such port"
 
 
 @asynccontextmanager
@@ -174,21 +229,24 @@ async def open_modbus_rtu(
 ) -> AsyncIterator[ModbusBus]:
     """Open a serial bus. Requests are not repeated: the schedule asks again.
 
+    Shape: `port` is a path or names an adapter (kit.port_names).
+    Units: `timeout_s` from the end of a request to the begin of its answer.
     Raises: LinkLost when there is no such port, it is in use, or it may not be opened.
     """
-    bus = _Bus(port, timeout_s, is_serial=True)
+    path = port_path(port)
+    bus = _Bus(port, timeout_s, _Wire(baudrate))
     bus.client = AsyncModbusSerialClient(
-        port,
+        path,
         baudrate=baudrate,
         bytesize=bytesize,
         parity=parity,
         stopbits=stopbits,
-        timeout=timeout_s,
+        timeout=_NEVER_S,
         retries=0,
         reconnect_delay=0,
         trace_packet=bus.overhear,
     )
-    async with _connected(bus, f"{port}: {_why_not(port)}") as opened:
+    async with _connected(bus, f"{port}: {_why_not(path)}") as opened:
         yield opened
 
 
@@ -201,14 +259,14 @@ async def open_modbus_tcp(
     Raises: LinkLost when it cannot be reached.
     """
     name = f"{host}:{port}"
-    bus = _Bus(name, timeout_s, is_serial=False)
+    bus = _Bus(name, timeout_s)
     bus.client = AsyncModbusTcpClient(
         host,
         port=port,
-        timeout=timeout_s,
+        timeout=_NEVER_S,
         retries=0,
         reconnect_delay=0,
         trace_packet=bus.overhear,
     )
-    async with _connected(bus, f"{name}: no connection in {timeout_s:g} s") as opened:
+    async with _connected(bus, f"{name}: no connection") as opened:
         yield opened

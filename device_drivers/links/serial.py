@@ -8,15 +8,45 @@ from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 import serial
+from serial.tools.list_ports import comports
+from serial.tools.list_ports_common import ListPortInfo
 from serial_asyncio_fast import SerialTransport, create_serial_connection
 
 from device_drivers.errors import DeviceSilent, LinkLost
 from device_drivers.kit.driver import SerialPort
+from device_drivers.kit.port_names import UsbPort, port_problem, usb_port
 
 UNREAD_MAX: Final = 4096
 """Bytes kept for a driver that does not read; beyond that the oldest go: old frames help nobody."""
 UNSENT_MAX: Final = 1024
 _CLOSE_S: Final = 2.0
+
+
+def port_path(name: str) -> str:
+    """Return where the port is now: an adapter that was plugged in anew may be under another path.
+
+    Raises: LinkLost when no adapter is meant, or more than one.
+    """
+    if problem := port_problem(name):
+        raise LinkLost(f"{name}: must be {problem}")
+    wanted = usb_port(name)
+    if wanted is None:
+        return name
+    found = [port for port in comports() if _is_meant(port, wanted)]
+    if len(found) == 1:
+        return str(found[0].device)
+    if not found:
+        raise LinkLost(f"{name}: there is no such adapter")
+    places = ", ".join(f"{port.device} is usb-path:{port.location}" for port in sorted(found))
+    raise LinkLost(f"{name}: {len(found)} ports are meant: {places}")
+
+
+def _is_meant(port: ListPortInfo, wanted: UsbPort) -> bool:
+    if wanted.path is not None:
+        location = port.location or ""  # with an interface where the adapter has several ports
+        return wanted.path in (location, location.partition(":")[0])
+    is_kind = (port.vid, port.pid) == (wanted.vid, wanted.pid)
+    return is_kind and wanted.serial in (None, port.serial_number)
 
 
 class _Line(asyncio.Protocol):
@@ -91,13 +121,15 @@ async def open_serial(
 ) -> AsyncIterator[SerialPort]:
     """Open a port that nobody else has open, its input discarded.
 
+    Shape: `port` is a path or names an adapter (kit.port_names).
     Raises: LinkLost when there is no such port, it is in use, or it may not be opened.
     """
+    path = port_path(port)
     try:
         transport, line = await create_serial_connection(
             asyncio.get_running_loop(),
             lambda: _Line(port),
-            port,
+            path,
             baudrate=baudrate,
             bytesize=bytesize,
             parity=parity,

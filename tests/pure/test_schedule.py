@@ -1,82 +1,230 @@
-"""When devices are polled: no drift, no bursts after a pause, dead devices less and less often."""
+"""When devices are polled: no drift, no bursts after a pause, dead devices in the gaps and ever more rarely."""
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.schedule import SETTLE_S, SLOWEST_RETRY_S, Turn, turns
+from edge_agent.schedule import PATIENCE_S, SETTLE_S, SPREAD_S, Pacing, Schedule
 
 intervals = st.floats(0.05, 3600)
 
 
-@given(st.lists(intervals, max_size=50), st.floats(0, 1e6))
-def test_first_polls_are_spread_over_the_intervals(each: list[float], now_s: float) -> None:
-    schedule = turns(each, now_s)
-    assert [turn.interval_s for turn in schedule] == each
-    for turn in schedule:
-        assert now_s + SETTLE_S <= turn.due_s <= now_s + SETTLE_S + turn.interval_s
+@given(st.lists(intervals, min_size=1, max_size=50), st.floats(0, 1e6))
+def test_first_polls_are_spread(each: list[float], now_s: float) -> None:
+    slots = Schedule(each, now_s).slots
+    assert [slot.interval_s for slot in slots] == each
+    for slot in slots:
+        spread_s = min(slot.interval_s, SPREAD_S)
+        assert now_s + SETTLE_S <= slot.due_s <= now_s + SETTLE_S + spread_s
     if len(set(each)) == 1:
-        dues = [turn.due_s for turn in schedule]
-        for one, next_one in pairwise(dues):
-            assert next_one - one == pytest.approx(each[0] / len(each), abs=1e-6)
+        for one, next_one in pairwise(slots):
+            apart_s = min(each[0], SPREAD_S) / len(each)
+            assert next_one.due_s - one.due_s == pytest.approx(apart_s, abs=1e-6)
 
 
 def test_an_answer_that_takes_its_time_does_not_make_the_schedule_drift() -> None:
-    turn = Turn(2.0, 100.0)
-    for poll in range(1000):
-        assert turn.due_s == 100.0 + 2.0 * poll
-        turn.answered(turn.due_s + 0.7)
-    assert turn.missed == 0
+    schedule = Schedule([0.3], 100.0)
+    (slot,) = schedule.slots
+    first_s = slot.due_s
+    for poll in range(20_000):
+        assert slot.due_s == pytest.approx(first_s + 0.3 * poll, abs=1e-6)
+        schedule.answered(slot, slot.due_s + 0.2)
+    assert slot.missed == 0
 
 
 def test_polls_that_were_missed_are_counted_and_not_made_up_for() -> None:
-    turn = Turn(2.0, 100.0)
-    turn.answered(107.0)  # the bus was held up: 102, 104 and 106 have passed
-    assert turn.due_s == 108.0
-    assert turn.missed == 3
+    schedule = Schedule([2.0], 100.0 - SETTLE_S)
+    (slot,) = schedule.slots
+    schedule.answered(slot, 107.0)  # the bus was held up: 102, 104 and 106 have passed
+    assert slot.due_s == pytest.approx(108.0)
+    assert slot.missed == 3
 
 
-def test_a_dead_device_is_asked_less_and_less_often() -> None:
-    turn = Turn(2.0, 0.0)
+def test_a_bus_that_was_away_asks_everybody_once_and_goes_on_where_it_was() -> None:
+    schedule = Schedule([2.0, 2.0], 100.0 - SETTLE_S)
+    first, second = schedule.slots
+    fail(schedule, 1, 3)
+    schedule.resume(207.3)
+    assert first.due_s == second.due_s == 207.3 + SETTLE_S
+    assert first.missed == 53, "the 54th is made up for"
+    assert second.missed == 0, "what was not asked for was not missed"
+    schedule.answered(first, 207.5)
+    assert first.due_s == pytest.approx(208.0)
+
+
+def fail(schedule: Schedule, index: int, times: int, cost_s: float = 0.2) -> list[float]:
+    """Let a device fail; return how long it was left alone each time."""
+    slot = schedule.slots[index]
     waits = []
-    for _ in range(8):
-        asked_s = turn.due_s
-        turn.failed(asked_s + 1.0)
-        waits.append(turn.due_s - asked_s)
-    assert waits == sorted(waits)
-    assert waits[0] == 2.0
-    assert SLOWEST_RETRY_S <= waits[-1] <= SLOWEST_RETRY_S + turn.interval_s
-    assert turn.missed == 0, "what was not asked for was not missed"
-    turn.answered(turn.due_s + 0.1)
-    asked_s = turn.due_s
-    turn.failed(asked_s)
-    assert turn.due_s - asked_s == 2.0, "an answer begins anew"
+    for _ in range(times):
+        asked_s = slot.due_s
+        schedule.failed(slot, asked_s, asked_s + cost_s)
+        waits.append(slot.due_s - asked_s)
+    return waits
 
 
-def test_a_slow_device_is_retried_at_its_own_pace() -> None:
-    turn = Turn(300.0, 0.0)
-    for _ in range(5):
-        asked_s = turn.due_s
-        turn.failed(asked_s + 1.0)
-        assert turn.due_s - asked_s == 300.0
+@pytest.mark.parametrize(
+    ("interval_s", "first_s"), [(0.1, 5.0), (10.0, 10.0), (40.0, 40.0), (300.0, 40.0)]
+)
+def test_a_dead_device_is_asked_ever_more_rarely_but_twice_in_a_minute(
+    interval_s: float, first_s: float
+) -> None:
+    schedule = Schedule([interval_s], 0.0)
+    (slot,) = schedule.slots
+    closed = fail(schedule, 0, 2)
+    assert not slot.opened
+    for wait_s in closed:
+        assert wait_s <= max(min(interval_s, 40.0), 0.3) + 0.21
+    waits = fail(schedule, 0, 8)
+    assert slot.opened
+    assert 0.75 * first_s <= waits[0] - 0.2 <= first_s
+    for wait_s in waits[-3:]:
+        assert 30.0 <= wait_s - 0.2 <= 40.0
+    assert slot.missed == 0, "what was not asked for was not missed"
+    schedule.answered(slot, slot.due_s + 0.1)
+    assert not slot.opened
+    assert slot.due_s - SETTLE_S == pytest.approx(
+        round((slot.due_s - SETTLE_S) / interval_s) * interval_s
+    )
+
+
+def test_a_device_that_is_heard_otherwise_is_asked_at_once() -> None:
+    schedule = Schedule([10.0], 0.0)
+    fail(schedule, 0, 6)
+    schedule.alive(0, 200.0)
+    assert schedule.choice(200.0) == (schedule.slots[0], 200.0)
+
+
+def test_a_failed_device_is_asked_only_in_a_gap() -> None:
+    schedule = Schedule([1.0, 1.0], 0.0)
+    polled, failed = schedule.slots
+    schedule.failed(failed, 0.6, 0.9)  # it took 0.3 s
+    failed.due_s = 1.9
+    schedule.answered(polled, 1.2)
+    assert polled.due_s == pytest.approx(2.1)
+    choice, again_s = schedule.choice(1.9)
+    assert choice is None
+    assert again_s == pytest.approx(2.1)
+    schedule.answered(polled, 2.2)
+    assert schedule.choice(2.2) == (failed, 2.2)
 
 
 @given(
-    intervals,
-    st.lists(st.tuples(st.booleans(), st.floats(0, 500)), min_size=1, max_size=60),
+    st.lists(st.floats(0.05, 0.5), min_size=1, max_size=20),
+    st.integers(0, 20),
+    st.floats(0.05, 1.0),
+    st.randoms(use_true_random=False),
 )
-def test_the_next_time_is_always_ahead_and_on_the_grid(
-    interval_s: float, polls: list[tuple[bool, float]]
+def test_the_dead_take_no_more_than_their_share_from_the_living(
+    costs_s: list[float], dead: int, timeout_s: float, chance: random.Random
 ) -> None:
-    turn = Turn(interval_s, 10.0)
-    for answered, took_s in polls:
-        now_s = turn.due_s + took_s
-        (turn.answered if answered else turn.failed)(now_s)
-        assert turn.due_s > now_s - 1e-6
-        assert turn.due_s <= now_s + max(SLOWEST_RETRY_S, interval_s) + interval_s + 1e-6
-        steps = (turn.due_s - 10.0) / interval_s
-        assert steps == pytest.approx(round(steps), abs=1e-4)
+    """Whatever the load: a dead device makes polls wait for one exchange at a time, and rarely."""
+    count = len(costs_s) + dead
+    schedule = Schedule([10.0] * count, 0.0, Pacing(probe_share=0.1))
+    order = [*range(count)]
+    chance.shuffle(order)
+    dead_ones = set(order[:dead])
+    now_s, pressed_s = 0.0, 0.0
+    while now_s < 300.0:
+        slot, again_s = schedule.choice(now_s)
+        if slot is None:
+            assert again_s > now_s
+            now_s = again_s
+            continue
+        if slot.index in dead_ones:
+            was_known, cost_s = slot.failures > 0, slot.cost_s
+            next_poll_s = min(
+                (other.due_s for other in schedule.slots if not other.failures), default=now_s + 9
+            )
+            pressed_s += timeout_s * (was_known and next_poll_s < now_s + cost_s - 1e-6)
+            schedule.failed(slot, now_s, now_s + timeout_s)
+            now_s += timeout_s
+        else:
+            took_s = costs_s[slot.index % len(costs_s)]
+            schedule.answered(slot, now_s + took_s)
+            now_s += took_s
+    assert pressed_s <= 0.1 * now_s + 2 * timeout_s
+
+
+def lateness(
+    dead: set[int], *, count: int = 32, timeout_s: float = 0.2, cost_s: float = 0.06
+) -> tuple[list[float], Schedule, float]:
+    """Simulate twenty minutes of a line; return how late the living were polled."""
+    schedule = Schedule([10.0] * count, 0.0)
+    late: list[float] = []
+    now_s = 0.0
+    while now_s < 1200.0:
+        slot, again_s = schedule.choice(now_s)
+        if slot is None:
+            now_s = again_s
+        elif slot.index in dead:
+            schedule.failed(slot, now_s, now_s + timeout_s)
+            now_s += timeout_s
+        else:
+            if now_s > 60.0:  # until each was asked once nobody knows who is dead
+                late.append(now_s - slot.due_s)
+            schedule.answered(slot, now_s + cost_s)
+            now_s += cost_s
+    return sorted(late), schedule, now_s
+
+
+@pytest.mark.parametrize("dead", [1, 5, 16, 31])
+@pytest.mark.parametrize(("timeout_s", "cost_s"), [(0.2, 0.06), (0.2, 0.3), (1.0, 0.06)])
+def test_the_living_hardly_notice_the_dead(dead: int, timeout_s: float, cost_s: float) -> None:
+    alone, _, _ = lateness(set(), cost_s=cost_s)
+    beside, schedule, _ = lateness(
+        set(range(0, 2 * dead, 2)) if dead <= 16 else set(range(dead)),
+        timeout_s=timeout_s,
+        cost_s=cost_s,
+    )
+    p99 = int(0.99 * len(beside))
+    assert beside[p99] <= alone[int(0.99 * len(alone))] + timeout_s
+    for slot in schedule.slots:
+        assert slot.missed <= dead * timeout_s / slot.interval_s
+
+
+def test_whoever_revives_is_asked_within_a_minute() -> None:
+    """Sixteen of 32 are dead on a bus that is nine tenths full; each is asked every minute all the same."""
+    schedule = Schedule([10.0] * 32, 0.0)
+    dead = set(range(0, 32, 2))
+    asked: dict[int, list[float]] = {index: [0.0] for index in dead}
+    now_s = 0.0
+    while now_s < 1800.0:
+        slot, again_s = schedule.choice(now_s)
+        if slot is None:
+            now_s = again_s
+        elif slot.index in dead:
+            asked[slot.index].append(now_s)
+            schedule.failed(slot, now_s, now_s + 0.2)
+            now_s += 0.2
+        else:
+            schedule.answered(slot, now_s + 0.56)
+            now_s += 0.56
+    for times in asked.values():
+        assert max(b - a for a, b in pairwise([*times, now_s])) < 60.0
+
+
+def test_on_a_bus_without_gaps_the_dead_wait_their_patience_and_keep_to_their_share() -> None:
+    schedule = Schedule([1.0] * 2, 0.0)
+    schedule.failed(schedule.slots[1], 0.6, 1.6)
+    now_s, asked = 1.6, list[float]()
+    while now_s < 100.0:
+        slot, again_s = schedule.choice(now_s)
+        if slot is None:
+            now_s = again_s
+        elif slot.index == 1:
+            asked.append(now_s)
+            schedule.failed(slot, now_s, now_s + 1.0)
+            now_s += 1.0
+        else:
+            schedule.answered(slot, now_s + 0.9)
+            now_s += 0.9
+    assert asked, "it is not forgotten"
+    assert asked[0] >= 2.0 + PATIENCE_S
+    assert len(asked) <= 0.1 * 100.0 + 1
+    assert min(b - a for a, b in pairwise(asked)) >= 10.0
