@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes the locks of the container images anew, deploy/*.lock: parts of requirements.lock, in the same versions.
+# Writes the locks of the container images anew, deploy/*.lock: parts of requirements.lock, in the same versions; and
+# the list of the wheels that a gateway installs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -18,3 +19,4 @@ rm -f deploy/*.lock # what stands in them would be kept
 echo hatchling | lock build -
 lock services pyproject.toml --extra ingest --extra town
 lock street pyproject.toml --all-extras
+sh scripts/edge_wheels.sh

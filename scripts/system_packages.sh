@@ -11,6 +11,7 @@ is_missing() {
         mosquitto-clients) ! command -v mosquitto_pub >/dev/null ;;
         maven) ! command -v mvn >/dev/null ;;
         default-jdk-headless) ! command -v javac >/dev/null ;;
+        systemd) ! command -v systemd-analyze >/dev/null ;;
         iproute2) ! command -v ip >/dev/null ;;
         libc6-dev) ! [ -e /usr/include/stdlib.h ] ;;
         *) ! command -v "$1" >/dev/null ;;
