@@ -73,10 +73,12 @@ def check_limits(device: Device) -> None:
     for name, limits in device.limits.items():
         rule = metrics.get(name)
         if rule is None and not VENDOR_METRIC.fullmatch(name):
-            allowed = f"one of {', '.join(metrics)}, or x-vendor-name"
+            allowed = f"one of {', '.join(metrics)}, or x-vendor-name 只能是其中之一"
             raise ConfigError("", f"limits.{name}", name, allowed)
         if rule and rule.type == "boolean":
-            raise ConfigError("", f"limits.{name}", name, "a number: a boolean has no limits")
+            raise ConfigError(
+                "", f"limits.{name}", name, "a number: a boolean has no limits 布林值沒有上下限"
+            )
         low, high = _range(rule)
         if limits.min is not None:
             _check_within(f"limits.{name}.min", limits.min, low, high)
@@ -87,7 +89,7 @@ def check_limits(device: Device) -> None:
 
 def _check_within(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise ConfigError("", key, value, f"from {low:g} to {high:g}")
+        raise ConfigError("", key, value, f"from {low:g} to {high:g} 須在此範圍內")
 
 
 # ------------------------------------------------------------------------------------------------------- fitting

@@ -57,7 +57,9 @@ def check_report(device: Device) -> None:
     for name in device.report:
         if name != ALL_OTHERS and not is_metric_name(device.domain, name):
             known = ", ".join(dictionary()[device.domain].metrics)
-            allowed = f"one of {known}, x-vendor-name, or {ALL_OTHERS} for all others"
+            allowed = (
+                f"one of {known}, x-vendor-name, or {ALL_OTHERS} for all others 只能是其中之一"
+            )
             raise ConfigError("", f"report.{name}", name, allowed)
 
 

@@ -34,20 +34,30 @@ _RADIO_S: Final = 10.0
 
 
 class Scanner:
-    """A running scan. Adverts of devices that nobody asked for leave no trace here."""
+    """A running scan. Adverts that nobody asked for, by address or by format, leave no trace here."""
 
-    def __init__(self, addresses: Iterable[str]) -> None:
+    def __init__(
+        self, addresses: Iterable[str], services: Iterable[str] = (), companies: Iterable[int] = ()
+    ) -> None:
         self._wanted = frozenset(address.upper() for address in addresses)
+        self._services, self._companies = frozenset(services), frozenset(companies)
         self._unread: deque[Advert] = deque(maxlen=UNREAD_MAX)
         self._stirred = asyncio.Event()
         self.dropped = 0
         self.heard = 0
         """Adverts of anybody: a radio that hears strangers is well."""
+        self.passed_over = 0
+        """Of these, adverts that nobody asked for."""
 
     def hear(self, device: BLEDevice, data: AdvertisementData) -> None:
         self.heard += 1
         address = device.address.upper()
-        if address not in self._wanted:
+        if not (
+            address in self._wanted
+            or self._services & data.service_data.keys()
+            or self._companies & data.manufacturer_data.keys()
+        ):
+            self.passed_over += 1
             return
         self.dropped += len(self._unread) == UNREAD_MAX
         self._unread.append(
@@ -75,15 +85,21 @@ class Scanner:
 
 @asynccontextmanager
 async def open_scanner(
-    addresses: Iterable[str], *, adapter: str | None = None
+    addresses: Iterable[str],
+    *,
+    services: Iterable[str] = (),
+    companies: Iterable[int] = (),
+    adapter: str | None = None,
 ) -> AsyncIterator[Scanner]:
     """Scan for the devices with these addresses; `adapter` is BlueZ's name for the radio (`hci0`).
 
+    Shape: adverts of whatever device are taken, too, that have data of these `services` (128-bit UUIDs in lower case)
+    or of these `companies` (their numbers at the Bluetooth SIG).
     Raises: LinkLost when there is no Bluetooth, or it is switched off.
     """
     # Its debug messages hold the address of every device in reach, strangers' included.
     logging.getLogger("bleak").setLevel(logging.INFO)
-    scanner = Scanner(addresses)
+    scanner = Scanner(addresses, services, companies)
     bluez: Any = {} if adapter is None else {"adapter": adapter}
     try:
         radio = BleakScanner(scanner.hear, bluez=bluez)

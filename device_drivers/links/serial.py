@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import serial
 from serial.tools.list_ports import comports
@@ -20,6 +20,35 @@ UNREAD_MAX: Final = 4096
 """Bytes kept for a driver that does not read; beyond that the oldest go: old frames help nobody."""
 UNSENT_MAX: Final = 1024
 _CLOSE_S: Final = 2.0
+
+
+class FoundPort(NamedTuple):
+    """A serial port of this machine; `name` stays when it is plugged in anew, as far as its adapter allows."""
+
+    path: str
+    name: str
+    description: str
+
+
+def found_ports() -> list[FoundPort]:
+    """Return every serial port there is now."""
+    ports = sorted(comports())
+    return [
+        FoundPort(str(port.device), _steady_name(port, ports), str(port.description))
+        for port in ports
+    ]
+
+
+def _steady_name(port: ListPortInfo, ports: Sequence[ListPortInfo]) -> str:
+    """Return the first name that means this port and no other: by its serial number, else by its socket."""
+    names = [f"usb-path:{port.location}"]
+    if port.vid is not None and port.pid is not None and port.serial_number:
+        names.insert(0, f"usb:{port.vid:04X}:{port.pid:04X}:{port.serial_number}")
+    for name in names:
+        wanted = usb_port(name)
+        if wanted and [other for other in ports if _is_meant(other, wanted)] == [port]:
+            return name
+    return str(port.device)
 
 
 def port_path(name: str) -> str:
