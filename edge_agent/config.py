@@ -315,7 +315,8 @@ class _Reader:
                     continue  # why is said of the bus
                 self._check(device, origin)
             except ConfigError as error:
-                self._problem(origin.wrong(error.key, error.value, error.allowed))
+                key = "" if error.key == "file" else error.key  # it is no table at all
+                self._problem(origin.wrong(key, error.value, error.allowed))
                 if isinstance(origin.data, dict):
                     self._lost_devices.add(str(origin.data.get("id")))
             else:
@@ -444,7 +445,7 @@ class _Reader:
                     self._problem(error)
 
     def _wrong(self, place: str, key: str, value: object, allowed: str) -> ConfigError:
-        path = place if key in ("", "file") else f"{place}.{key}"  # "file": it is no table at all
+        path = f"{place}.{key}" if key else place
         return ConfigError(self._file, path, value, allowed, line=self._toml.line_of(path))
 
     def _read_inventory(self, data: object, key: str) -> tuple[Inventory, Rows]:

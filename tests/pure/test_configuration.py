@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from exchange.configuration import converted, read_toml, toml_table
+from exchange.configuration import TomlFile, converted, read_toml, toml_table, toml_value
 from exchange.errors import ConfigError
 
 
@@ -141,3 +144,106 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     file = tmp_path / "written.toml"
     file.write_text(toml_table("[a.table]", **values), encoding="utf-8")
     assert read_toml(file, dict[str, Any]) == {"a": {"table": values}}
+
+
+# --------------------------------------------------------------------------------------------------------- lines
+
+TOWN = '''\
+# a comment with [brackets] = "and more"
+name = "a"   # 2
+place = { lat = 1, "l.on" = 2 }
+words.one = 1
+text = """
+[not.a.table]
+key = 1
+"""
+list = [
+  1, # "one"
+  [2, 3],
+  { a = 1,  b = [4] },
+]
+[bus]
+"quoted key" = 'it''s [x] = 1' # no
+
+[[street]]
+id = 1
+[street.lamp]
+level = 1979-05-27 07:32:00
+[[street]]
+id = 2
+[[street.house]]
+number = +1_000
+[[street.house]]
+number = 0.5e-3
+[street.lamp]
+level = true
+'''.replace("it''s", "its")
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("name", 2),
+        ("place.lat", 3),
+        ("place.l.on", 3),
+        ("words.one", 4),
+        ("text", 5),
+        ("list", 9),
+        ("list[0]", 10),
+        ("list[1][1]", 11),
+        ("list[2].b[0]", 12),
+        ("bus", 14),
+        ("bus.quoted key", 15),
+        ("street[0]", 17),
+        ("street[0].id", 18),
+        ("street[0].lamp.level", 20),
+        ("street[1].id", 22),
+        ("street[1].house[0].number", 24),
+        ("street[1].house[1].number", 26),
+        ("street[1].lamp.level", 28),
+        ("street[1].lamp.missing", 27),
+        ("street[1].missing", 21),
+        ("street[7].missing", 17),
+        ("nothing", None),
+    ],
+)
+def test_each_key_has_its_line(tmp_path: Path, key: str, line: int | None) -> None:
+    path = tmp_path / "town.toml"
+    for text in (TOWN, TOWN.replace("\n", "\r\n"), "\ufeff" + TOWN):
+        path.write_text(text, encoding="utf-8", newline="")
+        assert TomlFile(path).line_of(key) == line
+
+
+def test_an_error_says_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, WIRE + 'parity = "X"')
+    assert caught.value.line == 7
+    assert str(caught.value).startswith(f"{tmp_path / 'house.toml'}:7: bus[1].parity = 'X': one of")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, 'name = "a"\nx = = 1')
+    assert caught.value.line == 2
+
+
+toml_keys = st.sampled_from(["a", "b-c", "1", "d.e", "長", 'q"', "", "k = [", "'", "#"])
+toml_data = st.recursive(
+    st.integers(-9, 9) | st.booleans() | st.sampled_from(['"', "]", "}", "a # b", "\n", "'''", '"""', "\\"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(toml_keys, inner, max_size=3),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@given(data=st.lists(st.tuples(toml_keys, toml_data), max_size=6, unique_by=lambda pair: pair[0]))
+def test_the_lines_of_any_file_are_those_where_its_keys_were_written(
+    tmp_path_factory: pytest.TempPathFactory, data: list[tuple[str, object]]
+) -> None:
+    lines = [f"{json.dumps(key, ensure_ascii=False)} = {toml_value(value)}" for key, value in data]
+    path = tmp_path_factory.mktemp("toml") / "file.toml"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    file = TomlFile(path)
+    assert file.data == dict(data)
+    for number, (key, value) in enumerate(data):
+        line = 2 * number + 1
+        if key:
+            assert file.line_of(key) == line
+        if key and isinstance(value, list):
+            assert all(file.line_of(f"{key}[{index}]") == line for index in range(len(value)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from edge_agent.advice import advice
 from edge_agent.config import Config, examine, load_config, read_config
 from edge_agent.inventory import letters
+from exchange.configuration import toml_value
 from exchange.errors import ConfigError
 from onestreet.cli import main
 
@@ -55,6 +57,7 @@ id,settings.channel,settings.short_address,location.lat,location.lon,label.zh-TW
 lamp-1,0,1,25.0261,121.5435,一號燈,P-0001
 lamp-2,0,2,25.0262,121.5436,二號燈,P-0002
 """
+DRIVER = 'driver = "intesis_dali"\nbus = "lamps"\n'
 
 
 def write(folder: Path, rows: str | bytes = ROWS, head: str = HEAD, more: str = "") -> Path:
@@ -174,7 +177,7 @@ def test_three_hundred_devices_are_read_while_an_agent_starts(tmp_path: Path) ->
         ),
         (
             ROWS.replace(",0,2,", ",0,1,"),
-            ["lamps.csv:3: settings = '", "must be unique on its bus: lamps.csv:2 is the same"],
+            ["lamps.csv:3: settings = ", "must be unique on its bus: lamps.csv:2 is the same"],
         ),
         # a column
         (
@@ -228,11 +231,11 @@ def test_what_is_wrong_is_named_to_the_cell_once(
         (('"lamps.csv"', '"a\\u0000b"'), "edge.toml:30: inventory[0].file = 'a\\x00b': must name a file"),
         (('template = "lamp"', 'template = "lump"'), "edge.toml:31: inventory[0].template = 'lump': one of lamp, slow"),
         (('template = "lamp"', 'templet = "lamp"'), "edge.toml:31: inventory[0].templet = 'lamp': unknown key"),
-        (('driver = "intesis_dali"\nbus = "lamps"\ninterval_s = 30\n', 'driver = "dali"\nbus = "lamps"\ninterval_s = 30\n'),
+        ((f"{DRIVER}interval_s = 30\n", f"{DRIVER.replace('intesis_', '')}interval_s = 30\n"),
          "edge.toml:17: template.lamp.driver = 'dali': one of "),
-        (("interval_s = 30\n", 'interval_s = "30"\n'), "edge.toml:19: template.lamp.interval_s = '30': Expected `float`"),
-        (("{ unit = 1 }", "{ unitt = 1 }"), "edge.toml:20: template.lamp.settings.unitt = 1: unknown key (did you mean unit?)"),
-        (("{ unit = 1 }", "7"), "lamps.csv:2: column 欄 B: settings.channel = '0': settings is no table in the template"),
+        (("interval_s = 30\n", 'interval_s = "30"\n'), "edge.toml:19: template.lamp.interval_s = '30': Expected"),
+        (("{ unit = 1 }", "{ unitt = 1 }"), "edge.toml:20: template.lamp.settings.unitt = 1: unknown key (did you"),
+        (("{ unit = 1 }", "7"), "lamps.csv:2: column 欄 B: settings.channel = '0': settings is no table"),
         (("interval_s = 30\n", ""), "lamps.csv:1: interval_s = None: this key is required"),
     ],
 )  # fmt: skip
@@ -268,7 +271,7 @@ def test_good_rows_start_when_others_are_bad(tmp_path: Path) -> None:
     loaded = load_config(write(tmp_path, rows))
     assert [one.id for one in loaded.config.device] == ["lamp-1", "lamp-2", "lamp-4"]
     assert len(loaded.problems) == 1
-    with pytest.raises(ConfigError, match="lamps.csv:4"):
+    with pytest.raises(ConfigError, match=r"lamps\.csv:4"):
         read_config(tmp_path / "edge.toml")
 
 
@@ -380,10 +383,6 @@ TABLES += ["broker", "commands", "metrics", "status", "nonsense"]
 def test_whatever_a_file_says_is_read_or_named(
     tmp_path_factory: pytest.TempPathFactory, changed: dict[str, object]
 ) -> None:
-    import tomllib
-
-    from exchange.configuration import toml_value
-
     folder = tmp_path_factory.mktemp("toml")
     data: dict[str, object] = tomllib.loads(HEAD) | changed
     try:
