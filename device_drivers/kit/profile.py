@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal
@@ -81,6 +81,10 @@ class Transport(_Table, frozen=True, kw_only=True):
     stopbits: Literal[1, 2] = 1
     timeout_s: Positive = 1.0
     """The longest that an answer, or the next frame of a device that speaks by itself, may take to begin."""
+    services: list[str] = []
+    """Of adverts that the driver understands: the UUIDs of their service data, 128 bits in lower case."""
+    companies: list[Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]] = []
+    """Likewise: whose manufacturer data they hold, by the Bluetooth SIG's numbers."""
 
 
 _LINE_KEYS = ("baudrate", "bytesize", "parity", "stopbits")
@@ -161,11 +165,14 @@ class Point(_Table, frozen=True, kw_only=True):
 
     def metric_value(self, raw: float) -> float:
         """Return the metric. A vendor's own metric is a number even where the device sends a bit."""
-        if isinstance(raw, bool):
-            return self.metric_of_field(raw)
+        return self.metric_of_field(raw) if isinstance(raw, bool) else self.conversion(raw)
+
+    @property
+    def conversion(self) -> Callable[[float], float]:
+        """Return what makes the metric out of a raw number."""
         if self.factor == 1:
-            return linear(self.scale, self.add)(raw)
-        return linear(*_product(self.scale, self.add, self.factor))(raw)
+            return linear(self.scale, self.add)
+        return linear(*_product(self.scale, self.add, self.factor))
 
 
 @cache
@@ -203,6 +210,17 @@ class Block(_Table, frozen=True, kw_only=True):
             and self.at <= point.at
             and point.registers.stop <= self.at + self.count
         )
+
+
+class Fingerprint(_Table, frozen=True, kw_only=True):
+    """A register that tells the device from others: to read it does no harm. `at` is the wire's address."""
+
+    function: ReadFunction
+    at: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+    values: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]], msgspec.Meta(min_length=1)
+    ]
+    """Any of them is the device's."""
 
 
 class Write(_Table, frozen=True, kw_only=True):
@@ -249,6 +267,8 @@ class Profile(_Table, frozen=True, kw_only=True):
     blocks: list[Block] = []
     """The requests of one reading; without it they are computed from the points."""
     commands: dict[str, Command] = {}
+    fingerprint: list[Fingerprint] = []
+    """A unit of a bus is this device when all of them agree; without any a scan cannot name it."""
 
     def points_of(self, variant: str) -> list[Point]:
         return [point for point in self.points if not point.variants or variant in point.variants]

@@ -11,7 +11,8 @@ import math
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Final
+from operator import itemgetter
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -140,53 +141,92 @@ def parse_response(
     return Response(frame[0], answered, body)
 
 
-def raw_value(point: Point, registers: bytes) -> float | str | None:
-    """Return the value as the registers hold it, None when the device marks it as absent.
+class Layout:
+    """Where points are in the registers from `start` on, compiled once: decoding is what a busy bus costs.
 
-    Shape: `registers` are the point's own bytes, in wire order.
+    Shape: without `function` it does not matter by which one the registers were read; points that `size` bytes do
+    not hold whole are left out.
     """
+
+    def __init__(
+        self, points: Iterable[Point], start: int, size: int, function: int | None = None
+    ) -> None:
+        self.points = [
+            point
+            for point in points
+            if (function is None or point.function in (None, function))
+            and point.at >= start
+            and 2 * (point.at - start) + point.register_bytes <= size
+        ]
+        picked = [at for point in self.points for at in _wire_bytes(point, start)]
+        self._is_in_order = picked == list(range(size))
+        self._pick = itemgetter(*picked, 0, 0)  # fewer than two would not be a tuple
+        self._table = struct.Struct(">" + "".join(map(_format, self.points)))
+        self._raw = [_raw(point) for point in self.points]
+        self._metrics = [point for point in self.points if point.metric and point.type != "text"]
+        self._names = [point.metric for point in self._metrics]
+        self._is_plain = self._metrics == self.points and all(map(_is_plain, self.points))
+
+    def raw_values(self, registers: bytes) -> list[float | str | None]:
+        """Return what the registers hold, None for what the device marks as absent."""
+        values = self._values(registers)
+        return [raw(value) for raw, value in zip(self._raw, values, strict=True)]
+
+    def metrics(self, registers: bytes) -> dict[str, Value]:
+        """Return the metrics; absent ones are left out."""
+        if self._is_plain:
+            values = self._values(registers)
+            if math.isfinite(sum(values)):  # nothing absent among them
+                return dict(zip(self._names, values, strict=True))
+        return {
+            point.metric: point.metric_value(raw)
+            for point, raw in zip(self.points, self.raw_values(registers), strict=True)
+            if point.metric and raw is not None and not isinstance(raw, str)
+        }
+
+    def _values(self, registers: bytes) -> tuple[Any, ...]:
+        data = registers if self._is_in_order else bytes(self._pick(registers)[:-2])
+        return self._table.unpack(data)
+
+
+_FORMATS: Final = {"bit": "H", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i"}
+_FORMATS_LONG: Final = {"uint64": "Q", "int64": "q", "float32": "f", "float64": "d"}
+
+
+def _format(point: Point) -> str:
     if point.type == "text":
-        return registers[: point.length].decode("ascii", "replace").rstrip("\0 ")
-    size = len(registers)
-    order = point.order or "ABCDEFGH"[:size]
-    wire = dict(zip(order, registers, strict=True))
-    value = bytes(wire[letter] for letter in sorted(wire))
-    if point.type.startswith("float"):
-        number: float = struct.unpack(">f" if size == 4 else ">d", value)[0]
-        return number if math.isfinite(number) else None
-    whole = int.from_bytes(value, signed=point.type.startswith("int"))
+        return f"{point.length}s"
+    return (_FORMATS | _FORMATS_LONG)[point.type]
+
+
+def _wire_bytes(point: Point, start: int) -> list[int]:
+    """Return where a point's bytes are, the most significant first."""
+    first = 2 * (point.at - start)
+    if point.type == "text":
+        return list(range(first, first + point.length))
+    order = point.order or "ABCDEFGH"[: point.register_bytes]
+    return [first + order.index(letter) for letter in sorted(order)]
+
+
+def _raw(point: Point) -> Callable[[Any], float | str | None]:
+    """Return what tells a value from its absence."""
+    if point.type == "text":
+        return lambda value: value.decode("ascii", "replace").rstrip("\0 ")
     if point.type == "bit":
-        return bool(whole >> point.bit & 1)
-    return None if whole == point.sentinel else whole
+        return lambda value: bool(value >> point.bit & 1)
+    if point.type.startswith("float"):
+        return lambda value: value if math.isfinite(value) else None
+    return lambda value: None if value == point.sentinel else value
 
 
-def points_within(
-    points: Iterable[Point], start: int, registers: bytes, function: int | None = None
-) -> Iterable[tuple[Point, float | str]]:
-    """Yield each point that the registers from `start` on hold, with its raw value.
-
-    Shape: without `function` it does not matter by which one the registers were read.
-    """
-    for point in points:
-        if None not in (function, point.function) and function != point.function:
-            continue
-        first = 2 * (point.at - start)
-        last = first + point.register_bytes
-        if first >= 0 and last <= len(registers):
-            raw = raw_value(point, registers[first:last])
-            if raw is not None:
-                yield point, raw
-
-
-def metrics_within(
-    points: Iterable[Point], start: int, registers: bytes, function: int | None = None
-) -> dict[str, Value]:
-    """Return the metrics of the points that the registers from `start` on hold."""
-    return {
-        point.metric: point.metric_value(raw)
-        for point, raw in points_within(points, start, registers, function)
-        if point.metric and not isinstance(raw, str)
-    }
+def _is_plain(point: Point) -> bool:
+    """Say whether the metric is the very number on the wire."""
+    is_float = point.type.startswith("float")
+    return (
+        point.type not in ("bit", "text")
+        and (point.scale, point.add, point.factor) == (1, 0, 1)
+        and (is_float or point.sentinel is None)
+    )
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -212,6 +252,7 @@ class TableDriver:
     ) -> None:
         self._profile, self._unit, self._first, self._clock = profile, unit, first, clock
         self._points = wanted(profile)
+        self._layouts: dict[Block, Layout] = {}
         self._blocks = requests(profile)
         self._forget_s = math.inf
         self._answers = True
@@ -228,7 +269,7 @@ class TableDriver:
         while waiting:
             block = waiting.pop(0)
             try:
-                registers = await self._block(bus, block)
+                metrics |= await self._block(bus, block)
             except DeviceRefused as error:
                 if error.code not in _NO_SUCH_REGISTERS:
                     raise
@@ -237,7 +278,6 @@ class TableDriver:
                     waiting[:0] = halves(block, self._points)
             else:
                 answered.append(block)
-                metrics |= metrics_within(self._points, block.at, registers, block.function)
             if waiting and self._profile.read.pause_s:
                 await asyncio.sleep(self._profile.read.pause_s)
         # One that refused everything is not halved again: it is not the request that is wrong.
@@ -260,10 +300,14 @@ class TableDriver:
             extra={"reason": str(refusal), "requests": len(blocks), "lacking": lacking},
         )
 
-    async def _block(self, bus: ModbusBus, block: Block) -> bytes:
+    async def _block(self, bus: ModbusBus, block: Block) -> dict[str, Value]:
         read = bus.read_holding if block.function == 3 else bus.read_input
         registers = await read(self._unit, self._first + block.at, block.count)
-        return struct.pack(f">{block.count}H", *registers)
+        layout = self._layouts.get(block)
+        if layout is None:
+            layout = Layout(self._points, block.at, 2 * block.count, block.function)
+            self._layouts[block] = layout
+        return layout.metrics(struct.pack(f">{block.count}H", *registers))
 
     async def command(
         self, bus: ModbusBus, name: str, args: Mapping[str, Value]
@@ -287,7 +331,7 @@ class TableDriver:
         readback: dict[str, Value] = {}
         for at in (command.at, command.readback):
             (answer,) = await bus.read_holding(self._unit, self._first + at, 1)
-            known = metrics_within(self._profile.points, at, answer.to_bytes(2), 3)
+            known = Layout(self._profile.points, at, 2, 3).metrics(answer.to_bytes(2))
             readback |= known or {key: answer}
         return readback
 
@@ -317,8 +361,8 @@ def decode(
             raise FrameError("exception", exception_words(response.exception), offset=2)
         if response.function in (3, 4):
             at = 0 if start is None else start - first
-            metrics = metrics_within(profile.points, at, response.data, response.function)
-            readings.append(Reading(metrics))
+            layout = Layout(profile.points, at, len(response.data), response.function)
+            readings.append(Reading(layout.metrics(response.data)))
     return readings
 
 
