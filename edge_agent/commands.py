@@ -157,14 +157,15 @@ class Commands:
 
     async def drain(self, deadline_s: float) -> None:
         """Take no further one; those under way get so long, and then what is left is answered with failed."""
-        self._is_stopping = True
         try:
             async with asyncio.timeout(deadline_s):
                 await self._queue.join()
+                self._is_stopping = True
                 while self._under_way:
                     await asyncio.wait(self._under_way)
         except TimeoutError:
             log.warning("commands are interrupted", extra={"commands": len(self._under_way)})
+        self._is_stopping = True
         while self._under_way:
             for task in self._under_way:
                 task.cancel()

@@ -171,7 +171,7 @@ class Ledger:
     @property
     def _open_db(self) -> sqlite3.Connection:
         if self._db is None:
-            raise RuntimeError("the ledger is not open")
+            raise LedgerBlocked(f"{self.path}: not open")
         return self._db
 
     def _open(self, now_ms: int) -> None:
