@@ -17,16 +17,22 @@ import msgspec
 import uvloop
 
 from benchmarks import (
+    bus,
     disk,
     drain,
+    edge_drain,
     enrolment,
     first_sample,
+    flash,
+    footprint,
     fresh_clone,
     handshakes,
     ingest,
     latency,
     machine,
     nation,
+    tags,
+    transactions,
 )
 from benchmarks.backlog import Load
 from benchmarks.processes import BenchmarkFailed
@@ -41,13 +47,22 @@ BENCHMARKS = {
     "enrolment": "a new gateway: seconds from `gateway add` to its first stored sample",
     "first-sample": "`onestreet demo`: seconds from the command to the first stored sample",
     "fresh-clone": "`git clone` and `make demo`: seconds to the first stored sample and to the end",
+    "bus": "32 slaves on a 9600-baud bus, some dead: lateness of the others, beside two peers",
+    "tags": "CPU of 5,000 float values a second over Modbus TCP, beside Telegraf",
+    "transactions": "Modbus transactions of one reading, with and without joined requests",
+    "footprint": "the agent's memory with 100 devices, its imports, exec to first published sample",
+    "flash": "bytes that the agent writes to the disk, by sample and by byte published",
+    "edge-drain": "a day's outage out of the agent's outbox: its rate, and what live samples notice",
 }
+EDGE = ("bus", "tags", "transactions", "footprint", "flash", "edge-drain")
 _WHEN_NAMED = {"nation"}
 _ON_UVLOOP = {
     "latency",
     "drain",
     "nation",
     "handshakes",
+    "tags",
+    "edge-drain",
 }  # as services have it: its pace is measured
 _PACK_MESSAGES, _MESSAGES = 20_000, 200_000
 
@@ -88,7 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     of_demo = parser.add_argument_group("first-sample, fresh-clone and enrolment")
     of_demo.add_argument("--runs", type=_whole, default=5, help="of each (default: 5)")
     of_demo.add_argument("--cold", action="store_true", help="clone with empty package caches")
+    _add_edge(
+        parser.add_argument_group("the edge: bus, tags, transactions, footprint, flash, edge-drain")
+    )
     return parser
+
+
+def _add_edge(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dead", type=_counts, default=bus.DEAD, help="of the bus: 0,1,5,16")
+    group.add_argument(
+        "--watch", type=_whole, help="seconds: bus 180, tags 60, footprint 60, flash 120"
+    )
+    group.add_argument("--tags", type=_whole, default=5000, help="values a second (default: 5000)")
+    group.add_argument(
+        "--outage", type=_whole, default=1_000_000, help="samples of edge-drain (default: 1000000)"
+    )
 
 
 def _add_ingest(group: argparse._ArgumentGroup) -> None:
@@ -112,7 +141,9 @@ def _add_ingest(group: argparse._ArgumentGroup) -> None:
         help="let Telegraf carry and store the metrics only, without epoch and seq",
     )
     group.add_argument(
-        "--profile", action="store_true", help="instead, show where our ingest spends its time"
+        "--profile",
+        action="store_true",
+        help="instead, show where our ingest (or, with tags, our agent) spends its time",
     )
 
 
@@ -149,6 +180,8 @@ def main(argv: Sequence[str]) -> int:
 
 async def _measured(name: str, asked: argparse.Namespace) -> object:
     """Run one benchmark, print its table, and return its figures."""
+    if name in EDGE:
+        return await _edge(name, asked)
     match name:
         case "ingest":
             return await _ingest(asked)
@@ -206,6 +239,39 @@ async def _measured(name: str, asked: argparse.Namespace) -> object:
             return enrolled
 
 
+async def _edge(name: str, asked: argparse.Namespace) -> object:
+    """The same, of the agent on a gateway."""
+    match name:
+        case "bus":
+            held = await bus.measure(bus.Plan(seconds=asked.watch or 180, dead=asked.dead))
+            print(bus.table(held))
+            return held
+        case "tags":
+            plan = tags.Plan(tags=asked.tags, seconds=asked.watch or 60)
+            if asked.profile:
+                return await tags.profile(plan)
+            polled = await tags.measure(plan, rounds=asked.rounds)
+            print(tags.table(polled))
+            return polled
+        case "transactions":
+            counted = await transactions.measure()
+            print(transactions.table(counted))
+            return counted
+        case "footprint":
+            weighed = await footprint.measure(asked.watch or 60, starts=asked.runs)
+            print(footprint.table(weighed))
+            return weighed
+        case "flash":
+            written = await flash.measure(asked.watch or 120)
+            print(flash.table(written))
+            return written
+        case _:
+            outage = edge_drain.Plan(samples=asked.outage, seconds=asked.seconds)
+            drained = await edge_drain.measure(outage)
+            print(edge_drain.table(drained))
+            return drained
+
+
 async def _ingest(asked: argparse.Namespace) -> list[ingest.Comparison]:
     found = []
     for samples in asked.samples:
@@ -236,6 +302,10 @@ def _whole(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
     return value
+
+
+def _counts(text: str) -> list[int]:
+    return [int(each) if each == "0" else _whole(each) for each in text.split(",")]
 
 
 def _wholes(text: str) -> list[int]:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("mqtt5", "msgspec", "cbor2", "uvloop", "aiohttp")
+LIBRARIES = ("mqtt5", "msgspec", "cbor2", "uvloop", "aiohttp", "aiomqtt", "pymodbus")
 
 
 def facts() -> dict[str, str]:
@@ -35,6 +35,11 @@ def facts() -> dict[str, str]:
         "mosquitto": _said("mosquitto", "-h").removeprefix("mosquitto version "),
         "influxd": _said(os.environ.get("ONESTREET_INFLUXD", "influxd"), "version"),
         "telegraf": _said(os.environ.get("ONESTREET_TELEGRAF", "telegraf"), "--version"),
+        "thingsboard-gateway": _said(
+            f"{os.environ.get('ONESTREET_THINGSBOARD_GATEWAY', '')}/bin/python",
+            "-c",
+            "from importlib.metadata import version as of; print(of('thingsboard-gateway'))",
+        ),
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
 

@@ -123,6 +123,16 @@ class Process:
 
         return await until(met, what, deadline_s=deadline_s, every_s=every_s)
 
+    async def lives_for(self, seconds: float) -> None:
+        """Let time pass. Raises: BenchmarkFailed when it does not live through it."""
+        end_s = time.monotonic() + seconds
+        await self.until(
+            lambda: time.monotonic() >= end_s,
+            f"process {self.pid} lives on",
+            deadline_s=2 * seconds + _STOP_DEADLINE_S,  # the clock decides, not how late we look
+            every_s=0.1,
+        )
+
     async def until_at_rest(self, *, deadline_s: float = 60.0) -> float:
         """Return its CPU time once that stands nearly still."""
         marks = [(time.monotonic(), cpu_s(self.pid))]

@@ -5,8 +5,10 @@ set -eu
 
 version=1.37.2
 go_minimum=1.25.5 # go.mod of that version
-plugins=custom,inputs.mqtt_consumer,outputs.influxdb_v2,parsers.json,parsers.influx,serializers.influx
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/onestreet/telegraf-$version
+plugins=custom,inputs.mqtt_consumer,inputs.modbus,outputs.influxdb_v2,outputs.mqtt,outputs.discard
+plugins=$plugins,parsers.json,parsers.influx,serializers.influx,serializers.json
+build=2 # rises with the list above
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/onestreet/telegraf-$version-$build
 
 say() { printf 'telegraf: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
