@@ -447,29 +447,3 @@ def test_no_radio_is_said(
     # nobody named it: then it is no failure that there is none
     monkeypatch.setattr("edge_agent.scan.found_ports", list)
     assert only(scan(capsys, "--listen", "1"))["kind"] == "ble"
-
-
-# ------------------------------------------------------------------------------------------------------- arguments
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--units", "0-5"],
-        ["--units", "9-3"],
-        ["--units", "1-248"],
-        ["--units", "x"],
-        ["--timeout", "0"],
-        ["--listen", "-1"],
-        ["--parity", "X"],
-        ["--tcp", "host:99999"],
-        ["--tcp", "host:port"],
-    ],
-)
-def test_wrong_arguments_are_refused(words: list[str]) -> None:
-    try:
-        status = main(["edge", "scan", *words])
-    except SystemExit as ended:
-        assert ended.code == 2
-    else:
-        assert status == 2
