@@ -17,7 +17,7 @@ from pymodbus.pdu import ModbusPDU
 
 from device_drivers.errors import DeviceRefused, DeviceSilent, FrameError, LinkLost
 from device_drivers.kit.driver import ModbusBus
-from device_drivers.kit.register_table import exception_words, parse_response
+from device_drivers.kit.register_table import crc16, exception_words, parse_response
 from device_drivers.links.serial import port_path
 
 _LATE_S: Final = 0.25
@@ -63,6 +63,7 @@ class _Bus:
         self._in_doubt = True
         self._deadline: asyncio.Timeout | None = None
         self._answer_bytes = 0
+        self._unit = 0
 
     def overhear(self, sending: bool, data: bytes) -> bytes:
         """Keep what came in since the request, to say what was wrong with it. What has begun may end."""
@@ -72,7 +73,7 @@ class _Bus:
             ends_s = asyncio.get_running_loop().time() + wire.takes_s(self._answer_bytes)
             deadline.reschedule(max(deadline.when() or 0.0, ends_s + wire.pause_s))
         self._heard = b"" if sending else bytes(data)
-        return data
+        return data if sending or wire is None else _without_strays(data, self._unit)
 
     async def read_holding(self, unit: int, address: int, count: int) -> list[int]:
         ask = partial(self.client.read_holding_registers, address, count=count, device_id=unit)
@@ -110,7 +111,7 @@ class _Bus:
         async with self._one_at_a_time:
             self._still_there()
             await self._quiet(unit)
-            self._heard, self._in_doubt = b"", True
+            self._heard, self._in_doubt, self._unit = b"", True, unit
             self._answer_bytes = _answer_bytes(function, quantity)
             self.transactions += 1
             sent_s = self._wire.takes_s(_REQUEST_BYTES) if self._wire else 0.0
@@ -185,6 +186,17 @@ class _Bus:
     def _echoes(sent: tuple[int, ...], echoed: tuple[int, ...]) -> None:
         if echoed != sent:
             raise FrameError("bad_value", f"the write {sent} was echoed as {echoed}", offset=2)
+
+
+def _without_strays(data: bytes, unit: int) -> bytes:
+    """Return the bytes behind whole answers of other units: the library throws away all that it got with them."""
+    while len(data) >= 5 and data[0] != unit:
+        is_short, is_read = data[1] & 0x80, data[1] in (1, 2, 3, 4)
+        length = 5 if is_short else 5 + data[2] if is_read else 8
+        if len(data) < length or crc16(data[:length]) != 0:
+            break
+        data = data[length:]
+    return data
 
 
 def _answer_bytes(function: int, quantity: int | None) -> int:
