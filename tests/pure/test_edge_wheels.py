@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LIST = (ROOT / "deploy" / "edge-wheels.txt").read_text("utf-8")
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
-WHEELS = dict(reversed(line.split("  ")) for line in LIST.splitlines() if not line.startswith("#"))
+LINES = [line for line in LIST.splitlines() if not line.startswith("#")]
+WHEELS = {name: digest for digest, name in (line.split("  ") for line in LINES)}
 """File names with their hashes."""
 INSTALLER = "pip"  # comes along and is pinned here alone
 MACHINES = ["aarch64", "x86_64"]
@@ -71,7 +72,7 @@ def needed(machine: str) -> set[str]:
 
 
 def test_the_list_is_what_sha256sum_reads() -> None:
-    assert WHEELS
+    assert len(WHEELS) == len(LINES) > 0
     for name, digest in WHEELS.items():
         assert re.fullmatch(r"[0-9a-f]{64}", digest)
         assert re.fullmatch(r"[\w.+-]+\.whl", name)
