@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path("/etc/onestreet/edge.toml")
 STATE = Path("/var/lib/onestreet")
+RUNTIME = Path("/run/onestreet")  # of the unit: what is not on the disk yet
 EVERY_S = 1.0
 COLUMNS, LINES = 80, 24
 GAP = "  "
@@ -104,6 +105,13 @@ class Text(NamedTuple):
     tone: Tone = ""
 
 
+class Places(NamedTuple):
+    """Where the agent answers, and where it keeps its files."""
+
+    socket: Path
+    state: Path
+
+
 class Down(NamedTuple):
     """Why there is no snapshot: English words of `_CHINESE`, and what they are about."""
 
@@ -128,14 +136,16 @@ def add_parser(actions: _SubParsersAction[Any]) -> None:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Show the status; return 0 when the agent is running, else 1."""
-    socket = arguments.socket or _socket(arguments.config)
+    at = _places(arguments.config)
+    if arguments.socket is not None:
+        at = at._replace(socket=arguments.socket)
     lang = arguments.lang or language(os.environ)
     if arguments.json:
-        return asyncio.run(_print_document(socket))
+        return asyncio.run(_print_document(at))
     if arguments.once or not sys.stdout.isatty():
-        return asyncio.run(_print_once(socket, lang))
+        return asyncio.run(_print_once(at, lang))
     with suppress(KeyboardInterrupt):  # that is how it ends
-        asyncio.run(_live(socket, lang))
+        asyncio.run(_live(at, lang))
     return 0
 
 
@@ -145,15 +155,14 @@ def language(environment: Mapping[str, str]) -> Lang:
     return "zh-TW" if next(filter(None, names), "").lower().startswith("zh") else "en"
 
 
-def _socket(config: Path) -> Path:
-    """Return where the agent answers; a configuration with mistakes, or none, is no reason not to ask."""
-    try:
+def _places(config: Path) -> Places:
+    """Return where the agent answers and keeps its files; a configuration with mistakes, or none, is no hindrance."""
+    state, named = STATE, ""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         data = tomllib.loads(config.read_text(encoding="utf-8-sig"))
-        state = Path(str(data["gateway"]["state_dir"]))
+        state = config.parent / str(data["gateway"]["state_dir"])
         named = str(data.get("status", {}).get("socket", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return STATE / NAME
-    return config.parent / (named or state / NAME)
+    return Places(config.parent / named if named else state / NAME, state)
 
 
 async def _snapshot(socket: Path) -> AgentStatus | Down:
@@ -171,37 +180,37 @@ async def _snapshot(socket: Path) -> AgentStatus | Down:
         return Down("it answers what this version does not understand", str(error))
 
 
-async def _print_document(socket: Path) -> int:
-    found = await _snapshot(socket)
+async def _print_document(at: Places) -> int:
+    found = await _snapshot(at.socket)
     if isinstance(found, AgentStatus):
         document: object = found
     else:
-        seen = last_sign(socket.parent)
+        seen = last_sign(at.state)
         document = {"running": False, "why": found.why, "about": found.about, "last_seen": seen}
     sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     return int(isinstance(found, Down))
 
 
-async def _print_once(socket: Path, lang: Lang) -> int:
-    found = await _snapshot(socket)
+async def _print_once(at: Places, lang: Lang) -> int:
+    found = await _snapshot(at.socket)
     width = shutil.get_terminal_size((COLUMNS, LINES)).columns if sys.stdout.isatty() else 10**6
-    lines = shown(found, lang) if isinstance(found, AgentStatus) else down(found, socket, lang)
+    lines = shown(found, lang) if isinstance(found, AgentStatus) else down(found, at.state, lang)
     for line in lines:
         sys.stdout.write(f"{cut(line.words, width)}\n")
     return int(isinstance(found, Down))
 
 
-async def _live(socket: Path, lang: Lang) -> None:
+async def _live(at: Places, lang: Lang) -> None:
     earlier: AgentStatus | None = None
     with _screen():
         while True:
-            found = await _snapshot(socket)
+            found = await _snapshot(at.socket)
             width, height = shutil.get_terminal_size((COLUMNS, LINES))
             if isinstance(found, AgentStatus):
                 lines = shown(found, lang, height=height, earlier=earlier)
                 earlier = found
             else:
-                lines = down(found, socket, lang)
+                lines = down(found, at.state, lang)
             frame = f"{_END_OF_LINE}\r\n".join(_painted(line, width) for line in lines[:height])
             sys.stdout.write(f"{_HOME}{frame}{_END_OF_LINE}{_END_OF_SCREEN}")
             sys.stdout.flush()
@@ -264,11 +273,11 @@ def shown(
     return lines + devices
 
 
-def down(why: Down, socket: Path, lang: Lang) -> list[Text]:
+def down(why: Down, state: Path, lang: Lang) -> list[Text]:
     """Return what is shown when there is no snapshot."""
     say = _Speaker(lang)
     lines = [Text(f"{say(why.why)}: {why.about}", "bad")]
-    seen = last_sign(socket.parent)
+    seen = last_sign(state)
     if seen is not None:
         ago = say.span((datetime.now(UTC) - seen).total_seconds())
         lines.append(Text(f"{say('last sign of life')} {_local(seen)} ({ago} {say('ago')})"))
@@ -276,13 +285,13 @@ def down(why: Down, socket: Path, lang: Lang) -> list[Text]:
     return lines
 
 
-def last_sign(folder: Path) -> datetime | None:
+def last_sign(state: Path) -> datetime | None:
     """Return when the agent last wrote to its files, as far as they are there and may be seen."""
-    try:
-        files = [one.stat().st_mtime for one in folder.iterdir() if ".sqlite" in one.name]
-    except OSError:
-        return None
-    return datetime.fromtimestamp(max(files), UTC) if files else None
+    latest = 0.0
+    for folder in (state, state / "outbox", *([RUNTIME] if state == STATE else [])):
+        with suppress(OSError):
+            latest = max([latest, *(one.stat().st_mtime for one in folder.iterdir())])
+    return datetime.fromtimestamp(latest, UTC) if latest else None
 
 
 def _readiness(status: AgentStatus, say: _Speaker) -> Text:

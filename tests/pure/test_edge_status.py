@@ -402,22 +402,27 @@ async def test_the_command_finds_the_agent_by_its_configuration(
 def test_an_agent_that_is_down_is_said_with_its_last_sign(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    socket = str(tmp_path / "status.sock")
-    code, out = command(capsys, "--socket", socket)
+    config, state = tmp_path / "edge.toml", tmp_path / "state"
+    config.write_text('[gateway]\nstate_dir = "state"\n')
+    state.mkdir()
+    here = ("--config", str(config))
+    code, out = command(capsys, *here)
     assert code == 1
     assert "the agent is not running" in out
     assert "last sign" not in out
-    outbox = tmp_path / "outbox.sqlite-wal"
-    outbox.write_bytes(b"")
-    long_ago = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
-    os.utime(outbox, (long_ago.timestamp(), long_ago.timestamp()))
-    assert last_sign(tmp_path) == long_ago
-    code, out = command(capsys, "--socket", socket)
+    moments = [datetime(2026, 11, 20, hour, 0, tzinfo=UTC) for hour in (8, 7)]
+    (state / "outbox").mkdir()
+    for file, moment in zip(["outbox/1.seg", "commands.sqlite"], moments, strict=True):
+        (state / file).write_bytes(b"")
+        os.utime(state / file, (moment.timestamp(), moment.timestamp()))
+    os.utime(state / "outbox", (0, 0))
+    assert last_sign(state) == moments[0]
+    code, out = command(capsys, *here)
     assert "last sign of life 2026-11-20" in out
-    code, out = command(capsys, "--socket", socket, "--lang", "zh-TW")
+    code, out = command(capsys, *here, "--lang", "zh-TW")
     assert "代理程式未執行" in out
     assert "最後活動 2026-11-20" in out
-    code, out = command(capsys, "--socket", socket, "--json")
+    code, out = command(capsys, *here, "--json")
     answer = json.loads(out)
     assert (code, answer["running"], answer["last_seen"]) == (1, False, "2026-11-20T08:00:00Z")
 
@@ -461,4 +466,4 @@ async def test_an_agent_that_was_killed_or_hangs_is_told_apart(
 def test_down_is_said_for_every_reason_in_both_languages(tmp_path: Path) -> None:
     why = status_command.Down("the agent is not running", "status.sock")
     for lang in ("en", "zh-TW"):
-        assert len(down(why, tmp_path / "status.sock", lang)) == 2
+        assert len(down(why, tmp_path, lang)) == 2
