@@ -297,7 +297,10 @@ class Ledger:
         rows = self._open_db.execute(
             "SELECT number, id, status, topic, payload FROM result ORDER BY number"
         )
-        return [Waiting(*row, payload.encode()) for *row, payload in rows]
+        return [
+            Waiting(number, command, status, topic, payload.encode())
+            for number, command, status, topic, payload in rows
+        ]
 
     def _receipted(self, results: Sequence[tuple[str, str]]) -> None:
         with _transaction(self._open_db) as db:

@@ -8,26 +8,28 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from hashlib import sha256
-from itertools import groupby
+from contextlib import suppress
+from typing import TypeVar
 
 import aiomqtt
 
+from edge_agent.commands import Commands
 from edge_agent.config import Config
 from edge_agent.health import Health
-from edge_agent.outbox import Outbox, OutboxDamaged, Waiting
-from exchange.delivery import Delivery, Sending
+from edge_agent.outbox import Outbox
+from edge_agent.packs import Outgoing, Packs
+from exchange.delivery import Delivery
 from exchange.errors import DeliveryError, OnestreetError
-from exchange.readings import MAX_PACK_BYTES, encode_pack
-from exchange.receipts import decode_receipt
+from exchange.receipts import Receipt, decode_receipt
 from exchange.topics import Topic
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-BATCH_SAMPLES = 2000
 CONCURRENT_PUBLISHES = 20
-QUEUED_RECEIPTS = 1000  # one that finds no place is as good as lost: its samples go again
+"""Of what does not wait, and of the backlog as many again."""
+QUEUED_MESSAGES = 1000  # a receipt that finds no place is as good as lost: its samples go again
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
 
@@ -45,6 +47,7 @@ class Uplink:
         health: Health,
         *,
         states: Callable[[], Awaitable[Sequence[Message]]],
+        commands: Commands | None = None,
         password: Callable[[], str | None] = lambda: None,
         tls: Callable[[], ssl.SSLContext | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -58,6 +61,10 @@ class Uplink:
         self.will: Message | None = None
         """What the broker says for us when we are gone; set before `run`."""
         self.connected = False
+        self.connected_at_s: float | None = None
+        """When this connection came, by the monotonic clock."""
+        self.last_error = ""
+        """Why the uplink is down, as it was logged."""
         self.receipted = asyncio.Event()
         self._config = config
         self._password = password
@@ -69,18 +76,23 @@ class Uplink:
         self._receipts_topic = str(
             Topic(gateway.county, gateway.site, gateway.id, "", "", "receipts")
         )
-        self._sent_id = 0
+        self._commands = commands
+        self._packs = Packs(config, outbox, self.delivery, clock)
         self._wake = asyncio.Event()
+        self._wake_older = asyncio.Event()
+        self._reconfigured = asyncio.Event()
         self._states_due = False
-        self._last_error = ""
         self._library_said = ""
         self._library_log = logging.Logger(f"{__name__}.library")  # noqa: LOG001 - its filter is this one's
         self._library_log.parent = log
         self._library_log.addFilter(self._is_warning)
+        if commands is not None:
+            commands.results.on_new = self._wake.set
 
     def wake(self) -> None:
-        """There is something new to send."""
+        """There is something new to send, or room to send it."""
         self._wake.set()
+        self._wake_older.set()
 
     def republish_states(self) -> None:
         """A state changed."""
@@ -94,17 +106,19 @@ class Uplink:
             begun_s = self._clock()
             try:
                 await self._session()
-            except* OutboxDamaged:
-                raise  # only a new start helps
+            except* _Reconfigured:
+                pass
             except* Exception as group:  # noqa: BLE001 - sampling goes on, whatever the uplink meets
                 self._report(group)
             finally:
-                self.connected = False
+                self.connected, self.connected_at_s = False, None
                 self.delivery.disconnected()
             if self._clock() - begun_s > BACKOFF_LAST_S:
                 wait_s = BACKOFF_FIRST_S
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            pause_s = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             wait_s = min(2 * wait_s, BACKOFF_LAST_S)
+            if await _woken(self._reconfigured, pause_s):
+                wait_s = BACKOFF_FIRST_S
 
     def _is_warning(self, record: logging.LogRecord) -> bool:
         """Keep what the library says of an error for the one line that reports it: the cause, such as a TLS alert."""
@@ -113,19 +127,36 @@ class Uplink:
         self._library_said = record.getMessage()
         return False
 
+    def reconfigure(self, config: Config) -> None:
+        """Go on with these settings: a new session begins at once, and that is no outage."""
+        self._config = config
+        self._packs.reconfigure(config)
+        self.delivery.resize(config.delivery.window)
+        self._reconfigured.set()
+
     async def _session(self) -> None:
+        self._reconfigured.clear()
         self._library_said = ""
         async with self._client() as client:
-            client.pending_calls_threshold = CONCURRENT_PUBLISHES  # as many are no surprise
+            client.pending_calls_threshold = 2 * CONCURRENT_PUBLISHES  # as many are no surprise
             await client.subscribe(self._receipts_topic, qos=1)
+            if self._commands is not None:
+                await client.subscribe(self._commands.topic_filter, qos=1)
             await self._publish_states(client)
-            self.connected = True
-            self._last_error = ""
+            self.connected, self.connected_at_s = True, time.monotonic()
+            self.last_error = ""
             log.info("connected", extra={"broker": "{}:{}".format(*self._config.broker.address)})
             self.delivery.connected()
+            self._packs.connected()
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._until_reconfigured())
                 group.create_task(self._receive(client))
                 group.create_task(self._send(client))
+                group.create_task(self._send_older(client))
+
+    async def _until_reconfigured(self) -> None:
+        await self._reconfigured.wait()
+        raise _Reconfigured
 
     def _client(self) -> aiomqtt.Client:
         broker = self._config.broker
@@ -139,7 +170,8 @@ class Uplink:
             keepalive=broker.keepalive_s,
             timeout=broker.timeout_s,
             will=aiomqtt.Will(*self.will, qos=1, retain=True) if self.will else None,
-            max_queued_incoming_messages=QUEUED_RECEIPTS,
+            max_queued_incoming_messages=QUEUED_MESSAGES,
+            max_inflight_messages=2 * CONCURRENT_PUBLISHES,
             logger=self._library_log,
         )
 
@@ -149,9 +181,9 @@ class Uplink:
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
         reason = self._library_said or str(error) or type(error).__name__
-        if reason == self._last_error:
+        if reason == self.last_error:
             return
-        self._last_error = reason
+        self.last_error = reason
         bug = None if isinstance(error, aiomqtt.MqttError | OnestreetError) else error
         log.warning("the uplink is down", extra={"reason": reason}, exc_info=bug)
 
@@ -160,118 +192,103 @@ class Uplink:
     async def _receive(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:
             payload = message.payload if isinstance(message.payload, bytes) else b""
+            topic = str(message.topic)
+            if topic != self._receipts_topic:
+                if self._commands is not None:
+                    self._commands.put(topic, payload)
+                continue
             try:
                 receipt = decode_receipt(payload)
             except DeliveryError as error:
                 log.warning("a receipt was ignored", extra={"reason": str(error)})
                 continue
-            settled = self.delivery.receipted(self._clock(), receipt)
-            refused = [one for one in settled if one.outcome == "refused"]
-            self._health.stored += len(settled) - len(refused)
-            self._health.refused += len(refused)
-            self._health.uplink_rtt_s = self.delivery.round_trip_s
-            for one in refused:
-                log.error(
-                    "a sample was refused",
-                    extra={"sample": one.key, "requirement": one.requirement},
-                )
-            if settled:
-                await self._outbox.forget(one.key for one in settled)
-                self._wake.set()
-                self.receipted.set()
+            await self._receipted(receipt)
+
+    async def _receipted(self, receipt: Receipt) -> None:
+        settled = self.delivery.receipted(self._clock(), receipt)
+        keys = [one.key for one in settled]
+        self._packs.settled(keys)
+        refused = [one for one in settled if one.outcome == "refused"]
+        self._health.stored += len(settled) - len(refused)
+        self._health.refused += len(refused)
+        self._health.uplink_rtt_s = self.delivery.round_trip_s
+        for one in refused:
+            log.error(
+                "a sample was refused", extra={"sample": one.key, "requirement": one.requirement}
+            )
+        if self._commands is not None:
+            await self._commands.results.receipted(receipt)
+        if keys:
+            self.wake()  # before the disk: there is room in the window already
+            await self._outbox.forget(keys)
+            self.receipted.set()
 
     # ------------------------------------------------------------------------------------------------ sending
 
     async def _send(self, client: aiomqtt.Client) -> None:
+        """Send what does not wait: states, results, and samples as they are taken."""
         while not _is_cancelled():
             self._wake.clear()
             if self._states_due:
                 self._states_due = False
                 await self._publish_states(client)
-            batch = [*await self._again(), *await self._fresh()]
+            await self._publish_results(client)
+            if batch := await self._packs.live():
+                await self._publish(client, batch)
+            else:
+                await _woken(self._wake, TICK_S)
+
+    async def _send_older(self, client: aiomqtt.Client) -> None:
+        """Send what goes again, and the backlog. Live samples do not wait for it to be acknowledged."""
+        while not _is_cancelled():
+            self._wake_older.clear()
+            batch = [*await self._packs.again(), *await self._packs.backlog()]
             if batch:
                 await self._publish(client, batch)
-                continue
-            try:
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            else:
+                await _woken(self._wake_older, TICK_S)
 
-    async def _again(self) -> list[tuple[Sending, Message]]:
-        """Return the packs that the delivery rules send again."""
-        batch = []
-        for sending in self.delivery.due(self._clock()):
-            waiting = await self._outbox.find(sending.keys)
-            for part in self._halved(waiting) if waiting else []:
-                message, digest = self._packed(part)
-                self.delivery.sent_again(self._clock(), sending, digest)
-                batch.append((sending, message))
-        return batch
-
-    async def _fresh(self) -> list[tuple[Sending, Message]]:
-        """Return packs of samples that were never sent, as far as the window reaches."""
-        room = min(self.delivery.room(live=True), BATCH_SAMPLES)
-        if not room:
-            return []
-        waiting = await self._outbox.after(self._sent_id, room)
-        # all are packed before the first is noted as sent: what cannot be packed leaves nothing half noted
-        packed = [(pack, *self._packed(pack)) for pack in self._packs(waiting)]
-        batch = []
-        for pack, message, digest in packed:
-            sample = pack[0].sample
-            seqs = [one.sample.seq for one in pack]
-            sending = self.delivery.sent(self._clock(), pack[0].device, sample.epoch, seqs, digest)
-            batch.append((sending, message))
-        if waiting:
-            self._sent_id = waiting[-1].id
-        return batch
-
-    def _packs(self, waiting: Sequence[Waiting]) -> list[list[Waiting]]:
-        """Return the samples as packs: one device, one epoch, ascending, none too large."""
-
-        def series(one: Waiting) -> tuple[str, int]:
-            return one.device, one.sample.epoch
-
-        size = self._config.delivery.pack_samples
-        packs = []
-        for _, group in groupby(sorted(waiting, key=lambda one: (*series(one), one.id)), series):
-            whole = list(group)
-            packs += [whole[start : start + size] for start in range(0, len(whole), size)]
-        return [part for pack in packs for part in self._halved(pack)]
-
-    def _halved(self, pack: list[Waiting]) -> list[list[Waiting]]:
-        if len(pack) == 1 or len(self._packed(pack)[0][1]) <= MAX_PACK_BYTES:
-            return [pack]
-        middle = len(pack) // 2
-        return [*self._halved(pack[:middle]), *self._halved(pack[middle:])]
-
-    def _packed(self, pack: Sequence[Waiting]) -> tuple[Message, str]:
-        gateway = self._config.gateway
-        topic = Topic(
-            gateway.county, gateway.site, gateway.id, pack[0].domain, pack[0].device, "readings"
-        )
-        payload = encode_pack(topic, [one.sample for one in pack], self._config.delivery.format)
-        return (str(topic), payload), sha256(payload).hexdigest()
-
-    async def _publish(
-        self, client: aiomqtt.Client, batch: Sequence[tuple[Sending, Message]]
-    ) -> None:
+    async def _publish(self, client: aiomqtt.Client, batch: Sequence[Outgoing]) -> None:
         """Publish; what the broker did not acknowledge before the connection broke goes again at once."""
-        unacknowledged = dict(enumerate(batch))
+        await self._publish_all(
+            client, [(one, one.topic, one.payload) for one in batch],
+            lambda one: self.delivery.failed(one.sending),
+        )  # fmt: skip
 
-        async def publish(number: int, topic: str, payload: bytes) -> None:
-            await client.publish(topic, payload, qos=1)
-            del unacknowledged[number]
+    async def _publish_results(self, client: aiomqtt.Client) -> None:
+        if self._commands is None:
+            return
+        results, now_s = self._commands.results, self._clock()
+        due = await results.due(now_s, silent=self.delivery.is_silent(now_s))
+        await self._publish_all(
+            client, [(one, one.waiting.topic, one.waiting.payload) for one in due], results.failed
+        )
+
+    async def _publish_all(
+        self,
+        client: aiomqtt.Client,
+        messages: Sequence[tuple[T, str, bytes]],
+        failed: Callable[[T], None],
+    ) -> None:
+        """Publish, some at a time, and tell of those that the broker did not acknowledge."""
+        left = dict(enumerate(messages))
+        numbers = iter(list(left))
+
+        async def publish() -> None:
+            for number in numbers:  # shared by all who publish
+                if _is_cancelled():
+                    return
+                _, topic, payload = left[number]
+                await client.publish(topic, payload, qos=1)
+                del left[number]
 
         try:
-            for start in range(0, len(batch), CONCURRENT_PUBLISHES):
-                async with asyncio.TaskGroup() as group:
-                    for number in range(start, min(start + CONCURRENT_PUBLISHES, len(batch))):
-                        group.create_task(publish(number, *batch[number][1]))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(CONCURRENT_PUBLISHES, len(messages))):
+                    group.create_task(publish())
         finally:
-            for sending, _ in unacknowledged.values():
-                self.delivery.failed(sending)
+            for one, _, _ in left.values():
+                failed(one)
 
     async def _publish_states(self, client: aiomqtt.Client) -> None:
         """Publish every state, and retire those of devices that are not ours any more."""
@@ -295,6 +312,18 @@ class Uplink:
                 await client.publish(*self.will, qos=1, retain=True)
         except (aiomqtt.MqttError, OnestreetError, TimeoutError, OSError, ValueError) as error:
             log.warning("could not say goodbye", extra={"reason": str(error)})
+
+
+class _Reconfigured(Exception):
+    """The session ends because another is to begin."""
+
+
+async def _woken(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long, and say whether it came."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 def _is_cancelled() -> bool:

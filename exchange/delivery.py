@@ -86,9 +86,12 @@ class Delivery:
         self, *, window: int = 5000, live_reserve: int | None = None, random: Random | None = None
     ) -> None:
         """`live_reserve` samples of the window are kept for live ones (default a tenth)."""
-        self.window = window
-        self.live_reserve = window // 10 if live_reserve is None else live_reserve
+        self.resize(window, live_reserve)
         self.unreceipted = 0
+        self.parked = 0
+        """Samples that wait outside the window; at most as many as the window holds."""
+        self.released = 0
+        """Samples that were parked longest and are let go of: to whoever asks, they were never sent."""
         self.resends = 0
         self.probes = 0
         self.round_trip_s: float | None = None
@@ -96,7 +99,8 @@ class Delivery:
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._sendings: dict[int, Sending] = {}
         self._by_series: dict[tuple[str, int], dict[int, Sending]] = {}
-        self._by_digest: dict[str, Sending] = {}
+        self._by_digest: dict[str, tuple[Sending, frozenset[int] | None]] = {}
+        """With the seqs in the payload where it held a part only."""
         self._numbers = 0
         self._connected = False
         self._last_receipt_s = float("-inf")
@@ -114,6 +118,11 @@ class Delivery:
         )
         self._ways: deque[tuple[float, float]] = deque()  # (when, how long), both rising
 
+    def resize(self, window: int, live_reserve: int | None = None) -> None:
+        """Go on with another window; what is out beyond it stays out."""
+        self.window = window
+        self.live_reserve = window // 10 if live_reserve is None else live_reserve
+
     # ------------------------------------------------------------------------------------------------ connection
 
     def connected(self) -> None:
@@ -129,13 +138,26 @@ class Delivery:
 
     # --------------------------------------------------------------------------------------------------- sending
 
-    def room(self, *, live: bool) -> int:
-        """Return how many further samples may be sent now."""
+    def room(self, *, live: bool, pack: int = 1) -> int:
+        """Return how many further samples may be sent now.
+
+        For less than a `pack` of the backlog, or a quarter of its share, there is no room yet: small packs cost as
+        much as large ones.
+        """
         if live:
             return max(0, self.window - self.unreceipted)
         limit = min(self.window - self.live_reserve, int(self._backlog_window))
-        self._backlog_waits = limit <= self.unreceipted
-        return max(0, limit - self.unreceipted)
+        room = limit - self.unreceipted
+        self._backlog_waits = room < max(1, min(pack, limit // 4))
+        return 0 if self._backlog_waits else room
+
+    def holds(self, device: str, epoch: int, seq: int) -> bool:
+        """Whether a sample was sent and waits for its receipt."""
+        return seq in self._by_series.get((device, epoch), ())
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether no receipt at all has come for so long that the ingest is taken to be down."""
+        return now_s - self._last_receipt_s >= SILENCE_S
 
     def sent(
         self, now_s: float, device: str, epoch: int, seqs: Iterable[int], digest: str
@@ -155,23 +177,30 @@ class Delivery:
         self._sendings[sending.number] = sending
         series = self._by_series.setdefault((device, epoch), {})
         series.update(dict.fromkeys(sending.seqs, sending))
-        self._by_digest[digest] = sending
+        self._by_digest[digest] = sending, None
         self.unreceipted += len(sending.seqs)
         return sending
 
-    def sent_again(self, now_s: float, sending: Sending, digest: str) -> None:
-        """Note that a due pack was sent again; its payload may hold fewer samples now."""
+    def sent_again(
+        self, now_s: float, sending: Sending, digest: str, part: Iterable[int] | None = None
+    ) -> None:
+        """Note that a due pack was sent again; its payload may hold fewer samples now, or a `part` of them."""
         sending.last_sent_s = now_s
         sending.undelivered = False
         if digest not in sending.digests:
             sending.digests.append(digest)
-            self._by_digest[digest] = sending
+            self._by_digest[digest] = sending, None if part is None else frozenset(part)
             if len(sending.digests) > PARK_AFTER_RESENDS:
                 self._by_digest.pop(sending.digests.pop(0), None)
 
     def failed(self, sending: Sending) -> None:
         """Note that the connection broke before the broker acknowledged this sending."""
         sending.undelivered = True
+
+    def gone(self, keys: Iterable[Key]) -> None:
+        """Note that the outbox has let go of these, by its own policy: they wait for no receipt any more."""
+        for key in keys:
+            self._let_go(key)
 
     def due(self, now_s: float) -> list[Sending]:
         """Return the packs to send again now, the longest-waiting first, and charge them for it."""
@@ -250,10 +279,21 @@ class Delivery:
         if sending.resends >= PARK_AFTER_RESENDS:
             sending.parked = True
             self.unreceipted -= len(sending.seqs)
+            self.parked += len(sending.seqs)
+            self._release()
             return
         sending.resends += 1
         self.resends += 1
         self._back_off(sending)
+
+    def _release(self) -> None:
+        """Let go of what was parked longest, so that what nobody receipts does not fill the memory."""
+        while self.parked > self.window:
+            oldest = min(
+                (s for s in self._sendings.values() if s.parked), key=lambda s: s.last_sent_s
+            )
+            self.released += len(oldest.seqs)
+            self.gone(oldest.keys)
 
     def _back_off(self, sending: Sending) -> None:
         sending.tries += 1
@@ -281,9 +321,9 @@ class Delivery:
                     for key in self._settle(now_s, device, epoch, first, last)
                 ]
         for digest, requirement in receipt.unreadable:
-            sending = self._by_digest.get(digest)
+            sending, part = self._by_digest.get(digest, (None, None))
             if sending is not None:
-                keys = sending.keys
+                keys = [key for key in sending.keys if part is None or key.seq in part]
                 for key in keys:
                     self._settle(now_s, key.device, key.epoch, key.seq, key.seq)
                 settled += [Settled(key, "refused", requirement) for key in keys]
@@ -316,10 +356,9 @@ class Delivery:
         else:
             seqs = [seq for seq in series if first <= seq <= last]
         for seq in seqs:
-            sending = series.pop(seq)
-            sending.seqs.discard(seq)
-            if not sending.parked:
-                self.unreceipted -= 1
+            sending = self._let_go(Key(device, epoch, seq))
+            if sending is None:
+                continue
             self._last_receipt_s = now_s
             self.round_trip_s = now_s - sending.first_sent_s
             if not sending.tries:
@@ -327,11 +366,24 @@ class Delivery:
             newest = self._proofs[-1][1] if self._proofs else self._proven_s
             if sending.first_sent_s > newest:
                 self._proofs.append((now_s, sending.first_sent_s))
-            if not sending.seqs:
-                self._forget(sending)
-        if not series:
-            del self._by_series[device, epoch]
         return [Key(device, epoch, seq) for seq in sorted(seqs)]
+
+    def _let_go(self, key: Key) -> Sending | None:
+        """Take a sample out of the pack that it is in; one without samples is over."""
+        series = self._by_series.get((key.device, key.epoch), {})
+        sending = series.pop(key.seq, None)
+        if sending is None:
+            return None
+        sending.seqs.discard(key.seq)
+        if sending.parked:
+            self.parked -= 1
+        else:
+            self.unreceipted -= 1
+        if not sending.seqs:
+            self._forget(sending)
+        if not series:
+            del self._by_series[key.device, key.epoch]
+        return sending
 
     def _forget(self, sending: Sending) -> None:
         del self._sendings[sending.number]
@@ -341,10 +393,3 @@ class Delivery:
         for digest in sending.digests:
             self._by_digest.pop(digest, None)
         sending.digests.clear()
-
-    # ---------------------------------------------------------------------------------------------------- health
-
-    @property
-    def parked(self) -> int:
-        """Samples that wait outside the window."""
-        return sum(len(s.seqs) for s in self._sendings.values() if s.parked)

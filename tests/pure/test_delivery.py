@@ -319,6 +319,64 @@ def test_an_unreadable_pack_takes_no_sample_with_it_that_joined_it_later() -> No
     assert [one.key.seq for one in settled] == [0, 1]
 
 
+def test_the_halves_of_a_pack_are_unreadable_one_by_one() -> None:
+    delivery = Delivery()
+    delivery.connected()
+    sending = delivery.sent(0, "aq-1", 5, range(6), "whole")
+    delivery.sent_again(40, sending, "first half", range(3))
+    delivery.sent_again(40, sending, "second half", range(3, 6))
+    settled = delivery.receipted(41, Receipt(v=1, unreadable=[("second half", "EX-R-001")]))
+    assert [one.key.seq for one in settled] == [3, 4, 5]
+    settled = delivery.receipted(42, Receipt(v=1, unreadable=[("whole", "EX-R-001")]))
+    assert [one.key.seq for one in settled] == [0, 1, 2]
+    assert delivery.unreceipted == 0
+
+
+def test_what_nobody_receipts_for_ever_does_not_fill_the_memory() -> None:
+    """An ingest that never answers for some samples: what is parked is bounded, and what goes beyond is told."""
+    delivery = Delivery(window=20, random=Random(1))
+    delivery.connected()
+    every_s, lost_every = 20, 90
+    for seq in range(100 * HOUR // every_s):
+        now_s = every_s * seq
+        for sending in delivery.due(now_s):
+            delivery.sent_again(now_s, sending, digest(sending.keys))
+        delivery.sent(now_s, "aq-1", 1, [seq], f"digest {seq}")
+        if seq % lost_every:
+            delivery.receipted(now_s, Receipt(v=1, stored={"aq-1": [(1, seq, seq)]}))
+        assert delivery.parked <= 20
+        assert delivery.unreceipted <= 20
+        assert len(delivery._by_digest) <= 40 * (PARK_AFTER_RESENDS + 1)
+    lost = [n for n in range(0, seq, lost_every) if not delivery.holds("aq-1", 1, n)]
+    assert delivery.released == len(lost) > 20
+    assert lost == sorted(lost), "the oldest"
+    assert delivery.receipted(now_s, Receipt(v=1, stored={"aq-1": [(1, lost[0], lost[0])]})) == []
+
+
+def test_what_the_outbox_dropped_holds_the_window_no_longer() -> None:
+    delivery = Delivery(window=3)
+    delivery.connected()
+    sending = delivery.sent(0, "aq-1", 5, [0, 1, 2], "a")
+    assert delivery.room(live=True) == 0
+    delivery.gone([Key("aq-1", 5, 0), Key("aq-1", 5, 1), Key("aq-1", 5, 9), Key("no", 5, 0)])
+    assert delivery.room(live=True) == 2
+    assert sending.keys == [Key("aq-1", 5, 2)]
+    delivery.gone(sending.keys)
+    assert delivery.due(1e6) == []
+    assert delivery.is_silent(0), "that is no receipt"
+
+
+def test_a_backlog_waits_for_room_for_a_pack_or_a_quarter_of_its_share() -> None:
+    delivery = Delivery(window=5000)
+    delivery.connected()
+    assert delivery.room(live=False, pack=100) == 100
+    delivery.sent(0, "aq-1", 1, range(80), "a")
+    assert delivery.room(live=False, pack=100) == 0, "20 are less than a quarter of 100"
+    assert delivery.room(live=False) == 20
+    delivery.receipted(1, Receipt(v=1, stored={"aq-1": [(1, 0, 4)]}))
+    assert delivery.room(live=False, pack=100) == 25
+
+
 def test_a_pack_the_broker_never_had_goes_again_at_once_uncounted() -> None:
     delivery = Delivery()
     delivery.connected()

@@ -327,8 +327,9 @@ async def switching(
     street: Street, clock: Clock, *lamps: Device, **more: Any
 ) -> AsyncIterator[Lighting]:
     lighting = Lighting(clock, street.order, street.last_issued_ms)
-    table = {"id": "p", "steps": NIGHT, "devices": [one.id for one in lamps], "stagger_s": 0} | more
-    lighting.serve([Programme(**table)], lamps, TAIPEI, PLACE)
+    ids = [one.id for one in lamps]
+    whole: dict[str, Any] = {"id": "p", "steps": NIGHT, "devices": ids, "stagger_s": 0} | more
+    lighting.serve([Programme(**whole)], lamps, TAIPEI, PLACE)
     task = asyncio.create_task(lighting.run())
     try:
         yield lighting

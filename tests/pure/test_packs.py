@@ -1,0 +1,252 @@
+"""What goes out next: live before backlog, in large packs, within the window, nothing twice and nothing left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from edge_agent import packs as packs_module
+from edge_agent.config import Broker, Config, Gateway
+from edge_agent.config import Delivery as Settings
+from edge_agent.outbox import Outbox, Taken
+from edge_agent.packs import Outgoing, Packs
+from exchange.delivery import PARKED_EVERY_S, PROOF_AGE_S, Delivery, Key
+from exchange.readings import MAX_PACK_BYTES, Value, decode_pack
+from exchange.receipts import Receipt
+from exchange.topics import parse_topic
+from tests.agents import Clock
+
+
+class Bench:
+    """An outbox, the delivery rules, and a list of what went out."""
+
+    def __init__(self, outbox: Outbox, *, window: int, pack: int) -> None:
+        self.outbox = outbox
+        self.clock = Clock()
+        self.delivery = Delivery(window=window)
+        gateway = Gateway(id="gw-1", county="tw-tpe", site="street", state_dir="state")
+        settings = Settings(window=window, pack_samples=pack)
+        config = Config(
+            gateway=gateway, broker=Broker(host="localhost"), delivery=settings, bus=[], device=[]
+        )
+        self.packs = Packs(config, outbox, self.delivery, self.clock)
+        self.sent: list[list[Key]] = []
+        self.payloads: list[bytes] = []
+        self._time_ms = 1_800_000_000_000
+
+    def connect(self) -> None:
+        self.delivery.connected()
+        self.packs.connected()
+
+    async def take(self, *devices: str, count: int = 1, note: str = "") -> None:
+        metrics: dict[str, Value] = {"pm2_5": 1.0}
+        metrics |= {f"x-test-{note}{n}": float(n) for n in range(len(note))}
+        for _ in range(count):
+            self._time_ms += 1000
+            await self.outbox.take(
+                [Taken("air", device, self._time_ms, metrics, "") for device in devices]
+            )
+
+    def _note(self, batch: list[Outgoing]) -> list[list[Key]]:
+        went = []
+        for one in batch:
+            topic = parse_topic(one.topic)
+            pack = decode_pack(one.payload, topic)
+            assert not pack.refusals
+            went.append([Key(topic.device, s.epoch, s.seq) for s in pack.samples])
+            self.payloads.append(one.payload)
+        self.sent += went
+        assert self.delivery.unreceipted <= self.delivery.window
+        return went
+
+    async def live(self) -> list[list[Key]]:
+        return self._note(await self.packs.live())
+
+    async def backlog(self) -> list[list[Key]]:
+        return self._note(await self.packs.backlog())
+
+    async def again(self) -> list[list[Key]]:
+        return self._note(await self.packs.again())
+
+    async def receipt(self, keys: list[Key]) -> None:
+        stored: dict[str, list[tuple[int, int, int]]] = {}
+        for key in keys:
+            stored.setdefault(key.device, []).append((key.epoch, key.seq, key.seq))
+        settled = self.delivery.receipted(self.clock(), Receipt(v=1, stored=stored))
+        self.packs.settled([one.key for one in settled])
+        await self.outbox.forget([one.key for one in settled])
+
+    async def drain(self) -> None:
+        """Go on, with a receipt for everything, until nothing more goes."""
+        while went := [*await self.live(), *await self.backlog()]:
+            self.clock.now_s += 0.01
+            await self.receipt([key for pack in went for key in pack])
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[Outbox]:
+    one = Outbox(tmp_path / "outbox.sqlite")
+    await one.open()
+    yield one
+    await one.close()
+
+
+def flat(packs: list[list[Key]]) -> list[Key]:
+    return [key for pack in packs for key in pack]
+
+
+async def test_what_was_taken_before_the_connection_is_backlog_and_goes_in_large_packs(
+    outbox: Outbox,
+) -> None:
+    bench = Bench(outbox, window=5000, pack=100)
+    await bench.take("a", "b", "c", count=400)
+    bench.connect()
+    await bench.take("a")
+    (live,) = await bench.live()
+    assert [key.seq for key in live] == [400], "what was taken since goes first"
+    await bench.receipt(live)
+    await bench.drain()
+    assert Counter(flat(bench.sent)).most_common(1)[0][1] == 1
+    assert len(flat(bench.sent)) == 1201
+    assert outbox.depth == 0
+    packs = bench.sent[1:]
+    assert len(packs) <= 1200 / 100 + 6, "the share of the window grows from 100"
+    for device in "abc":
+        seqs = [key.seq for pack in packs for key in pack if key.device == device]
+        assert seqs == list(range(400)), "each device's in order"
+
+
+async def test_live_samples_find_a_tenth_of_the_window_whatever_the_backlog_does(
+    outbox: Outbox,
+) -> None:
+    bench = Bench(outbox, window=100, pack=10)
+    await bench.take("a", count=300)
+    bench.connect()
+    while await bench.backlog():
+        pass
+    assert bench.delivery.unreceipted == 90
+    await bench.take("b", count=12)
+    live = flat(await bench.live())
+    assert [key.seq for key in live] == list(range(10))
+    assert await bench.live() == []
+    # the window was full: the rest is backlog, and what is taken now goes before it
+    await bench.take("b")
+    await bench.receipt(bench.sent[0][:5])
+    assert [key.seq for key in flat(await bench.live())] == [12]
+    await bench.take("b")
+    assert [key.seq for key in flat(await bench.live())] == [13]
+    await bench.receipt(flat(bench.sent))
+    await bench.drain()
+    sent = flat(bench.sent)
+    assert len(sent) == len(set(sent)) == 314
+    assert outbox.depth == 0
+
+
+async def test_after_a_new_connection_nothing_that_waits_for_its_receipt_is_backlog(
+    outbox: Outbox,
+) -> None:
+    bench = Bench(outbox, window=1000, pack=10)
+    await bench.take("a", count=50)
+    bench.connect()
+    while await bench.backlog():
+        pass
+    await bench.take("a", count=5)
+    await bench.live()
+    bench.delivery.disconnected()
+    await bench.take("a", count=5)
+    bench.connect()
+    await bench.receipt(bench.sent[0])
+    while await bench.backlog():
+        pass
+    sent = flat(bench.sent)
+    assert len(sent) == len(set(sent)) == 60
+
+
+async def test_what_is_receipted_while_it_is_read_does_not_go_again(outbox: Outbox) -> None:
+    bench = Bench(outbox, window=1000, pack=10)
+    await bench.take("a", count=20)
+    bench.connect()
+    await bench.backlog()
+    await bench.backlog()
+    bench.packs.connected()  # as a new connection would read it all once more
+    real = outbox.between
+
+    async def between(after_id: int, up_to_id: int, limit: int) -> object:
+        read = await real(after_id, up_to_id, limit)
+        await bench.receipt(flat(bench.sent))
+        return read
+
+    outbox.between = between  # type: ignore[method-assign,assignment]  # a receipt comes at the worst moment
+    assert await bench.backlog() == []
+    assert len(flat(bench.sent)) == 20
+
+
+async def test_a_chunk_at_a_time_is_held(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs_module, "CHUNK_SAMPLES", 30)
+    bench = Bench(outbox, window=5000, pack=20)
+    await bench.take("a", "b", count=100)
+    bench.connect()
+    await bench.drain()
+    sent = flat(bench.sent)
+    assert len(sent) == len(set(sent)) == 200
+    assert max(map(len, bench.sent)) == 15
+
+
+async def test_a_resend_that_is_too_large_goes_in_parts_that_are_refused_one_by_one(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(outbox, window=1000, pack=100)
+    bench.connect()
+    await bench.take("a", count=8, note="metric-" * 5)
+    (whole,) = await bench.live()
+    assert len(whole) == 8
+    monkeypatch.setattr(packs_module, "MAX_PACK_BYTES", len(bench.payloads[0]) // 2)
+    assert len(bench.payloads[0]) < MAX_PACK_BYTES
+    bench.clock.now_s += 100
+    await bench.take("b")
+    await bench.receipt(flat(await bench.live()))
+    bench.clock.now_s += PROOF_AGE_S + 1
+    await bench.take("b")
+    await bench.receipt(flat(await bench.live()))
+    parts = await bench.again()
+    assert len(parts) > 1
+    assert flat(parts) == whole
+    digest = sha256(bench.payloads[-1]).hexdigest()
+    settled = bench.delivery.receipted(
+        bench.clock(), Receipt(v=1, unreadable=[(digest, "EX-R-001")])
+    )
+    assert [one.key for one in settled] == parts[-1]
+
+
+async def test_what_the_outbox_let_go_of_holds_no_room(outbox: Outbox) -> None:
+    bench = Bench(outbox, window=10, pack=5)
+    bench.connect()
+    await bench.take("a", count=3)
+    (sent,) = await bench.live()
+    await outbox.forget(sent[:2])  # as a full outbox drops, without a receipt
+    bench.clock.now_s += 40
+    assert await bench.again() == [sent[2:]]
+    assert bench.delivery.unreceipted == 1
+    await outbox.forget(sent)
+    bench.clock.now_s += 100
+    assert await bench.again() == []
+    assert bench.delivery.unreceipted == 0
+
+
+async def test_what_was_let_go_of_after_hours_without_a_receipt_gets_another_chance(
+    outbox: Outbox,
+) -> None:
+    bench = Bench(outbox, window=10, pack=5)
+    bench.connect()
+    await bench.take("a", count=3)
+    (sent,) = await bench.live()
+    bench.delivery.gone(sent)
+    bench.delivery.released += 3
+    assert await bench.backlog() == []
+    bench.clock.now_s += PARKED_EVERY_S
+    assert await bench.backlog() == [sent]
+    assert await bench.backlog() == []
