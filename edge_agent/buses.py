@@ -49,6 +49,7 @@ QUIET_LAST_S = 1800.0  # ... each time in vain twice as long: a cabinet may be w
 SILENT_S = 30.0  # without an advert for so long, and for ...
 UNHEARD = 3  # ... so many intervals, an advertiser is silent
 FAILED_S = 0.1  # before listening again: what fails at once must not eat the processor
+CONNECT_S = 10.0  # a BLE device that sleeps answers a connection when it wakes
 HUNG_S = 60.0  # a driver's own deadlines are shorter; one that has none must not hold up its bus
 CLOSE_S = 5.0  # a command that is under way when its bus is closed gets this long
 TOLD_MAX = 16
@@ -265,7 +266,7 @@ class BusTask:
             stopbits=transport.stopbits,
         )
         async with link as port:
-            await self._attempt(line, driver.start(port))
+            await self._attempt(line, driver.start(port), is_heard=False)
             self._note_open()
             if driver.streaming:
                 await self._listen(line, port)
@@ -312,14 +313,12 @@ class BusTask:
 
         async def visit(line: Line) -> Reading:
             driver = cast("GattDriver", line.driver)
-            timeout_s = line.device.package.profile.transport.timeout_s
+            timeout_s = max(line.device.package.profile.transport.timeout_s, CONNECT_S)
             try:
                 link = open_gatt(driver.address, adapter=bus.adapter, timeout_s=timeout_s)
                 async with link as device:
                     return await driver.read(device)
-            except (
-                LinkLost
-            ) as error:  # the device's own connection; a radio that is gone is heard by silence
+            except LinkLost as error:  # its own; the loss of the radio is noticed by silence
                 raise DeviceSilent(str(error)) from error
 
         if not heard:
@@ -418,8 +417,13 @@ class BusTask:
 
     # ------------------------------------------------------------------------------------------------- waiting
 
-    async def _attempt(self, line: Line, exchange: Awaitable[T]) -> T | None:
-        """Return what the device gave, None when it did not. Raises: LinkLost."""
+    async def _attempt(
+        self, line: Line, exchange: Awaitable[T], *, is_heard: bool = True
+    ) -> T | None:
+        """Return what the device gave, None when it did not. Raises: LinkLost.
+
+        Shape: `is_heard` says whether it is the device that makes the exchange succeed.
+        """
         try:
             async with asyncio.timeout(HUNG_S):
                 given = await exchange
@@ -435,7 +439,8 @@ class BusTask:
         except Exception as error:  # noqa: BLE001 - a driver's bug must not end the other devices
             line.health.failed(DriverFailed(f"{type(error).__name__}: {error}"), error)
         else:
-            self._note_heard()
+            if is_heard:
+                self._note_heard()
             return given
         return None
 
