@@ -32,8 +32,8 @@ def silent(_answer: bytes) -> Sent:
 
 
 def late(answer: bytes) -> Sent:
-    """After the client's time-out, but before it would ask the same unit again."""
-    return [(0.3, answer)]
+    """After the client's time-out of 0.8 s, but before it would ask the same unit again."""
+    return [(0.9, answer)]
 
 
 def damaged(answer: bytes) -> Sent:

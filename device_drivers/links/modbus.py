@@ -25,6 +25,8 @@ _LATE_S: Final = 0.25
 says which question it answers. Other units need not wait: an answer names its unit."""
 _CHUNK_S: Final = 0.02
 """Adapters hand bytes on in portions: a frame may go on after so long a pause (FTDI: 16 ms)."""
+_UNEVEN: Final = 2
+"""Some devices pause between bytes: an answer may take so many times as long as its bytes do."""
 _CONNECT_MIN_S: Final = 2.0
 """A connection over a mobile network takes longer than an answer."""
 _BABBLE_S: Final = 1.0
@@ -70,8 +72,9 @@ class _Bus:
         self._stirred_s = time.monotonic()
         deadline, wire = self._deadline, self._wire
         if not sending and not self._heard and deadline and wire and not deadline.expired():
-            ends_s = asyncio.get_running_loop().time() + wire.takes_s(self._answer_bytes)
-            deadline.reschedule(max(deadline.when() or 0.0, ends_s + wire.pause_s))
+            takes_s = _UNEVEN * wire.takes_s(self._answer_bytes) + wire.pause_s
+            ends_s = asyncio.get_running_loop().time() + takes_s
+            deadline.reschedule(max(deadline.when() or 0.0, ends_s))
         self._heard = b"" if sending else bytes(data)
         return data if sending or wire is None else _without_strays(data, self._unit)
 

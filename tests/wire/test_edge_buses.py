@@ -26,6 +26,7 @@ from device_drivers.links import serial as serial_link
 from device_drivers.links.ble import open_scanner, power_cycle
 from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
 from edge_agent import buses as buses_module
+from edge_agent import schedule as schedule_module
 from edge_agent.config import BleBus, Device, ModbusRtuBus, ModbusTcpBus, SerialBus
 from edge_agent.schedule import Pacing
 from simulators.modbus_line import ModbusTcpLine
@@ -36,7 +37,9 @@ from tests import troubled_lines as troubles
 from tests.agents import DEADLINE_S, until
 from tests.troubled_lines import Served, Trouble, TroubledLine, lamp_device, lamp_twin, served
 
-QUICK = Pacing(failures=2, probe_first_s=0.3, probe_last_s=1.0)
+# A time-out that no stall of a loaded machine reaches; probes that do not wait for gaps of that length.
+TIMEOUT_S = 0.8
+QUICK = Pacing(failures=2, probe_first_s=0.3, probe_last_s=1.0, probe_share=0.5)
 Logged = Callable[[str], list[logging.LogRecord]]
 
 
@@ -47,8 +50,13 @@ def logged(caplog: pytest.LogCaptureFixture) -> Logged:
     return lambda message: [record for record in caplog.records if record.message == message]
 
 
-def rtu(port: Path | str, timeout_s: float = 0.2) -> ModbusRtuBus:
-    return ModbusRtuBus(id="line", port=str(port), timeout_s=timeout_s)
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule_module, "PATIENCE_S", 0.2)
+
+
+def rtu(port: Path | str) -> ModbusRtuBus:
+    return ModbusRtuBus(id="line", port=str(port), timeout_s=TIMEOUT_S)
 
 
 @asynccontextmanager
@@ -96,9 +104,9 @@ async def test_one_in_trouble_costs_its_neighbours_nothing(
         line.trouble[2] = trouble
         await until(lambda: ill.breaker == "open" and ill.next_probe_s is not None)
         before = [health.readings for health in well]
-        asked = len([one for one in line.asked if one.unit == 2])
+        errors = ill.errors
         await until(lambda: all(h.readings >= b + 10 for h, b in zip(well, before, strict=True)))
-        assert len([one for one in line.asked if one.unit == 2]) - asked <= 10, "it is asked rarely"
+        assert ill.errors - errors <= 8, "it is asked less often than its neighbours"
         del line.trouble[2]
         await recovers(bus, "lamp-2")
         assert [health.errors for health in well] == [0, 0]
@@ -120,11 +128,11 @@ async def test_a_stray_answer_before_the_right_one_costs_nothing(tmp_path: Path)
 
 async def test_half_of_a_line_may_be_dead(tmp_path: Path) -> None:
     """The living are read at their pace, and the dead are found when they revive."""
-    async with street(tmp_path, 8, interval_s=1.0) as (line, bus):
-        dead = [2, 4, 6, 8]
+    async with street(tmp_path, 6) as (line, bus):
+        dead = [2, 4, 6]
         line.trouble = dict.fromkeys(dead, troubles.silent)
         await until(lambda: all(bus.health[f"lamp-{unit}"].breaker == "open" for unit in dead))
-        before = {unit: bus.count(f"lamp-{unit}") for unit in (1, 3, 5, 7)}
+        before = {unit: bus.count(f"lamp-{unit}") for unit in (1, 3, 5)}
         await until(lambda: all(bus.count(f"lamp-{u}") >= n + 4 for u, n in before.items()))
         line.trouble.clear()
         for unit in dead:
@@ -164,7 +172,6 @@ async def test_a_command_goes_before_polls_and_nothing_goes_between(tmp_path: Pa
             for level in (10, 20, 30)
         ]
         assert await asyncio.gather(*orders) == [{"level": level} for level in (10, 20, 30)]
-        line.asked.append(troubles.Asked(0, 0, 0))
         starts = [at for at, one in enumerate(line.asked) if one == (2, 6, 15)]
         for start in starts:
             units = line.asked[start : start + 4]
@@ -486,14 +493,14 @@ async def test_another_unit_need_not_wait_for_a_late_answer(
     monkeypatch.setattr(modbus_link, "_LATE_S", 3600.0)
     twins = [lamp_twin(1), lamp_twin(2)]
     async with TroubledLine(twins, tmp_path / "ttyS") as line:
-        link = open_modbus_rtu(line.port, timeout_s=0.2)
+        link = open_modbus_rtu(line.port, timeout_s=TIMEOUT_S)
         async with asyncio.timeout(DEADLINE_S), link as bus:
             assert isinstance(bus, modbus_link._Bus)
             bus._opened_s -= 3600.0  # it was opened long ago
             line.trouble[1] = troubles.silent
             with pytest.raises(DeviceSilent):
                 await bus.read_holding(1, 5, 1)
-            assert await bus.read_holding(2, 5, 2) == [4, 2]
+            assert await bus.read_holding(2, 5, 2) == [4, 2], "at once"
             asked = asyncio.create_task(bus.read_holding(1, 5, 1))
             done, _ = await asyncio.wait([asked], timeout=0.5)
             assert not done, "the same unit has to wait"
@@ -501,13 +508,13 @@ async def test_another_unit_need_not_wait_for_a_late_answer(
 
 
 async def test_a_long_answer_may_take_longer_than_the_time_out(tmp_path: Path) -> None:
-    """The time-out is for the first byte: 100 registers take more than 0.2 s at 9600 baud."""
+    """The time-out is for the first byte: 120 registers take a second at 2400 baud."""
 
     class Long(Meter):
         known = frozenset(range(1000))
 
-    async with TroubledLine([Long()], tmp_path / "ttyS", baud=9600) as line:
-        link = open_modbus_rtu(line.port, baudrate=9600, timeout_s=0.15)
+    async with TroubledLine([Long()], tmp_path / "ttyS", baud=2400) as line:
+        link = open_modbus_rtu(line.port, baudrate=2400, timeout_s=TIMEOUT_S)
         async with asyncio.timeout(DEADLINE_S), link as bus:
             assert await bus.read_holding(1, 0, 120) == list(range(120))
 
