@@ -7,7 +7,9 @@ from typing import Final
 
 import msgspec
 
-ALLOWED: Final = "a path, usb:VID:PID, usb:VID:PID:SERIAL or usb-path:1-1.2"
+ALLOWED: Final = (
+    "a path, usb:VID:PID, usb:VID:PID:SERIAL or usb-path:1-1.2 應為路徑或 USB 轉接器的名稱"
+)
 _ADAPTER: Final = re.compile(
     r"usb:(?P<vid>[0-9A-Fa-f]{4}):(?P<pid>[0-9A-Fa-f]{4})(:(?P<serial>[^\x00-\x1f\x7f]+))?"
 )

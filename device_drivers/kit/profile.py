@@ -100,7 +100,12 @@ def shared_transport(transports: Sequence[Transport], **given: float | str | Non
     for key in _LINE_KEYS:
         said = sorted({getattr(transport, key) for transport in transports})
         if key not in settings and len(said) > 1:
-            raise ConfigError("", key, said, "must be given: the devices of this bus differ")
+            raise ConfigError(
+                "",
+                key,
+                said,
+                "must be given: the devices of this bus differ 裝置的設定不同 必須指定",
+            )
         settings.setdefault(key, said[0])
     settings.setdefault("timeout_s", max(transport.timeout_s for transport in transports))
     return replace(transports[0], **settings)
