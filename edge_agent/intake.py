@@ -1,4 +1,4 @@
-"""The way from the buses to the outbox: bounded, and in batches so that one sync to the disk serves many samples.
+"""The way from the buses to the outbox: bounded, and in batches so that one write serves many samples.
 
 A disk that takes nothing makes the buses wait, and nothing that was handed in is thrown away.
 """
@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
-import time
 from collections.abc import Callable
 
-import msgspec
-
 from device_drivers.kit.driver import Reading
+from edge_agent.clock import Clock
 from edge_agent.config import Device
+from edge_agent.judging import fitted
 from edge_agent.outbox import Outbox, OutboxBlocked, Taken, Waiting
-from exchange.readings import MAX_NUMBER, Value, is_metric_name
+from exchange.readings import Value
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +23,28 @@ QUEUED = 1000
 BATCH = 500
 RETRY_FIRST_S = 0.2
 RETRY_LAST_S = 10.0
+ASK_S = 1.0  # whether samples that wait for the clock have got their time
 
 
 class Intake:
-    """Takes readings; a full queue makes the buses wait."""
+    """Takes readings, stamped by the boot clock; a full queue makes the buses wait."""
 
     def __init__(
         self,
         outbox: Outbox,
         on_taken: Callable[[list[Waiting]], None],
-        clock: Callable[[], float] = time.time,
+        clock: Clock | None = None,
     ) -> None:
-        """`on_taken` hears of every batch once it is on disk."""
+        """`on_taken` hears of every sample once it is kept and has its name."""
         self._outbox = outbox
         self._on_taken = on_taken
-        self._clock = clock
+        self._clock = clock or Clock()
         self._queue: asyncio.Queue[Taken] = asyncio.Queue(QUEUED)
         self._in_hand = 0
 
     @property
     def waiting(self) -> int:
-        """Samples that are not on disk yet."""
+        """Samples that are not kept yet."""
         return self._in_hand + self._queue.qsize()
 
     async def reading(self, device: Device, reading: Reading) -> None:
@@ -57,23 +56,33 @@ class Intake:
         self, domain: str, device: str, metrics: dict[str, Value], quality: str = ""
     ) -> None:
         """Hand in one sample, measured now."""
-        time_ms = round(self._clock() * 1000)
-        await self._queue.put(Taken(domain, device, time_ms, metrics, quality))
+        boot_ms = self._clock.boot_ms()
+        await self._queue.put(Taken(domain, device, None, metrics, quality, boot_ms))
 
     async def run(self) -> None:
-        """Keep what comes in, for ever. Raises: OutboxDamaged."""
+        """Keep what comes in, for ever."""
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = await self._next()
             self._in_hand = len(batch)
-            self._on_taken(await self._kept(batch))
+            if waiting := await self._kept(batch):
+                self._on_taken(waiting)
             self._in_hand = 0
             for _ in batch:
                 self._queue.task_done()
 
+    async def _next(self) -> list[Taken]:
+        """Return what was handed in; nothing now and then, while samples wait for the clock."""
+        try:
+            async with asyncio.timeout(ASK_S if self._outbox.undated else None):
+                batch = [await self._queue.get()]
+        except TimeoutError:
+            return []
+        while len(batch) < BATCH and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
+        return batch
+
     async def _kept(self, batch: list[Taken]) -> list[Waiting]:
-        """Return the batch once it is on disk, however long that takes."""
+        """Return the batch once it is kept, however long that takes."""
         wait_s = RETRY_FIRST_S
         while True:
             try:
@@ -88,29 +97,5 @@ class Intake:
             wait_s = min(2 * wait_s, RETRY_LAST_S)
 
     async def drained(self) -> None:
-        """Return when everything handed in is on disk."""
+        """Return when everything handed in is kept."""
         await self._queue.join()
-
-
-def named(metric: str, device: Device) -> str:
-    """Return a driver's metric as the exchange calls it: what the domain lacks is the vendor's own."""
-    return metric if is_metric_name(device.domain, metric) else f"x-{device.vendor}-{metric}"
-
-
-def fitted(reading: Reading, device: Device) -> Reading:
-    """Return the reading as its domain may carry it.
-
-    A metric that the domain lacks is the vendor's own; a value that is no number the exchange knows is left out and
-    marked. Raises: msgspec.ValidationError when a driver's reading is none.
-    """
-    reading = msgspec.convert(msgspec.to_builtins(reading), Reading)
-    metrics: dict[str, Value] = {}
-    marks = [reading.quality] if reading.quality else []
-    for name, value in reading.metrics.items():
-        known = is_metric_name(device.domain, name)
-        name = named(name, device)
-        if not (isinstance(value, bool) or (math.isfinite(value) and abs(value) < MAX_NUMBER)):
-            marks.append(f"bad:fault({name})")
-        else:
-            metrics[name] = value if known else float(value)
-    return Reading(metrics, ";".join(marks))

@@ -1,15 +1,12 @@
-"""The outbox on a real SQLite file: what was taken is there, under its own name, whatever happens."""
+"""The outbox: what was taken is there, under its own name, whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import sqlite3
-import subprocess
-import sys
+import errno
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,17 +16,19 @@ from hypothesis import strategies as st
 from device_drivers.kit.driver import Reading
 from edge_agent import intake as intake_module
 from edge_agent.config import Device
-from edge_agent.intake import Intake, fitted
-from edge_agent.outbox import SLEW_MS, Outbox, OutboxBlocked, Taken, Waiting
+from edge_agent.intake import Intake
+from edge_agent.judging import fitted
+from edge_agent.outbox import SLEW_MS, Outbox, OutboxBlocked, OutboxSettings, Taken, Waiting
 from exchange.delivery import Key
+from tests.stepped_time import T0_MS, SteppedTime
 
-T0_MS = 1_795_000_000_000
 DEADLINE_S = 20.0
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Outbox]:
-    outbox = Outbox(path)
+async def opened(path: Path, stage: str = "memory") -> AsyncIterator[Outbox]:
+    settings = OutboxSettings(stage="disk" if stage == "disk" else "memory")
+    outbox = Outbox(path, settings, stage_folder=path.parent)
     await outbox.open()
     try:
         yield outbox
@@ -37,9 +36,9 @@ async def opened(path: Path) -> AsyncIterator[Outbox]:
         await outbox.close()
 
 
-@pytest.fixture
-async def outbox(tmp_path: Path) -> AsyncIterator[Outbox]:
-    async with opened(tmp_path / "outbox.sqlite") as one:
+@pytest.fixture(params=["memory", "disk"])
+async def outbox(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
+    async with opened(tmp_path / "outbox", request.param) as one:
         yield one
 
 
@@ -120,7 +119,7 @@ async def test_the_epoch_of_a_state_is_that_of_the_next_sample(outbox: Outbox) -
 
 
 async def test_a_reopened_outbox_goes_on_where_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "outbox.sqlite"
+    path = tmp_path / "state" / "outbox"
     async with opened(path) as outbox:
         before = await outbox.take([taken("a", T0_MS + n * 1000) for n in range(4)])
         await outbox.forget(keys(before[:1] + before[3:]))
@@ -132,56 +131,6 @@ async def test_a_reopened_outbox_goes_on_where_it_was(tmp_path: Path) -> None:
         assert more.id > before[3].id
         (back,) = await outbox.take([taken("a", T0_MS)])
         assert key(back) == ("a", T0_MS + 1, 0)
-
-
-TAKER = """
-import asyncio, sys, time
-from pathlib import Path
-from edge_agent.outbox import Outbox, Taken
-
-async def main():
-    outbox = Outbox(Path(sys.argv[1]))
-    await outbox.open()
-    while True:
-        at_ms = time.time_ns() // 1_000_000
-        batch = [Taken("air", device, at_ms, {"pm2_5": 1.0}) for device in ("a", "b", "b")]
-        for one in await outbox.take(batch):
-            print(one.device, one.sample.epoch, one.sample.seq, flush=True)
-
-asyncio.run(main())
-"""
-
-
-async def test_what_was_taken_survives_kill_9(tmp_path: Path) -> None:
-    seed = random.randrange(2**32)
-    chance = random.Random(seed)
-    path = tmp_path / "outbox.sqlite"
-    reported: list[Key] = []
-    for _ in range(6):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", TAKER, str(path)), stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        async with asyncio.timeout(DEADLINE_S):
-            lines = [await process.stdout.readline() for _ in range(chance.randrange(1, 60))]
-            await asyncio.sleep(chance.random() * 0.004)  # somewhere within the next take
-            process.kill()
-            lines += (await process.stdout.read()).splitlines()
-            await process.wait()
-        reported += [
-            Key(words[0].decode(), int(words[1]), int(words[2]))
-            for line in lines
-            if len(words := line.split()) == 3
-        ]
-        async with opened(path) as outbox:
-            there = keys(await outbox.after(0, 1_000_000))
-        assert set(reported) <= set(there), f"{seed=}"
-        assert len(set(there)) == len(there), f"{seed=}"
-    for device in ("a", "b"):
-        assert len({one.epoch for one in there if one.device == device}) == 1, f"{seed=}"
-        seqs = [one.seq for one in there if one.device == device]
-        assert seqs == list(range(len(seqs))), f"{seed=}"
-    assert len(reported) > 6
 
 
 @settings(max_examples=40, deadline=None)
@@ -252,6 +201,18 @@ async def test_after_and_find_return_what_is_here_in_order(outbox: Outbox) -> No
     assert await outbox.find([*asked, Key("a", 1, 1)]) == [waiting[2], waiting[8]]
 
 
+async def test_a_part_of_the_order_can_be_read(outbox: Outbox) -> None:
+    assert outbox.last_id == 0
+    waiting = await outbox.take([taken("ab"[n % 2], T0_MS + n) for n in range(10)])
+    assert outbox.last_id == waiting[-1].id
+    ids = [one.id for one in waiting]
+    assert await outbox.between(ids[1], ids[5], 100) == waiting[2:6]
+    assert await outbox.between(ids[1], ids[5], 3) == waiting[2:5]
+    await outbox.forget(keys(waiting[2:4]))
+    assert await outbox.between(0, ids[5], 100) == [*waiting[:2], *waiting[4:6]]
+    assert await outbox.between(ids[5], ids[1], 100) == []
+
+
 async def test_forgetting_takes_only_what_is_named(outbox: Outbox) -> None:
     waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
     await outbox.forget([])
@@ -268,67 +229,18 @@ async def test_what_is_not_a_devices_is_counted_apart(outbox: Outbox) -> None:
     assert await outbox.count(excluding_domain="air") == 1
 
 
-# ------------------------------------------------------------------------------------------------- unsound files
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(b"this is no database " * 500)
-
-
-def torn(path: Path) -> None:
-    """Overwrite everything behind the first page, as a dying flash card might."""
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xa5" * (size - 4096))
-
-
-def newer(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version=99")
-
-
-def foreign(path: Path) -> None:
-    path.unlink()
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE recipe (name TEXT)")
-        db.commit()
-
-
-@pytest.mark.parametrize("spoil", [garbage, torn, newer, foreign])
-async def test_an_unsound_file_is_set_aside_and_said_aloud(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
-) -> None:
-    path = tmp_path / "outbox.sqlite"
-    for number in (1, 2):
-        async with opened(path) as outbox:
-            await outbox.take([taken("a", T0_MS + n, x=float(n)) for n in range(500)])
-        spoil(path)
-        before = path.read_bytes()
-        caplog.clear()
-        async with opened(path) as outbox:
-            assert outbox.depth == 0
-            (one,) = await outbox.take([taken("a", T0_MS + 100_000 * number)])
-            assert key(one) == ("a", T0_MS + 100_000 * number, 0), "a new epoch"
-        (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert record.message == "the outbox was unsound and set aside"
-        aside = tmp_path / f"outbox.sqlite.unsound-{number}"
-        assert getattr(record, "aside") == str(aside)  # noqa: B009 - logging puts it there
-        assert aside.read_bytes()[8192:] == before[8192:], "nothing of it is thrown away"
-        async with opened(path) as outbox:
-            assert outbox.depth == 1
-        path.unlink()
+# ----------------------------------------------------------------------------------------------- where it can be
 
 
 async def test_where_nothing_can_be_kept_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutboxBlocked, match=r"file/outbox\.sqlite: .*Not a directory|File exists"):
-        async with opened(tmp_path / "file" / "outbox.sqlite"):
+    with pytest.raises(OutboxBlocked, match=r"file/outbox: .*(Not a directory|File exists)"):
+        async with opened(tmp_path / "file" / "outbox"):
             pytest.fail("opened")
 
 
 async def test_two_agents_cannot_have_one_outbox(tmp_path: Path) -> None:
-    path = tmp_path / "outbox.sqlite"
+    path = tmp_path / "outbox"
     async with opened(path) as outbox:
         await outbox.take([taken("a", T0_MS)])
         with pytest.raises(OutboxBlocked, match="locked"):
@@ -340,15 +252,17 @@ async def test_two_agents_cannot_have_one_outbox(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- a full disk
 
 
-async def limit_pages(outbox: Outbox, spare: int) -> None:
-    """Let SQLite meet SQLITE_FULL once the file has grown by `spare` pages."""
+@asynccontextmanager
+async def full_disk(outbox: Outbox) -> AsyncIterator[None]:
+    """Let every write to the disk meet ENOSPC; a real full disk is in test_outbox_disk.py."""
 
-    def limit() -> None:
-        db = outbox._open_db
-        pages = db.execute("PRAGMA page_count").fetchone()[0]
-        db.execute(f"PRAGMA max_page_count={pages + spare}")
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    await outbox._run(limit)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("append", "note", "replace"):
+            patch.setattr(outbox._disk, name, full)
+        yield
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -357,32 +271,36 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_full_disk_takes_all_or_nothing(outbox: Outbox) -> None:
-    (first,) = await outbox.take([taken("a", T0_MS)])
-    await limit_pages(outbox, 2)
-    many = [taken("a", T0_MS + 1 + n) for n in range(2000)]
-    with pytest.raises(OutboxBlocked, match="full"):
-        await outbox.take(many)
-    assert outbox.depth == 1
-    assert await outbox.after(0, 10) == [first]
-    await limit_pages(outbox, 10_000)
-    waiting = await outbox.take(many)
+async def test_a_full_disk_takes_all_or_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path / "outbox", "disk") as outbox:
+        (first,) = await outbox.take([taken("a", T0_MS)])
+        many = [taken("a", T0_MS + 1 + n) for n in range(2000)]
+        async with full_disk(outbox):
+            with pytest.raises(OutboxBlocked, match="No space left"):
+                await outbox.take(many)
+            assert outbox.depth == 1
+            assert await outbox.after(0, 10) == [first]
+        waiting = await outbox.take(many)
     assert keys(waiting) == [("a", T0_MS, seq) for seq in range(1, 2001)], "no name was used up"
 
 
-async def test_what_cannot_be_let_go_goes_later(
-    outbox: Outbox, caplog: pytest.LogCaptureFixture
+async def test_what_has_left_is_away_although_the_disk_takes_no_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
-    await outbox._run(lambda: outbox._open_db.execute("PRAGMA query_only=1"))
-    await outbox.forget([key(waiting[0])])
-    await outbox.forget([key(waiting[1])])
-    assert outbox.depth == 3
-    assert [record.message for record in caplog.records] == ["receipted samples stay for now"]
-    await outbox._run(lambda: outbox._open_db.execute("PRAGMA query_only=0"))
-    await outbox.forget([])
-    assert await outbox.after(0, 10) == [waiting[2]]
-    assert outbox.depth == 1
+    path = tmp_path / "outbox"
+    async with opened(path, "disk") as outbox:
+        waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
+        async with full_disk(outbox):
+            await outbox.forget([key(waiting[0])])
+            await outbox.forget([key(waiting[1])])
+            assert outbox.depth == 1
+            assert await outbox.after(0, 10) == [waiting[2]]
+            assert await outbox.find(keys(waiting)) == [waiting[2]]
+        messages = [record.message for record in caplog.records]
+        assert messages.count("receipted samples stay on disk for now") == 1, "said once"
+        await outbox.tend()
+    async with opened(path, "disk") as outbox:
+        assert await outbox.after(0, 10) == [waiting[2]], "noted once it could be"
 
 
 @asynccontextmanager
@@ -396,45 +314,43 @@ async def running(work: Awaitable[None]) -> AsyncIterator[asyncio.Future[None]]:
 
 
 async def test_the_intake_waits_for_the_disk_and_the_buses_wait_for_it(
-    outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intake_module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(intake_module, "RETRY_LAST_S", 0.05)
     monkeypatch.setattr(intake_module, "QUEUED", 10)
     monkeypatch.setattr(intake_module, "BATCH", 5)
-    clock = iter(range(T0_MS, T0_MS + 10_000))
+    time = SteppedTime()
     heard: list[Waiting] = []
-    intake = Intake(outbox, heard.extend, lambda: next(clock) / 1000)
-    async with running(intake.run()) as task:
-        await intake.put("air", "a", {"pm2_5": 0.0})
-        await intake.drained()
-        await limit_pages(outbox, 0)
-        handed = 1
+    async with opened(tmp_path / "outbox", "disk") as outbox:
+        intake = Intake(outbox, heard.extend, time.clock())
+        async with running(intake.run()) as task:
+            await intake.put("air", "a", {"pm2_5": 0.0})
+            await intake.drained()
+            handed = 1
 
-        async def bus() -> None:
-            nonlocal handed
-            while handed < 500:
-                await intake.put("air", "a", {"pm2_5": float(handed), **dict.fromkeys(NAMES, 1.5)})
-                handed += 1
+            async def bus() -> None:
+                nonlocal handed
+                while handed < 500:
+                    await intake.put("air", "a", {"pm2_5": float(handed)})
+                    time.step(0.001)
+                    handed += 1
 
-        async with running(bus()) as busy:
-            await until(lambda: "samples cannot be kept; the buses wait" in caplog.text)
-            await until(lambda: intake.waiting == 15)
-            stuck_at = handed
-            retries = outbox.depth
-            await asyncio.sleep(0.2)  # several retries
-            assert (handed, outbox.depth) == (stuck_at, retries), "nothing moves, nothing is lost"
-            assert not task.done()
-            await limit_pages(outbox, 10_000)
+            async with full_disk(outbox):
+                busy = asyncio.ensure_future(bus())
+                await until(lambda: "samples cannot be kept; the buses wait" in caplog.text)
+                await until(lambda: intake.waiting == 15)
+                stuck_at = handed
+                for _ in range(5):  # several retries
+                    await outbox.tend()
+                assert (handed, outbox.depth) == (stuck_at, 1), "nothing moves, nothing is lost"
+                assert not task.done()
             await asyncio.wait_for(busy, DEADLINE_S)
             await intake.drained()
-    assert keys(heard) == [("a", T0_MS, seq) for seq in range(500)]
-    assert [one.sample.metrics["pm2_5"] for one in heard] == [float(n) for n in range(500)]
-    assert keys(await outbox.after(0, 1000)) == keys(heard)
+        assert [key(one)[::2] for one in heard] == [("a", seq) for seq in range(500)]
+        assert [one.sample.metrics["pm2_5"] for one in heard] == [float(n) for n in range(500)]
+        assert keys(await outbox.after(0, 1000)) == keys(heard)
     assert caplog.text.count("samples cannot be kept") == 1, "said once, not at every retry"
-
-
-NAMES = [f"x-maker-{'n' * 20}-{number}" for number in range(30)]
 
 
 async def test_what_was_handed_in_is_kept_although_the_agent_ends(outbox: Outbox) -> None:
@@ -483,15 +399,11 @@ async def test_what_is_no_reading_never_reaches_the_outbox(outbox: Outbox, broke
 
 
 async def test_it_knows_whose_states_the_broker_keeps(tmp_path: Path) -> None:
-    path = tmp_path / "outbox.sqlite"
-    outbox = Outbox(path)
-    await outbox.open()
-    assert await outbox.stating(["a", "b"]) == []
-    await outbox.close()
-    outbox = Outbox(path)
-    await outbox.open()
-    assert await outbox.stating(["b", "c"]) == ["a"]
-    assert await outbox.stating(["b", "c"]) == ["a"], "until it is retired"
-    await outbox.retired(["a"])
-    assert await outbox.stating(["b", "c"]) == []
-    await outbox.close()
+    path = tmp_path / "outbox"
+    async with opened(path) as outbox:
+        assert await outbox.stating(["a", "b"]) == []
+    async with opened(path) as outbox:
+        assert await outbox.stating(["b", "c"]) == ["a"]
+        assert await outbox.stating(["b", "c"]) == ["a"], "until it is retired"
+        await outbox.retired(["a"])
+        assert await outbox.stating(["b", "c"]) == []

@@ -1,0 +1,839 @@
+"""The outbox as the agent sees it: one thread of its own does the work, in the order of the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import math
+import os
+import secrets
+import shutil
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from edge_agent.clock import KNOWN_FROM_MS, Clock
+from edge_agent.outbox.book import Foreign, read_book, write_book
+from edge_agent.outbox.disk import Disk
+from edge_agent.outbox.records import (
+    ENDED,
+    VERSION,
+    Book,
+    Counter,
+    Counters,
+    Gone,
+    Kept,
+    Record,
+    Undated,
+    Waiting,
+    encode,
+    kept,
+    ranges,
+)
+from edge_agent.outbox.segments import Segments, Series
+from edge_agent.outbox.stage import Stage, volatile_folder
+from edge_agent.outbox.undated import UndatedFile
+from exchange.delivery import Key
+from exchange.errors import OnestreetError
+from exchange.readings import Value
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+SLEW_MS = 100
+"""Two readings of one burst may fall on one millisecond, and a clock is slewed back by less than this: a sample's time
+then goes on from its predecessor's. More is a clock that was set back."""
+SPILL_AFTER_MS = 1500  # a sample without a receipt goes to the disk then
+TEND_EVERY_S = 0.25  # so that with the sync itself it is there within two seconds
+RETRY_MS = 1000  # a disk that took nothing is asked again
+STAGE_BYTES = 1 << 20  # then the stage is written anew, without what has left
+STAGE_MOST_BYTES = 16 << 20  # held for a disk that takes nothing, before the buses wait
+UNDATED_MOST = 20_000  # samples wait for the clock, then patience is over
+INFLOW_S = 600.0  # what comes in is averaged over so long
+MB = 1_000_000
+
+
+class OutboxSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How samples are kept until their receipt, and how many: what exceeds either limit goes, the oldest first."""
+
+    stage: Literal["memory", "disk"] = "memory"
+    max_mb: Annotated[int, msgspec.Meta(ge=4, le=1_000_000)] = 512
+    max_age_days: Annotated[float, msgspec.Meta(gt=0, le=3650)] = 90.0
+
+
+class Taken(NamedTuple):
+    """What comes in: one reading, with the time it was measured at, or, while that is not known, that of the boot."""
+
+    domain: str
+    device: str
+    time_ms: int | None
+    metrics: dict[str, Value]
+    quality: str = ""
+    boot_ms: int = 0
+
+
+class OutboxBlocked(OnestreetError):
+    """The disk does not do what the outbox needs; it may later."""
+
+
+class OutboxDamaged(OnestreetError):
+    """Not raised any more: what is damaged is set aside, and the outbox goes on."""
+
+
+class _Fresh(NamedTuple):
+    """A sample that is in the stage alone."""
+
+    waiting: Waiting
+    body: bytes
+    boot_ms: int
+
+
+class Outbox:
+    """The samples of one gateway.
+
+    Shape: `dropped` counts by reason: `size`, `age`, `damaged`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: OutboxSettings | None = None,
+        clock: Clock | None = None,
+        *,
+        stage_folder: Path | None = None,
+    ) -> None:
+        """Nothing is opened yet. `path` is the folder; a file of version 1 is beside it, with the suffix `.sqlite`.
+
+        `stage_folder` is where the stage is, unless the machine says.
+        """
+        self.path = path.with_suffix("")
+        self.settings = settings or OutboxSettings()
+        self.dropped: Tally[str] = Tally()
+        self.depth = 0
+        """Samples in it, those that wait for the clock among them."""
+        self.undated = 0
+        """Samples that wait for the clock."""
+        self.last_id = 0
+        """Of the newest sample that has a name."""
+        self.size_bytes = 0
+        self._clock = clock or Clock()
+        self._disk = Disk()
+        self._max_bytes = self.settings.max_mb * MB
+        self._segment_bytes = min(1 << 20, self._max_bytes // 8)
+        self._segments = Segments(self.path, self._disk, segment_bytes=self._segment_bytes)
+        self._undated_file = UndatedFile(self.path, self._disk)
+        self._stage_folder = stage_folder
+        self._stage: Stage | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._tending: asyncio.Task[None] | None = None
+        self._lock: int | None = None
+        self._is_open = False
+        self._is_begun = False  # the book says that a run is under way
+        self._token = ""
+        self._counters: dict[str, Counter] = {}
+        self._next_id = 1
+        self._topics: set[str] = set()
+        self._fresh: dict[int, _Fresh] = {}
+        self._fresh_bytes = 0
+        self._names: dict[Key, int] = {}  # of the fresh
+        self._undated: dict[int, tuple[Undated, int]] = {}  # with when it came, by the boot clock
+        self._floor_ms = KNOWN_FROM_MS  # nothing is dated before what was seen in an earlier run
+        self._unknown_since_ms: int | None = None
+        self._trouble = ""
+        self._retry_ms = 0
+        self._has_dropped = False
+        self._inflow = 0.0  # bytes, those of long ago counting less
+        self._inflow_ms: int | None = None
+        self._inflow_since_ms = 0
+
+    @property
+    def bytes_written(self) -> int:
+        """What flash was asked to take, in blocks, since the start; what the file system adds is not in it."""
+        return self._disk.written
+
+    def hours_left(self) -> float | None:
+        """Return how long it can go on taking what comes in now without dropping anything; None before it is known."""
+        if self._inflow_ms is None:
+            return None
+        now_ms = self._clock.boot_ms()
+        span_s = (now_ms - self._inflow_since_ms) / 1000
+        share = INFLOW_S * -math.expm1(-max(span_s, 1.0) / INFLOW_S)
+        inflow = self._inflow * math.exp((self._inflow_ms - now_ms) / 1000 / INFLOW_S) / share
+        if inflow <= 0:
+            return None
+        room = self._max_bytes - self.size_bytes
+        with suppress(OSError):  # a folder that is gone: then the limit alone is known
+            room = min(room, shutil.disk_usage(self.path).free)
+        return min(max(room, 0) / inflow / 3600, self.settings.max_age_days * 24)
+
+    # -------------------------------------------------------------------------------------------------- calls
+
+    async def open(self) -> None:
+        """Open or create it, and tend it until it is closed. What is not sound is set aside and said aloud.
+
+        Raises: OutboxBlocked, also when another agent has it open.
+        """
+        await self._run(self._open)
+        self._tending = asyncio.create_task(self._tend_always())
+
+    async def close(self) -> None:
+        """Close it after everything that was asked before; what it holds is on disk then."""
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.wait([self._tending])
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    async def take(self, readings: Sequence[Taken]) -> list[Waiting]:
+        """Keep the readings and return them named by epoch and seq, behind those that have waited for the clock.
+
+        Those that wait for it now are not among them. Raises: OutboxBlocked; then nothing was taken.
+        """
+        return await self._run(lambda: self._take(readings))
+
+    async def after(self, last_id: int, limit: int) -> list[Waiting]:
+        """Return the next samples in the order of taking."""
+        return await self._run(lambda: self._between(last_id, self._next_id, limit))
+
+    async def between(self, after_id: int, up_to_id: int, limit: int) -> list[Waiting]:
+        """Return samples in the order of taking, from behind one id up to another."""
+        return await self._run(lambda: self._between(after_id, up_to_id, limit))
+
+    async def find(self, keys: Sequence[Key]) -> list[Waiting]:
+        """Return those of the named samples that are still here, ascending. The others will not come back."""
+        return await self._run(lambda: self._find(keys))
+
+    async def forget(self, keys: Iterable[Key]) -> None:
+        """Let go of samples that have their receipt."""
+        gone = list(keys)
+        await self._run(lambda: self._forget(gone))
+
+    async def count(self, *, excluding_domain: str) -> int:
+        """Return how many samples of other domains it holds that can be sent."""
+        return await self._run(lambda: self._count(excluding_domain))
+
+    async def epoch_of(self, device: str, now_ms: int) -> int:
+        """Return the epoch that the device's next sample will have, beginning one where there is none.
+
+        Raises: OutboxBlocked.
+        """
+        return await self._run(lambda: self._epoch_of(device, now_ms))
+
+    async def stating(self, topics: Sequence[str]) -> list[str]:
+        """Note where states are about to be retained; return where older ones are that nobody stands behind now."""
+        return await self._run(lambda: self._stating(topics))
+
+    async def retired(self, topics: Sequence[str]) -> None:
+        """Note that nothing is retained there any more."""
+        await self._run(lambda: self._set_topics(self._topics - set(topics)))
+
+    async def tend(self) -> None:
+        """Do what is due by now: to the disk with what has waited long enough, away with what is too old."""
+        await self._run(self._tend)
+
+    async def _tend_always(self) -> None:
+        while True:
+            try:
+                await self.tend()
+            except OutboxBlocked as error:  # reading what is to be dropped may fail as well
+                self._complain(str(error))
+            await asyncio.sleep(TEND_EVERY_S)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Raises: OutboxBlocked."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work)
+
+    # ------------------------------------------------------------------------------------------- in the thread
+
+    def _done(self, work: Callable[[], T]) -> T:
+        """Raises: OutboxBlocked."""
+        try:
+            return work()
+        except OSError as error:
+            raise OutboxBlocked(f"{self.path}: {error}") from error
+        finally:
+            self.undated = len(self._undated)
+            self.depth = self._segments.depth + len(self._fresh) + self.undated
+            self.size_bytes = self._segments.size
+            if self._segments.damaged:
+                self.dropped["damaged"] = self._segments.damaged
+
+    # ------------------------------------------------------------------------------------------ opening, closing
+
+    def _open(self) -> None:
+        parent = self.path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o640)
+        try:
+            self._lock_alone(self._lock)
+            self._take_over_first_version()
+            if not self.path.exists():
+                self.path.mkdir()
+                self._disk.sync_folder(parent)
+            self._recover()
+        except BaseException:
+            os.close(self._lock)
+            self._lock = None
+            raise
+        self._is_open = True
+
+    def _take_over_first_version(self) -> None:
+        if (file := self.path.with_suffix(".sqlite")).exists():
+            from edge_agent.outbox.first_version import take_over  # once in a gateway's life
+
+            take_over(file, self.path, self._disk, segment_bytes=self._segment_bytes)
+
+    @staticmethod
+    def _lock_alone(file: int) -> None:
+        """Two agents would name samples alike. Raises: OSError."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError("locked: another agent has it open") from error
+
+    def _recover(self) -> None:
+        """Find out what is there, and whether it is all that was ever taken."""
+        try:
+            book = read_book(self.path)
+        except Foreign as error:
+            aside = self._set_folder_aside()
+            told = {"reason": str(error), "aside": str(aside)}
+            log.error("the outbox was unsound and set aside", extra=told)
+            book = None
+        boot_ms = self._clock.boot_ms()
+        self._segments.open(boot_ms)
+        undated = {one.id: one for one in self._undated_file.read()}
+        on_disk, next_id = self._segments.counters()
+        last_id = self._segments.last_id
+        counters = dict(book.counters) if book else {}
+        self._topics = set(book.topics) if book else set()
+        is_complete = self._proven(book, counters, on_disk, undated)
+        self._counters = _further(counters, self._counters)
+        if not is_complete or self._segments.damaged:
+            self._counters = _further(self._counters, on_disk)
+            if self._counters:
+                words = "it cannot be proved that nothing was lost; every device begins a new epoch"
+                log.warning(words)
+            self._counters = {
+                device: counter._replace(next_seq=ENDED)
+                for device, counter in self._counters.items()
+            }
+            self._is_begun = False
+        newest_ms = [one.last_ms for one in self._counters.values()]
+        self._floor_ms = max([KNOWN_FROM_MS, *newest_ms])
+        named_id = max([last_id, *self._fresh])
+        self._undated = {
+            number: (one, boot_ms) for number, one in sorted(undated.items()) if number > named_id
+        }
+        ids = (self._next_id, next_id, book.next_id if book else 1, named_id + 1)
+        self._next_id = max(*ids, *(number + 1 for number in self._undated), 1)
+        self.last_id = named_id
+
+    def _proven(
+        self,
+        book: Book | None,
+        counters: dict[str, Counter],
+        on_disk: dict[str, Counter],
+        undated: dict[int, Undated],
+    ) -> bool:
+        """Take over what proves the outbox complete, and say whether something does."""
+        if book is None:
+            return not on_disk and not undated and not self._segments.last_id
+        if book.clean:
+            return True
+        if book.stage == "disk":
+            counters.update(_further(counters, on_disk))
+            return not self._segments.torn and not self._undated_file.torn
+        folder = self._stage_folder or volatile_folder()
+        stage = Stage(folder, self.path) if folder else None
+        records = stage.recover(book.token, self._clock.boot_id) if stage else None
+        if records is None:
+            return False
+        self._replay(records, self._segments.last_id, undated)
+        self._stage, self._token, self._is_begun = stage, book.token, True
+        return True
+
+    def _replay(self, records: list[Record], last_id: int, undated: dict[int, Undated]) -> None:
+        """Take over what the stage of a killed run holds; what is on disk as well is there already."""
+        for record in records:
+            match record:
+                case Counters(counters, next_id):
+                    self._counters.update(counters)
+                    self._next_id = max(self._next_id, next_id)
+                case Kept():
+                    counter = Counter(record.epoch, record.seq + 1, record.time_ms)
+                    self._counters[record.device] = counter
+                    undated.pop(record.id, None)
+                    self._next_id = max(self._next_id, record.id + 1)
+                    if record.id > last_id:
+                        self._add_fresh(record.waiting, encode(record), 0)
+                case Undated():
+                    undated[record.id] = record
+                    self._next_id = max(self._next_id, record.id + 1)
+                case Gone(gone):
+                    for first, last in gone:
+                        for number in range(first, last + 1):
+                            self._drop_fresh(number)
+                case _:
+                    pass
+
+    def _set_folder_aside(self) -> Path:
+        """Keep a folder of a later version for whoever wants to go back to that; one such is kept."""
+        aside = self.path.with_name(f"{self.path.name}.unsound")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path.rename(aside)
+        self.path.mkdir()
+        self._disk.sync_folder(self.path.parent)
+        return aside
+
+    def _begin(self) -> None:
+        """Note durably that a run is under way, before the first sample of it is taken. Raises: OSError."""
+        if self._is_begun:
+            return
+        token = self._token or secrets.token_hex(16)  # what a killed run left is named by its own
+        if self._stage is None and self.settings.stage == "memory":
+            if folder := self._stage_folder or volatile_folder():
+                self._stage = Stage(folder, self.path)
+            else:
+                log.warning("there is no folder in memory: every batch is synced to the disk")
+        if self._stage is not None:
+            try:
+                self._stage.begin(token, self._clock.boot_id, self._staged())
+            except OSError as error:
+                self._leave_stage(error)
+        self._write_book(self._counters, token)
+        self._token, self._is_begun = token, True
+
+    def _leave_stage(self, error: OSError) -> None:
+        told = {"reason": str(error)}
+        log.warning(
+            "the stage in memory takes nothing; every batch is synced to the disk", extra=told
+        )
+        self._stage = None
+
+    def _staged(self) -> list[Record]:
+        """Return what a stage begins with."""
+        return [
+            Counters(self._counters, self._next_id),
+            *(one for one, _ in self._undated.values()),
+            *(kept(fresh.waiting) for fresh in self._fresh.values()),
+        ]
+
+    def _write_book(self, counters: dict[str, Counter], token: str, *, clean: bool = False) -> None:
+        stage = "disk" if self._stage is None else "memory"
+        topics = sorted(self._topics)
+        book = Book(VERSION, clean, stage, token, counters, self._next_id, topics)
+        write_book(self.path, book, self._disk)
+
+    def _close(self) -> None:
+        """Whatever fails here is what a kill would leave, and is found at the next start."""
+        try:
+            if self._is_open and self._is_begun:
+                self._spill()
+                self._write_book(self._counters, self._token, clean=True)
+                if self._stage is not None:
+                    self._stage.remove()
+        except OSError as error:
+            log.error("the outbox could not be closed in order", extra={"reason": str(error)})
+        finally:
+            self._is_open = False
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    # --------------------------------------------------------------------------------------------------- taking
+
+    def _take(self, readings: Sequence[Taken]) -> list[Waiting]:
+        if not self._is_open:
+            raise RuntimeError("the outbox is not open")
+        self._begin()
+        self._end_stage_unless_wanted()
+        named = self._date()
+        if not readings:
+            return named
+        self._spill_what_is_due()
+        if self._trouble and self._fresh_bytes > STAGE_MOST_BYTES:
+            raise OSError(self._trouble)
+        boot_ms = self._clock.boot_ms()
+        batch = _Batch(self._counters, self._next_id)
+        offset_ms = self._clock.date(0)
+        is_over = self._is_patience_over(boot_ms)
+        for reading in readings:
+            time_ms = reading.time_ms
+            if time_ms is None and offset_ms is not None:
+                time_ms = reading.boot_ms + offset_ms
+            if self._undated or (time_ms is None and not is_over):
+                batch.undated.append(self._not_dated(reading, time_ms, batch.next_id))
+                batch.next_id += 1
+            elif time_ms is None:
+                estimate_ms = self._estimate_ms(reading.boot_ms, self._clock.wall_ms())
+                quality = _uncertain(reading.quality)
+                batch.name(reading._replace(quality=quality), estimate_ms, is_known=False)
+            else:
+                batch.name(reading, time_ms, is_known=offset_ms is not None)
+        named += self._keep(batch, boot_ms)
+        return named
+
+    def _keep(self, batch: _Batch, boot_ms: int) -> list[Waiting]:
+        """Keep a batch, all of it or nothing. Raises: OSError."""
+        if (
+            batch.begun
+        ):  # an epoch is on disk before anybody hears of it, so that it is never begun again
+            self._write_book({**self._counters, **batch.counters}, self._token)
+        samples = [(one, encode(one)) for one in batch.named]
+        undated = [encode(one) for one in batch.undated]
+        if self._stage is not None:
+            try:
+                self._stage.append([*undated, *(body for _, body in samples)])
+            except OSError as error:
+                self._to_disk(error)
+        if self._stage is None:
+            if batch.undated:
+                self._undated_file.append(batch.undated)
+            if samples:
+                self._segments.append(samples, self._counters, self._next_id, boot_ms)
+        self._counters.update(batch.counters)
+        self._next_id = batch.next_id
+        for one in batch.undated:
+            self._undated[one.id] = (one, boot_ms)
+        waiting = [one.waiting for one, _ in samples]
+        if self._stage is not None:
+            for one, (_, body) in zip(waiting, samples, strict=True):
+                self._add_fresh(one, body, boot_ms)
+        if waiting:
+            self.last_id = waiting[-1].id
+        self._count_inflow(sum(len(body) for _, body in samples) + sum(map(len, undated)), boot_ms)
+        self._keep_within_limits()
+        return waiting
+
+    def _end_stage_unless_wanted(self) -> None:
+        """A killed run had a stage, the configuration has none now: what it held goes to the disk. Raises: OSError."""
+        if self._stage is not None and self.settings.stage == "disk":
+            self._spill()
+            stage, self._stage = self._stage, None
+            try:
+                self._write_book(self._counters, self._token)
+            except OSError:
+                self._stage = stage
+                raise
+            stage.remove()
+
+    def _to_disk(self, error: OSError) -> None:
+        """Go on without a stage. Raises: OSError when the disk takes nothing, either."""
+        self._spill()
+        stage = self._stage
+        self._leave_stage(error)
+        try:
+            self._write_book(self._counters, self._token)
+        except OSError:
+            self._stage = stage
+            raise
+
+    def _add_fresh(self, waiting: Waiting, body: bytes, boot_ms: int) -> None:
+        self._fresh[waiting.id] = _Fresh(waiting, body, boot_ms)
+        self._fresh_bytes += len(body)
+        self._names[_key(waiting)] = waiting.id
+
+    def _drop_fresh(self, number: int) -> None:
+        if (fresh := self._fresh.pop(number, None)) is not None:
+            self._fresh_bytes -= len(fresh.body)
+            del self._names[_key(fresh.waiting)]
+
+    def _epoch_of(self, device: str, now_ms: int) -> int:
+        counter = self._counters.get(device)
+        if counter is None or counter.next_seq == ENDED:
+            self._begin()
+            epoch = now_ms if counter is None else max(now_ms, counter.epoch + 1)
+            counter = Counter(epoch, 0, now_ms - SLEW_MS)
+            self._write_book({**self._counters, device: counter}, self._token)
+            if self._stage is not None:
+                only = Counters({device: counter}, self._next_id)
+                self._stage.append([encode(only)])
+            self._counters[device] = counter
+        return counter.epoch
+
+    # --------------------------------------------------------------------------------------------------- dating
+
+    def _not_dated(self, reading: Taken, time_ms: int | None, number: int) -> Undated:
+        return Undated(
+            number,
+            self._clock.boot_id,
+            reading.boot_ms,
+            self._clock.wall_ms(),
+            time_ms,
+            reading.domain,
+            reading.device,
+            reading.quality,
+            reading.metrics,
+        )
+
+    def _is_patience_over(self, boot_ms: int) -> bool:
+        """Say whether samples go out although nobody knows the time."""
+        if self._clock.known:
+            self._unknown_since_ms = None
+            return False
+        if self._unknown_since_ms is None:
+            self._unknown_since_ms = boot_ms
+        waited_ms = boot_ms - self._unknown_since_ms
+        return waited_ms >= 1000 * self._clock.settings.wait_s or len(self._undated) >= UNDATED_MOST
+
+    def _estimate_ms(self, boot_ms: int, wall_ms: int) -> int:
+        """Return the best that can be said: no earlier than the last known time and what passed since this boot."""
+        return max(wall_ms, self._floor_ms + boot_ms)
+
+    def _date(self) -> list[Waiting]:
+        """Name and date what has waited for the clock, as far as that can be done now. Raises: OSError."""
+        if not self._undated:
+            return []
+        boot_ms = self._clock.boot_ms()
+        is_over = self._is_patience_over(boot_ms)
+        batch = _Batch(self._counters, self._next_id)
+        for one, _ in self._undated.values():
+            is_of_now = one.boot_id == self._clock.boot_id
+            time_ms = one.time_ms
+            if time_ms is None and is_of_now:
+                time_ms = self._clock.date(one.boot_ms)
+            reading = Taken(one.domain, one.device, time_ms, one.metrics, one.quality)
+            if time_ms is not None:
+                batch.name(reading, time_ms, is_known=True, number=one.id)
+            elif is_over or not is_of_now:
+                reading = reading._replace(quality=_uncertain(one.quality))
+                estimate_ms = self._estimate_ms(one.boot_ms, one.wall_ms)
+                batch.name(reading, estimate_ms, is_known=False, number=one.id)
+            else:
+                break
+        if not batch.named:
+            return []
+        waiting = self._keep(batch, boot_ms)
+        was_on_disk = self._undated_file.last_id >= batch.named[0].id
+        for one in batch.named:
+            del self._undated[one.id]
+        if was_on_disk:
+            with suppress(
+                OSError
+            ):  # they have their names; until this is done a start finds them by their ids
+                self._spill()
+                self._undated_file.replace(one for one, _ in self._undated.values())
+        log.info(
+            "samples that waited for the clock have their time", extra={"samples": len(waiting)}
+        )
+        return waiting
+
+    # ------------------------------------------------------------------------------------------------- spilling
+
+    def _tend(self) -> None:
+        if self._is_open and self._is_begun:
+            self._spill_what_is_due()
+            self._segments.note()
+            self._keep_within_limits()
+
+    def _spill_what_is_due(self) -> None:
+        """Bring what is old enough to the disk, once it takes something again."""
+        if self._stage is None:
+            return
+        now_ms = self._clock.boot_ms()
+        if self._trouble and now_ms < self._retry_ms:
+            return
+        came_ms = [fresh.boot_ms for fresh in _first(self._fresh.values())]
+        last_id = self._undated_file.last_id
+        came_ms += _first(ms for one, ms in self._undated.values() if one.id > last_id)
+        try:
+            if came_ms and now_ms - min(came_ms) >= SPILL_AFTER_MS:
+                self._spill()
+            elif self._stage.size > STAGE_BYTES + 2 * self._fresh_bytes:
+                self._stage.begin(self._token, self._clock.boot_id, self._staged())
+        except OSError as error:
+            self._complain(str(error))
+            self._retry_ms = now_ms + RETRY_MS
+        else:
+            if self._trouble:
+                log.info("the disk takes samples again")
+            self._trouble = ""
+
+    def _complain(self, reason: str) -> None:
+        if not self._trouble:
+            words = (
+                "the disk takes nothing: samples are held in memory, a power cut would lose them"
+            )
+            log.error(words, extra={"reason": reason})
+        self._trouble = reason
+
+    def _spill(self) -> None:
+        """Make everything durable that is not, and begin the stage anew. Raises: OSError."""
+        last_id = self._undated_file.last_id
+        if undated := [one for one, _ in self._undated.values() if one.id > last_id]:
+            self._undated_file.append(undated)
+        if self._fresh:
+            samples = [(kept(fresh.waiting), fresh.body) for fresh in self._fresh.values()]
+            boot_ms = self._clock.boot_ms()
+            self._segments.append(samples, self._counters, self._next_id, boot_ms)
+            self._fresh.clear()
+            self._names.clear()
+            self._fresh_bytes = 0
+        if self._stage is not None:
+            self._stage.begin(self._token, self._clock.boot_id, self._staged())
+        self._keep_within_limits()
+
+    def _keep_within_limits(self) -> None:
+        """Drop the oldest samples when there are too many, or when they are too old. Raises: OSError."""
+        oldest_ms = None
+        if self._clock.known:
+            oldest_ms = self._clock.now_ms() - self.settings.max_age_days * 86_400_000
+        while (oldest := self._segments.oldest) is not None:
+            if self._segments.size > self._max_bytes:
+                reason = "size"
+            elif oldest_ms is not None and oldest.newest_ms < oldest_ms:
+                reason = "age"
+            else:
+                break
+            if not self._has_dropped:
+                told = {"reason": reason, "max_mb": self.settings.max_mb}
+                told |= {"max_age_days": self.settings.max_age_days}
+                log.error(
+                    "the outbox is over its limit: the oldest samples are dropped", extra=told
+                )
+            self._has_dropped = True
+            self.dropped[reason] += self._segments.drop(oldest)
+        if self._has_dropped and self._segments.size < self._max_bytes // 2:
+            log.info("the outbox has room again", extra={"dropped": dict(self.dropped)})
+            self._has_dropped = False
+
+    def _count_inflow(self, size: int, boot_ms: int) -> None:
+        if self._inflow_ms is None:
+            self._inflow_ms = self._inflow_since_ms = boot_ms
+        self._inflow *= math.exp((self._inflow_ms - boot_ms) / 1000 / INFLOW_S)
+        self._inflow += size
+        self._inflow_ms = boot_ms
+
+    # ------------------------------------------------------------------------------------------------- the rest
+
+    def _between(self, after_id: int, up_to_id: int, limit: int) -> list[Waiting]:
+        found = self._segments.between(after_id, up_to_id, limit)
+        for number, fresh in self._fresh.items():
+            if len(found) >= limit:
+                break
+            if after_id < number <= up_to_id:
+                found.append(fresh.waiting)
+        return found
+
+    def _find(self, keys: Sequence[Key]) -> list[Waiting]:
+        numbers = [number for key in set(keys) if (number := self._names.get(key)) is not None]
+        found = self._segments.find(self._elsewhere(keys))
+        return found + [self._fresh[number].waiting for number in sorted(numbers)]
+
+    def _elsewhere(self, keys: Iterable[Key]) -> dict[Series, list[int]]:
+        """Return those of the keys that are not fresh, by series."""
+        wanted: dict[Series, set[int]] = {}
+        for key in keys:
+            if key not in self._names:
+                wanted.setdefault((key.device, key.epoch), set()).add(key.seq)
+        return {name: sorted(seqs) for name, seqs in wanted.items()}
+
+    def _forget(self, keys: Sequence[Key]) -> None:
+        elsewhere = self._elsewhere(keys)
+        numbers = sorted({number for key in keys if (number := self._names.get(key)) is not None})
+        for number in numbers:
+            self._drop_fresh(number)
+        if elsewhere:
+            self._segments.forget(elsewhere)
+        if numbers and self._stage is not None:
+            with suppress(
+                OSError
+            ):  # after a kill they would be sent again, and meet their own rows
+                self._stage.append([encode(Gone(ranges(numbers)))])
+
+    def _count(self, excluding_domain: str) -> int:
+        fresh = sum(one.waiting.domain != excluding_domain for one in self._fresh.values())
+        return self._segments.depth - self._segments.of_domain(excluding_domain) + fresh
+
+    def _stating(self, topics: Sequence[str]) -> list[str]:
+        stale = sorted(self._topics - set(topics))
+        self._set_topics(self._topics | set(topics))
+        return stale
+
+    def _set_topics(self, topics: set[str]) -> None:
+        if topics == self._topics:
+            return
+        before, self._topics = self._topics, topics
+        try:
+            self._begin()
+            self._write_book(self._counters, self._token)
+        except OSError:
+            self._topics = before
+            raise
+
+
+class _Batch:
+    """Samples that are being taken: nothing of the outbox has changed yet."""
+
+    def __init__(self, counters: dict[str, Counter], next_id: int) -> None:
+        self.counters: dict[str, Counter] = {}
+        self.next_id = next_id
+        self.named: list[Kept] = []
+        self.undated: list[Undated] = []
+        self.begun = False
+        self._before = counters
+
+    def name(
+        self, reading: Taken, time_ms: int, *, is_known: bool, number: int | None = None
+    ) -> None:
+        """Give a reading its name and its time, for ever; a clock that was set back begins a new epoch."""
+        device = reading.device
+        counter = self.counters.get(device) or self._before.get(device)
+        if counter is None:
+            epoch, seq, self.begun = time_ms, 0, True
+        else:
+            epoch, seq, last_ms = counter
+            was_guessed = is_known and epoch < KNOWN_FROM_MS <= time_ms
+            if seq == ENDED or was_guessed or time_ms < last_ms - SLEW_MS:
+                epoch, seq, self.begun = max(time_ms, epoch + 1), 0, True
+            else:
+                time_ms = max(time_ms, last_ms + 1)
+        self.counters[device] = Counter(epoch, seq + 1, time_ms)
+        if number is None:
+            number, self.next_id = self.next_id, self.next_id + 1
+        self.named.append(
+            Kept(
+                number,
+                reading.domain,
+                device,
+                epoch,
+                seq,
+                time_ms,
+                reading.quality,
+                reading.metrics,
+            )
+        )
+
+
+def _further(one: dict[str, Counter], other: dict[str, Counter]) -> dict[str, Counter]:
+    """Return of each device the counter that had come further; an epoch that has ended goes on nowhere."""
+
+    def how_far(counter: Counter) -> tuple[int, float]:
+        return counter.epoch, math.inf if counter.next_seq == ENDED else counter.next_seq
+
+    found = dict(one)
+    for device, counter in other.items():
+        if device not in found or how_far(counter) > how_far(found[device]):
+            found[device] = counter
+    return found
+
+
+def _first(values: Iterable[T]) -> list[T]:
+    for value in values:
+        return [value]
+    return []
+
+
+def _key(waiting: Waiting) -> Key:
+    return Key(waiting.device, waiting.sample.epoch, waiting.sample.seq)
+
+
+def _uncertain(quality: str) -> str:
+    return f"{quality};uncertain:clock" if quality else "uncertain:clock"
