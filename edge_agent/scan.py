@@ -41,6 +41,8 @@ SENSORS_MAX: Final = 256
 """Sensors told apart on the air; a street has fewer."""
 NOBODY_THERE: Final = (10, 11)
 """What a Modbus TCP gateway answers for a unit that does not: no path to it, or it is silent."""
+UNITS_OF_MANY: Final = 8
+"""A TCP server that answers for all that were asked, and they are so many, is one device that looks at no unit."""
 KEY_FILE: Final = "/etc/onestreet/bindkey"
 
 
@@ -238,8 +240,12 @@ async def sweep_tcp(
             raise LinkLost("this machine is connected to it, in use")
         async with open_modbus_tcp(host, port=port, timeout_s=timeout_s) as bus:
             await _sweep(bus, units, ends_s, looked)
-    except (LinkLost, OSError, TimeoutError) as error:
+    except (LinkLost, OSError, UnicodeError) as error:
         return _lost(looked, error)
+    if len(looked.units) == len(units) >= UNITS_OF_MANY:
+        first = looked.units[0]
+        looked.units = [Unit(unit=first.unit, answer=f"{first.answer} for every unit 回應所有站號")]
+        looked.devices = [one for one in looked.devices if one.settings["unit"] == first.unit]
     return looked
 
 
@@ -270,15 +276,17 @@ async def _sweep(bus: ModbusBus, units: Sequence[int], ends_s: float, looked: Lo
         except FrameError:
             garbled.append(unit)
             continue
-        looked.outcome = "found"
+        looked.outcome, looked.detail = "found", ""
         looked.units = [*looked.units, Unit(unit=unit, answer=answer)]
         looked.devices = [*looked.devices, *await _named(bus, unit)]
-    if garbled and looked.outcome != "found":
+    words = "garbled 回應雜亂"
+    if looked.outcome == "found":  # the line is set up as it should be
+        words += ": two devices of one address? 站號可能重複"
+        looked.units = [*looked.units, *(Unit(unit=unit, answer=words) for unit in garbled)]
+    elif garbled:
         looked.outcome = "unknown"
-        looked.detail = (
-            f"garbled answers of unit {', '.join(map(str, garbled))}: another baudrate or parity, or two"
-            " devices of one address 回應雜亂：鮑率或同位元不符，或站號重複"
-        )
+        said = ", ".join(map(str, garbled))
+        looked.detail = f"{words}: unit 站號 {said}: other baudrate or parity 鮑率或同位元不符?"
 
 
 async def _named(bus: ModbusBus, unit: int) -> list[Found]:
@@ -453,6 +461,8 @@ def _tables(looked: Looked) -> Iterator[str]:
 
 def _lost(looked: Looked, error: Exception) -> Looked:
     looked.detail = str(error) or type(error).__name__
+    if looked.units:
+        return looked  # what answered before is there
     is_held = "in use" in looked.detail or "lock" in looked.detail
     looked.outcome = "in use" if is_held else "failed"
     return looked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -9,7 +10,8 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +327,29 @@ def test_a_sweep_ends_in_time_and_says_what_it_left_out(
     )
     assert only(document)["outcome"] == "silent"
     assert "time is up" in only(document)["detail"]
+
+
+def test_a_device_that_answers_for_every_unit_is_one(
+    bench: Bench, meter: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while request := await reader.read(12):
+                value = {40: 7, 41: 99}.get(request[9], 0)
+                writer.write(request[:4] + b"\0\5" + request[6:8] + bytes((2, 0, value)))
+        finally:
+            writer.close()
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[int]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            yield server.sockets[0].getsockname()[1]
+
+    port = bench.enter(serving)
+    bus = only(scan(capsys, "--tcp", f"127.0.0.1:{port}", "--units", "5-20"))
+    assert [unit["unit"] for unit in bus["units"]] == [5]
+    assert "every unit" in bus["units"][0]["answer"]
+    assert [device["settings"] for device in bus["devices"]] == [{"unit": 5}]
 
 
 def test_a_server_that_this_machine_is_connected_to_is_left_alone(
