@@ -125,7 +125,9 @@ class Commands:
         try:
             await self._ledger.open(self._clock.now_ms())
             self._is_open = True
-            await self._answer_interrupted("the gateway restarted before there was a result")
+            await self._answer_interrupted(
+                "the gateway restarted before there was a result 閘道器重新啟動，指令中斷"
+            )
         except LedgerBlocked as error:
             self._say("commands cannot be recorded, and are not carried out", error)
 
@@ -172,7 +174,9 @@ class Commands:
             await asyncio.wait(self._under_way)
         if self._is_open:
             try:
-                await self._answer_interrupted("the gateway stopped before there was a result")
+                await self._answer_interrupted(
+                    "the gateway stopped before there was a result 閘道器停止，指令中斷"
+                )
             except LedgerBlocked as error:
                 self._say("results cannot be recorded", error)
 
@@ -228,19 +232,19 @@ class Commands:
                 await self._ledger.answer_again(command.id)
                 self.results.changed()
             else:
-                words = f"this id was used for {found.device}"
+                words = f"this id was used for {found.device} 指令代碼重複"
                 await self._reply(command.id, Outcome("rejected", words), results)
             return
         expired = _expires_ms(command) <= now_ms
         if found == "full":
-            words = "too many commands that have not expired were taken"
+            words = "too many commands that have not expired were taken 未逾時的指令過多"
             await self._reply(command.id, Outcome("rejected", words), results)
         elif found == "past":
-            words = "it may have been carried out before"
+            words = "it may have been carried out before 可能已執行過"
             outcome = Outcome("expired") if expired else Outcome("rejected", words)
             await self._reply(command.id, outcome, results)
         elif not self._clock.known:
-            words = "the clock of the gateway is not set"
+            words = "the clock of the gateway is not set 閘道器時鐘尚未校時"
             await self._answer(command.id, Outcome("rejected", words), results)
         elif expired:
             await self._answer(command.id, Outcome("expired"), results)
@@ -253,21 +257,22 @@ class Commands:
     def _refusal(self, device: Device | None, command: Command) -> str:
         """Return why a command is not carried out, "" when it is."""
         if device is None:
-            return "this gateway has no such device"
+            return "this gateway has no such device 閘道器無此設備"
         if command.name not in announced(device, self._settings):
-            return f"{command.name} is not a command of this device"
+            return f"{command.name} is not a command of this device 設備無此指令"
         limits = device.package.profile.commands[command.name].args
         if command.args.keys() != limits.keys():
             takes = ", ".join(limits) or "no argument"
-            return f"{command.name} takes {takes}, not {', '.join(command.args) or 'none'}"
+            given = ", ".join(command.args) or "none"
+            return f"{command.name} takes {takes}, not {given} 參數不符"
         for name, value in command.args.items():
             low, high = limits[name].min, limits[name].max
             if isinstance(value, bool | str) or not low <= value <= high:
-                return f"{name} {value} is not in {low:g} … {high:g}"
+                return f"{name} {value} is not in {low:g} … {high:g} 超出範圍"
         if self._is_stopping:
-            return "the gateway is stopping"
+            return "the gateway is stopping 閘道器停止中"
         if self._lanes[device.bus].waiting >= self._settings.queued:
-            return f"{self._settings.queued} commands wait for this bus already"
+            return f"{self._settings.queued} commands wait for this bus already 等候的指令過多"
         return ""
 
     # ----------------------------------------------------------------------------------------------- executing
@@ -322,7 +327,7 @@ class Commands:
         except TimeoutError as error:
             if loop.time() >= until_s:
                 return Outcome("expired")
-            return Outcome("failed", str(error) or "the bus is too busy")
+            return Outcome("failed", str(error) or "the bus is too busy 匯流排忙碌")
         except CommandRejected as error:
             return Outcome("rejected", str(error))
         except DeviceError as error:

@@ -126,24 +126,30 @@ def check(programme: Programme, devices: Mapping[str, Device], *, located: bool 
     """
     for index, name in enumerate(programme.devices):
         if name not in devices:
-            raise ConfigError("", f"devices[{index}]", name, "must be the id of a device")
+            raise ConfigError(
+                "", f"devices[{index}]", name, "must be the id of a device 必須是設備代號"
+            )
     lamps = programme.lamps(list(devices.values()))
     if not lamps:
-        allowed = "devices, cabinets or circuits must name at least one device"
+        allowed = "devices, cabinets or circuits must name at least one device 至少須指定一個設備"
         raise ConfigError("", "devices", programme.devices, allowed)
     for lamp in lamps:
         if COMMAND not in lamp.package.profile.commands:
-            allowed = f"{lamp.id} takes no command {COMMAND}: its driver is {lamp.driver}"
+            allowed = (
+                f"takes no command {COMMAND}, its driver is {lamp.driver} 此設備不接受調光指令"
+            )
             raise ConfigError("", "devices", lamp.id, allowed)
     steps = list(programme.all_steps())
     if not steps:
-        raise ConfigError("", "steps", [], "must have at least one step")
+        raise ConfigError("", "steps", [], "must have at least one step 至少須有一個時段")
     for key, step in steps:
         anchor, _, hours, minutes = _AT.fullmatch(step.at).groups()  # type: ignore[union-attr]  # the type's pattern
         if anchor is None and (int(hours) > 35 or int(minutes) > 59):
-            raise ConfigError("", f"{key}.at", step.at, "a time from 00:00 to 35:59")
+            raise ConfigError(
+                "", f"{key}.at", step.at, "a time from 00:00 to 35:59 時間須介於 00:00 至 35:59"
+            )
         if anchor is not None and not located:
-            allowed = "the sun's times need gateway.location with lat and lon"
+            allowed = "the sun's times need gateway.location 日出日落須設定 gateway.location"
             raise ConfigError("", f"{key}.at", step.at, allowed)
     for number, days in enumerate(programme.days):
         for index, dates in enumerate(days.dates):
@@ -152,11 +158,11 @@ def check(programme: Programme, devices: Mapping[str, Device], *, located: bool 
                 first, last = _ends(dates, 2028)  # a leap year: 02-29 is a day
             except ValueError as error:
                 raise ConfigError(
-                    "", key, dates, f"must be days of the calendar: {error}"
+                    "", key, dates, f"must be days of the calendar 日期有誤: {error}"
                 ) from error
             years = {_DATES.fullmatch(end)[1] is None for end in dates.split("..")}  # type: ignore[index]  # the type's pattern
             if len(years) > 1 or (first > last and years == {False}):
-                allowed = "from the earlier to the later day, both with a year or both without"
+                allowed = "from the earlier to the later day, both with a year or both without 起訖日期有誤"
                 raise ConfigError("", key, dates, allowed)
 
 
@@ -165,7 +171,9 @@ def zone(name: str, file: str, key: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        allowed = "must be a time zone such as Asia/Taipei; on a small system install tzdata"
+        allowed = (
+            "must be a time zone such as Asia/Taipei 須為時區名稱; on a small system install tzdata"
+        )
         raise ConfigError(file, key, name, allowed) from error
 
 

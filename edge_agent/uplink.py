@@ -218,6 +218,8 @@ class Uplink:
             )
         if self._commands is not None:
             await self._commands.results.receipted(receipt)
+        if receipt.results:
+            self.receipted.set()
         if keys:
             self.wake()  # before the disk: there is room in the window already
             await self._outbox.forget(keys)

@@ -190,7 +190,7 @@ async def test_what_is_no_command_of_the_device_is_rejected(
 ) -> None:
     async with bench(tmp_path) as one:
         one.give(order, device)
-        assert (await one.answered(order.id, "rejected")).reason == words
+        assert (await one.answered(order.id, "rejected")).reason.startswith(f"{words} ")
         one.give(after := command(10), "lamp-2")
         await one.answered(after.id, "done")
         assert one.bus.done == [("lamp-2", 10)]
@@ -277,7 +277,7 @@ async def test_a_bus_takes_so_many_and_not_more(tmp_path: Path) -> None:
         for order in orders:
             one.give(order)
         refused = await one.answered(orders[2].id, "rejected")
-        assert refused.reason == "2 commands wait for this bus already"
+        assert refused.reason.startswith("2 commands wait for this bus already")
         one.bus.open.set()
         await one.answered(orders[1].id, "done")
 
@@ -440,7 +440,7 @@ async def test_one_that_was_let_go_is_not_carried_out_when_the_clock_goes_back(
         clock.now -= 60_000
         one.give(old)
         told = await one.answered(old.id, "rejected")
-        assert told.reason == "it may have been carried out before"
+        assert told.reason.startswith("it may have been carried out before")
     assert [level for _, level in bus.done] == [10, 20, 30]
 
 

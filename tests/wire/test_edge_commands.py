@@ -1,0 +1,365 @@
+"""Commands and lamp programmes on a real broker and a simulated line of lamps, through the whole agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import aiomqtt
+import pytest
+
+from device_drivers.kit.driver import Value
+from device_drivers.kit.registry import load
+from edge_agent.ledger import Ledger
+from exchange.commands import Command, Result, decode_result, encode_command
+from exchange.configuration import toml_table
+from exchange.processes import Child
+from exchange.receipts import Receipt, encode_receipt
+from exchange.states import decode_state
+from tests.agents import GATEWAY, ROOT, lamp, running_agent, until, write_config
+from tests.brokers import Mosquitto
+
+TAIPEI = ZoneInfo("Asia/Taipei")
+LAMP: dict[str, Value] = {"level": 5, "lit": True}
+
+
+class Lamps:
+    """Lamps on one line; every level that one of them was given is noted."""
+
+    def __init__(self, count: int) -> None:
+        self.given: list[tuple[int, int]] = []
+        self.twins = [self._twin(number) for number in range(1, count + 1)]
+
+    def _twin(self, number: int) -> Any:
+        twin: Any = load("intesis_dali").twin(
+            {"short_address": number}, lambda: LAMP, lambda _values: None
+        )
+        real = twin.write
+
+        def write(function: int, address: int, values: Any) -> None:
+            real(function, address, values)
+            if address - twin.addresses.start == 15:
+                self.given.append((number, values[0]))
+
+        twin.write = write
+        return twin
+
+    @property
+    def levels(self) -> dict[int, int | None]:
+        """What each lamp was told last."""
+        return {number: twin.commanded for number, twin in enumerate(self.twins, 1)}
+
+
+class Issuer:
+    """Gives commands and plays the part of ingest that answers results."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self.results: dict[UUID, list[Result]] = {}
+        self.payloads: Counter[bytes] = Counter()
+        self.announced: dict[str, list[str]] = {}
+        self.answers = True
+        self._client = client
+
+    async def listen(self) -> None:
+        async for message in self._client.messages:
+            assert isinstance(message.payload, bytes)
+            topic = str(message.topic)
+            if topic.endswith("/state"):
+                state = decode_state(message.payload)
+                assert state is not None
+                self.announced[topic.split("/")[-2]] = state.descriptor.commands
+            elif topic.endswith("/readings"):
+                continue
+            else:
+                result = decode_result(message.payload)
+                self.results.setdefault(result.id, []).append(result)
+                self.payloads[message.payload] += 1
+                if self.answers:
+                    await self.receipt(result)
+
+    async def receipt(self, result: Result) -> None:
+        receipt = Receipt(v=1, results=[(str(result.id), result.status)])
+        await self._client.publish(f"{ROOT}/receipts", encode_receipt(receipt), qos=1)
+
+    async def give(self, order: Command, device: str = "lamp-1") -> None:
+        topic = f"{ROOT}/streetlight/{device}/commands"
+        await self._client.publish(topic, encode_command(order), qos=1)
+
+    async def answered(self, order: Command, status: str) -> Result:
+        def last() -> Result | None:
+            results = self.results.get(order.id)
+            return results[-1] if results else None
+
+        await until(lambda: (one := last()) is not None and one.status == status)
+        found = last()
+        assert found is not None
+        return found
+
+
+@asynccontextmanager
+async def issuer(broker: Mosquitto) -> AsyncIterator[Issuer]:
+    async with aiomqtt.Client(broker.host, broker.port, timeout=20.0) as client:
+        one = Issuer(client)
+        for channel in ("state", "results"):
+            await client.subscribe(f"{ROOT}/+/+/{channel}", qos=1)
+        listening = asyncio.create_task(one.listen())
+        try:
+            yield one
+        finally:
+            while not listening.done():
+                listening.cancel()
+                await asyncio.wait([listening], timeout=0.2)
+            (ended,) = await asyncio.gather(listening, return_exceptions=True)
+            if isinstance(ended, Exception):
+                raise ended
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path, persistent=True) as one:
+        yield one
+
+
+Street = Callable[..., tuple[Lamps, Path]]
+
+
+@pytest.fixture
+def street(tmp_path: Path, broker: Mosquitto, modbus_line: Callable[..., Any]) -> Street:
+    """Return `street(count, programme tables…)`: lamps on a line and an agent's file."""
+
+    def make(count: int, *tables: str) -> tuple[Lamps, Path]:
+        lamps = Lamps(count)
+        bus = {"id": "rs485", "kind": "modbus-rtu", "port": modbus_line(*lamps.twins)["port"]}
+        devices = [
+            lamp("rs485", number, interval_s=2.0, circuit="L2") for number in range(1, count + 1)
+        ]
+        path = write_config(tmp_path, broker, [bus], devices, delivery={"drain_s": 1.0})
+        path.write_text("\n".join([path.read_text(), *tables]))
+        tomllib.loads(path.read_text())
+        return lamps, path
+
+    return make
+
+
+def command(level: object, *, name: str = "set_level", life_s: float = 60.0) -> Command:
+    now = datetime.now(UTC)
+    return Command(
+        id=uuid4(),
+        name=name,
+        args={"level": level},  # type: ignore[dict-item]  # some are wrong on purpose
+        issued_at=now,
+        expires_at=now + timedelta(seconds=life_s),
+        issued_by="the test",
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- commands
+
+
+async def test_a_command_switches_a_lamp_once_and_is_answered_for_ever(
+    broker: Mosquitto, street: Street
+) -> None:
+    lamps, path = street(2)
+    order, wrong, late = command(40), command(140), command(30, life_s=0.001)
+    async with issuer(broker) as one:
+        async with running_agent(path) as agent:
+            await until(lambda: one.announced.get("lamp-2"))
+            assert one.announced == {GATEWAY: [], "lamp-1": ["set_level"], "lamp-2": ["set_level"]}
+            await until(lambda: agent.health.devices["lamp-1"].readings)
+            await one.give(order)
+            result = await one.answered(order, "done")
+            assert result.readback == {"level": 40}
+            assert lamps.levels == {1: 40, 2: None}
+            await one.give(wrong, "lamp-2")
+            await one.give(late, "lamp-2")
+            assert "140" in (await one.answered(wrong, "rejected")).reason
+            await one.answered(late, "expired")
+            await one.give(order)
+            await until(lambda: len(one.results[order.id]) == 2)
+        async with running_agent(path):
+            await one.give(order)
+            await until(lambda: len(one.results[order.id]) == 3)
+            assert one.results[order.id] == [result] * 3
+    assert lamps.given == [(1, 40)]
+    ledger = Ledger(path.parent / "state" / "commands.sqlite")
+    await ledger.open(0)
+    assert [(entry.name, entry.status) for entry in await ledger.trail()] == [
+        ("set_level", "expired"),
+        ("set_level", "rejected"),
+        ("set_level", "done"),
+    ]
+    await ledger.close()
+
+
+async def test_a_command_that_came_while_the_gateway_was_away_is_carried_out_while_it_is_valid(
+    broker: Mosquitto, street: Street
+) -> None:
+    lamps, path = street(1)
+    async with running_agent(path) as agent:
+        await until(lambda: agent.uplink.connected)
+    valid, late = command(60), command(70, life_s=0.2)
+    async with issuer(broker) as one:
+        await one.give(late)
+        await one.give(valid)
+        await asyncio.sleep(0.3)  # the time passes, whatever the test waits for
+        async with running_agent(path):
+            await one.answered(late, "expired")
+            result = await one.answered(valid, "done") if lamps.given else None
+            await until(lambda: valid.id in one.results)
+            result = one.results[valid.id][-1]
+            # the bus may not have been open yet: then it is said, and not tried later
+            assert result.status in {"done", "failed"}
+    assert [level for _, level in lamps.given] in ([60], [])
+
+
+async def test_results_wait_for_their_receipt_through_a_restart(
+    broker: Mosquitto, street: Street
+) -> None:
+    _, path = street(1)
+    order = command(20)
+    async with issuer(broker) as one:
+        one.answers = False
+        async with running_agent(path) as agent:
+            await until(lambda: agent.health.devices["lamp-1"].readings)
+            await one.give(order)
+            result = await one.answered(order, "done")
+        one.answers = True
+        async with running_agent(path) as agent:
+            await until(lambda: one.results[order.id] == [result, result])
+            await until(lambda: agent.commands._ledger.unreceipted == 0)
+        async with running_agent(path) as agent:
+            await until(lambda: agent.uplink.connected)
+            assert agent.commands._ledger.unreceipted == 0
+
+
+@pytest.mark.timeout(180)
+async def test_whatever_is_killed_when_no_command_is_carried_out_twice(
+    tmp_path: Path, broker: Mosquitto, street: Street
+) -> None:
+    """Kill -9 in a loop while commands come, each as often as it takes to be answered."""
+    lamps, path = street(1)
+    random = Random(7)
+    orders = [command(level, life_s=600) for level in range(100)]
+    child = Child("agent", [sys.executable, "-m", "edge_agent", str(path)], tmp_path)
+    async with issuer(broker) as one:
+        await child.start()
+        try:
+            for batch in range(0, 100, 20):
+                for order in orders[batch : batch + 20]:
+                    await one.give(order)
+                await asyncio.sleep(random.uniform(0.0, 0.25))  # a moment at random is the point
+                child.kill()
+                await until(lambda: child.pid == 0 or not child.ready.is_set())
+                await until(child.ready.is_set)
+
+            async def all_answered() -> None:
+                while missing := [
+                    order
+                    for order in orders
+                    if not any(r.status != "accepted" for r in one.results.get(order.id, []))
+                ]:
+                    for order in missing[:10]:
+                        await one.give(order)
+                    await asyncio.sleep(0.2)
+
+            async with asyncio.timeout(120):
+                await all_answered()
+        finally:
+            await child.stop(20.0)
+    executed = Counter(level for _, level in lamps.given)
+    assert max(executed.values()) == 1, "at most once"
+    final = {
+        order.args["level"]: {r.status for r in one.results[order.id]} - {"accepted"}
+        for order in orders
+    }
+    assert all(len(statuses) == 1 for statuses in final.values()), "one result each"
+    done = {level for level, statuses in final.items() if statuses == {"done"}}
+    assert done <= executed.keys()
+    assert {s for statuses in final.values() for s in statuses} <= {"done", "failed", "rejected"}
+    assert len(done) >= 20
+
+
+async def test_sigterm_ends_what_is_under_way_and_answers_it(
+    tmp_path: Path, broker: Mosquitto, street: Street
+) -> None:
+    lamps, path = street(1)
+    child = Child("agent", [sys.executable, "-m", "edge_agent", str(path)], tmp_path)
+    async with issuer(broker) as one:
+        await child.start()
+        await until(lambda: one.announced.get("lamp-1"))
+        orders = [command(level) for level in range(10)]
+        for order in orders:
+            await one.give(order)
+        await until(lambda: lamps.given)
+        os.kill(child.pid, signal.SIGTERM)
+        assert await child.stop(30.0)
+        await until(lambda: all(order.id in one.results for order in orders[:5]))
+    done = {o.args["level"] for o in orders if any(r.status == "done" for r in one.results[o.id])}
+    assert done == {level for _, level in lamps.given}
+
+
+# ------------------------------------------------------------------------------------------------------ programmes
+
+
+def programme(*steps: tuple[timedelta, int], **more: object) -> str:
+    """Return a programme whose steps lie so far from now."""
+    now = datetime.now(TAIPEI)
+    table = [{"at": f"{now + ahead:%H:%M}", "level": level} for ahead, level in steps]
+    return toml_table("[[programme]]", id="p", steps=table, circuits=["L2"], **more)
+
+
+async def test_a_programme_switches_thirty_lamps_without_a_burst_and_polls_go_on(
+    broker: Mosquitto, street: Street
+) -> None:
+    lamps, path = street(30, programme((timedelta(minutes=-5), 35), stagger_s=0.05))
+    broker.stop()  # it needs nobody
+    async with running_agent(path) as agent:
+        await until(lambda: len(lamps.given) >= 10)
+        halfway = sum(health.readings for health in agent.health.devices.values())
+        assert halfway, "polls go on between the lamps"
+        await until(lambda: len(lamps.given) >= 30)
+        assert sorted(lamps.given) == [(number, 35) for number in range(1, 31)]
+        assert set(lamps.levels.values()) == {35}
+    broker.start()
+    async with running_agent(path):
+        await until(lambda: len(lamps.given) >= 60)  # what should hold is said again after a start
+    assert Counter(lamps.given) == {(number, 35): 2 for number in range(1, 31)}
+
+
+async def test_somebodys_command_holds_until_the_next_step_and_over_a_restart(
+    broker: Mosquitto, street: Street
+) -> None:
+    lamps, path = street(2, programme((timedelta(minutes=-5), 35), stagger_s=0.0))
+    order = command(80)
+    async with issuer(broker) as one:
+        async with running_agent(path):
+            await until(lambda: lamps.levels == {1: 35, 2: 35})
+            await one.give(order)
+            await one.answered(order, "done")
+        async with running_agent(path):
+            await until(lambda: len(lamps.given) == 4)
+            assert lamps.levels == {1: 80, 2: 35}
+    assert lamps.given[-1] == (2, 35)
+    ledger = Ledger(path.parent / "state" / "commands.sqlite")
+    await ledger.open(0)
+    trail = [(entry.kind, entry.device, entry.status) for entry in await ledger.trail()]
+    assert Counter(trail) == {
+        ("programme", "lamp-1", "done"): 1,
+        ("programme", "lamp-2", "done"): 2,
+        ("issued", "lamp-1", "done"): 1,
+    }
+    assert json.loads((await ledger.trail())[-1].detail)["by"] == "programme p"
+    await ledger.close()
