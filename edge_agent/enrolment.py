@@ -32,9 +32,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 
-from exchange.configuration import check_private, toml_table
+from exchange.configuration import check_private, toml_table, with_tables
 from exchange.enrolment import (
     CA_PATH,
+    CONFIGURATION,
     ENROL_PATH,
     MAX_ANSWER_BYTES,
     Code,
@@ -55,7 +56,9 @@ BACKOFF_FIRST_S, BACKOFF_LAST_S = 1.0, 15.0
 CLOCK_S = 120.0  # further off than this is worth a word
 
 NEXT_KEY, KEY, CERTIFICATE, CA = "next-key.pem", "key.pem", "certificate.pem", "ca.pem"
-PASSWORD, CONFIG, RECORD = "password", "edge.toml", "enrolment.json"
+PASSWORD, CONFIG, RECORD = "password", CONFIGURATION, "enrolment.json"
+_PACE = ("keepalive_s", "timeout_s")
+"""What is the gateway's own affair in its table `broker`."""
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
@@ -305,8 +308,11 @@ def _kept(into: Path, code: Code, grant: Grant, state_dir: Path) -> str:
     else:
         _write(into / PASSWORD, grant.password.encode() + b"\n", 0o600)
     if not (into / CONFIG).exists():
+        for name, text in grant.files.items():
+            if name != CONFIG:
+                _write(into / name, text.encode(), 0o644)
         _write(into / CONFIG, _config(grant, state_dir).encode(), 0o644)
-    known = replace(grant, password="")
+    known = replace(grant, password="", files={})
     _write(into / RECORD, msgspec.json.encode(_Record(code=code.digest, grant=known)), 0o600)
     if grant.certificate:
         (into / NEXT_KEY).replace(into / KEY)
@@ -364,19 +370,43 @@ def _tables(grant: Grant, state_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def _config(grant: Grant, state_dir: Path) -> str:
-    """Return a whole edge.toml: a gateway that reports its own health until it gets devices."""
+    """Return a whole edge.toml: the one that the town keeps, or a gateway that reports its own health alone."""
+    tables = _tables(grant, state_dir)
+    if CONFIG in grant.files:
+        with suppress(
+            ValueError, TypeError, AttributeError, RecursionError
+        ):  # as if there were none
+            return _joined(grant.files[CONFIG], tables)
     head = """\
 # The agent on this gateway, written by `onestreet edge enrol`. Check it with: onestreet edge check
-# Replace the next two lines by tables [[bus]] and [[device]] at the end, as docs/examples/edge.toml shows.
-# 請以 [[bus]] 與 [[device]] 表格取代以下兩行（置於檔案最後），範例見 docs/examples/edge.toml。
-bus = []
-device = []
+# Put tables [[bus]] and [[device]] at the end, as docs/examples/edge.toml shows.
+# 請在檔案最後加上 [[bus]] 與 [[device]] 表格，範例見 docs/examples/edge.toml。
 """
     asked = [f"{name} {seconds:g}" for name, seconds in sorted(grant.intervals.items())]
     tail = (
         f"# The town asks for interval_s 市府要求的取樣間隔: {', '.join(asked)}\n" if asked else ""
     )
-    return f"{head}\n{_toml(_tables(grant, state_dir))}\n{tail}"
+    clock = toml_table("[clock]", synchronised="kernel")
+    return f"{head}\n{_toml(tables)}\n{clock}\n{tail}"
+
+
+def _joined(text: str, tables: Mapping[str, dict[str, Any]]) -> str:
+    """Return a kept edge.toml with the town's word for whose it is, and for the broker.
+
+    What else it says of the gateway, such as its own place, is nearer to the truth than the site's.
+    """
+    found = tomllib.loads(text)
+    gateway, broker = tables["gateway"], tables["broker"]
+    whose = {key: gateway[key] for key in ("id", "county", "site", "state_dir")}
+    pace = {key: found["broker"][key] for key in _PACE if key in found.get("broker", {})}
+    return with_tables(
+        text,
+        {
+            "gateway": gateway | found.get("gateway", {}) | whose,
+            "broker": broker | pace,
+            "broker.tls": tables["broker.tls"],
+        },
+    )
 
 
 def _toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

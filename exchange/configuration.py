@@ -22,7 +22,7 @@ import msgspec
 from msgspec import inspect
 
 from exchange.errors import ConfigError
-from exchange.toml_lines import Place, places
+from exchange.toml_lines import Place, places, statements
 
 T = TypeVar("T")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -149,6 +149,28 @@ def check_zone(file: str, key: str, name: str) -> None:
 def toml_table(head: str, **values: object) -> str:
     """Return a table of TOML under its head, such as `[broker]`."""
     return "\n".join([head, *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""])
+
+
+def with_tables(text: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a text of TOML with other tables in place of those at its top that have their names.
+
+    Everything else, comments too, stays as it is. Raises: ValueError, RecursionError when it is no TOML.
+    """
+    tomllib.loads(text)
+    lines = text.split("\n")
+    parts = statements(text)
+    roots = {name.partition(".")[0] for name in tables}
+    headed = (part.first for part in parts if lines[part.first - 1].lstrip().startswith("["))
+    at = next(headed, len(lines) + 1) - 1  # keys at the top go before the first table
+    gone = {
+        line for part in parts if part.name in roots for line in range(part.first - 1, part.last)
+    }
+    new = "\n".join(toml_table(f"[{name}]", **table) for name, table in tables.items())
+    head = [line for number, line in enumerate(lines[:at]) if number not in gone]
+    rest = [line for number, line in enumerate(lines[at:], at) if number not in gone]
+    while rest and not rest[0].strip():
+        del rest[0]
+    return "\n".join([*head, new, *rest])
 
 
 def toml_value(value: object) -> str:

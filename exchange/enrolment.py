@@ -38,7 +38,11 @@ PORT = 8443
 """Where the service listens when a code's address says nothing else."""
 CA_PATH, ENROL_PATH = "/v1/ca", "/v1/enrol"
 MAX_REQUEST_BYTES = 16 * 1024
-MAX_ANSWER_BYTES = 64 * 1024
+MAX_CONFIGURATION_BYTES = 3 * 1024 * 1024
+"""Of an agent's configuration with its inventories, as JSON: ten thousand devices."""
+MAX_ANSWER_BYTES = MAX_CONFIGURATION_BYTES + 64 * 1024
+CONFIGURATION = "edge.toml"
+_INVENTORY = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}\.csv")
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _VALUES = {char: value for value, char in enumerate(_ALPHABET)} | {"O": 0, "I": 1, "L": 1}
@@ -263,9 +267,15 @@ class BrokerAddress(msgspec.Struct, frozen=True, kw_only=True):
     username: str
 
 
+def is_inventory(name: str) -> bool:
+    """Whether a name is one that an inventory may have: of a file beside the configuration, and of no other kind."""
+    return _INVENTORY.fullmatch(name) is not None
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """What an enrolled gateway is and has: a certificate, or a password where it cannot hold a key.
 
+    Shape: `files` is the agent's configuration where the town keeps one: `edge.toml` and inventories, by name.
     Units: `intervals` are seconds, by domain.
     """
 
@@ -281,6 +291,13 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     location: Location | None = None
     township: str = ""
     intervals: dict[str, float] = {}
+    files: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """A town may bring nothing but these files, wherever it is put."""
+        for name in self.files:
+            if name != CONFIGURATION and not is_inventory(name):
+                raise ValueError("a file that is no configuration")
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Whose it is, for logs and tracebacks."""

@@ -73,6 +73,24 @@ def _length(name: str | int) -> int:
     return len(str(name))
 
 
+class Statement(NamedTuple):
+    """A key at the top of a file, or a table: the first name in its path, and its lines, both included."""
+
+    name: str
+    first: int
+    last: int
+
+
+def statements(text: str) -> list[Statement]:
+    """Return the parts of a text that is valid TOML, in their order; comments are in none.
+
+    Raises: RecursionError, ValueError when it is not.
+    """
+    reader = _Reader(text)
+    reader.read()
+    return reader.statements
+
+
 def places(text: str) -> Place:
     """Return where everything is in a text that is valid TOML. Raises: RecursionError, ValueError when it is not."""
     return _Reader(text).read()
@@ -88,16 +106,24 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._tokens = _tokens(text)
         self._next = next(self._tokens)
+        self._at = 1
+        self.statements: list[Statement] = []
 
     def read(self) -> Place:
         whole = table = Place(None)
         while self._next.kind != "end":
             if self._next.kind == "newline":
                 self._take()
-            elif self._next.text == "[":
-                table = self._header(whole)
+                continue
+            first = self._next.line
+            if self._next.text == "[":
+                name, table = self._header(whole)
+                self.statements.append(Statement(name, first, self._at))
             else:
-                self._pair(table)
+                name = self._pair(table)
+                if table is not whole:  # it belongs to the table above
+                    name, first, _ = self.statements.pop()
+                self.statements.append(Statement(name, first, self._at))
         return whole
 
     def _take(self, text: str = "") -> _Token:
@@ -105,9 +131,11 @@ class _Reader:
         if text and token.text != text:
             raise ValueError(f"line {token.line}: expected {text!r}, found {token.text!r}")
         self._next = next(self._tokens, token)
+        if token.kind != "newline":
+            self._at = token.line + token.text.count("\n")
         return token
 
-    def _header(self, whole: Place) -> Place:
+    def _header(self, whole: Place) -> tuple[str, Place]:
         line = self._take("[").line
         is_array = self._next.text == "["
         if is_array:
@@ -120,8 +148,8 @@ class _Reader:
         place = place.entered(name, line)
         if is_array:
             self._take("]")
-            return place.entered(len(place.inner), line)
-        return place
+            place = place.entered(len(place.inner), line)
+        return [*path, name][0], place
 
     def _key(self) -> list[str]:
         keys = [_plain(self._take())]
@@ -130,12 +158,14 @@ class _Reader:
             keys.append(_plain(self._take()))
         return keys
 
-    def _pair(self, table: Place) -> None:
+    def _pair(self, table: Place) -> str:
         line = self._next.line
-        for key in self._key():
+        path = self._key()
+        for key in path:
             table = table.entered(key, line)
         self._take("=")
         self._value(table)
+        return path[0]
 
     def _value(self, place: Place) -> None:
         if self._next.text == "[":

@@ -23,6 +23,10 @@ def application_user(application: str) -> str:
     return f"app.{application}"
 
 
+OFFICE = "office"
+"""The user as whom an office clears what a broker retains of gateways that are no more; it has no certificate else."""
+
+
 def access_rules(
     towns: Sequence[Town], ingests: Iterable[tuple[Sequence[str], str, Sequence[str]]]
 ) -> str:
@@ -30,7 +34,7 @@ def access_rules(
 
     Shape: `ingests` are the users of an ingest's workers and of its watch, with the counties that they serve.
     """
-    rules = []
+    rules = [office_rules(town.county for town in towns)]
     for workers, watch, counties in ingests:
         rules += [ingest_rules(worker, counties) for worker in workers]
         rules.append(watch_rules(watch, counties))
@@ -60,6 +64,13 @@ def ingest_rules(user: str, counties: Iterable[str]) -> str:
     heads = [f"{PREFIX}/{county}/+/+" for county in counties]
     receipts = [f"{head}/receipts" for head in heads]
     return _rules(user, write=receipts, read=_below(heads, ("readings", "results")))
+
+
+def office_rules(counties: Iterable[str]) -> str:
+    """The office empties states that nobody is left for."""
+    heads = [f"{PREFIX}/{county}/+/+" for county in counties]
+    states = _below(heads, ("state",))
+    return _rules(OFFICE, write=states, read=states)
 
 
 def watch_rules(user: str, counties: Iterable[str]) -> str:

@@ -11,9 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exchange.errors import ConfigError
+from exchange.enrolment import Code
+from exchange.errors import ConfigError, UplinkError
 from exchange.towns import read_towns
-from provisioning import backup, compose, enrolment, enrolment_service, store
+from provisioning import (
+    backup,
+    compose,
+    configurations,
+    enrolment,
+    enrolment_service,
+    replacement,
+    store,
+)
 from provisioning.access import gateway_user
 from provisioning.files import locked, make_folder, write_private
 from provisioning.office import Office, init, opened
@@ -104,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--listen", type=_address, default=("0.0.0.0", 8443), metavar="HOST:PORT")  # noqa: S104 - gateways come from outside
     _office(one)
     _add_gateway_actions(
-        actions.add_parser("gateway", help="add, list, revoke; codes for installers 閘道器")
+        actions.add_parser(
+            "gateway", help="add, list, revoke, replace; codes for installers 閘道器"
+        )
     )
     return parser
 
@@ -132,13 +143,39 @@ def _add_gateway_actions(parser: argparse.ArgumentParser) -> None:
     _office(one)
     one = action("code", "a one-time code for the installer 一次性註冊碼", _code)
     one.add_argument("gateway", type=_gateway, metavar="COUNTY/GATEWAY")
-    one.add_argument(
-        "--address", default="", metavar="HOST[:PORT]", help="of the enrolment service 註冊服務位址"
+    _coded(one)
+    _office(one)
+    one = action(
+        "replace",
+        "lock a broken gateway out and have a new one in its place, with a code 更換故障閘道器",
+        _replace,
     )
-    one.add_argument("--days", type=_days, default=enrolment.DAYS, help="it is good for 有效天數")
+    one.add_argument("gateway", type=_gateway, metavar="COUNTY/GATEWAY")
+    one.add_argument("new", nargs="?", default="", metavar="NEW", help="its name 新名稱")
     one.add_argument(
-        "--picture", type=Path, metavar="FILE.svg|FILE.png", help="the QR code 二維條碼"
+        "--same-name", action="store_true", help="the new one takes the old one's name 沿用原名稱"
     )
+    one.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="FILE.tar",
+        help="no code: write what the gateway needs, for a USB stick 匯出給隨身碟",
+    )
+    _coded(one)
+    _broker(one)
+    _office(one)
+    one = action(
+        "clear", "empty what the broker retains of a gateway that is no more 清除保留狀態", _clear
+    )
+    one.add_argument("gateway", type=_gateway, metavar="COUNTY/GATEWAY")
+    one.add_argument("--site", default="", help="where it stood, unless the town has one site 場域")
+    _broker(one)
+    _office(one)
+    one = action(
+        "configure", "keep a gateway's edge.toml; it gets it with its code 保存設定檔", _configure
+    )
+    one.add_argument("gateway", type=_gateway, metavar="COUNTY/GATEWAY")
+    one.add_argument("file", type=Path, metavar="EDGE.toml")
     _office(one)
 
 
@@ -174,6 +211,27 @@ def _store_url(parser: argparse.ArgumentParser) -> None:
         "--url",
         default="",
         help="how the store is reached from here, as https://HOST:PORT 由此處連線資料庫的位址",
+    )
+
+
+def _coded(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", default="", metavar="HOST[:PORT]", help="of the enrolment service 註冊服務位址"
+    )
+    parser.add_argument(
+        "--days", type=_days, default=enrolment.DAYS, help="it is good for 有效天數"
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE.svg|FILE.png", help="the QR code 二維條碼"
+    )
+
+
+def _broker(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--broker",
+        default="",
+        metavar="HOST",
+        help="how the broker is reached from here (default: as the town's file says) 訊息代理位址",
     )
 
 
@@ -300,22 +358,113 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 
 def _code(arguments: argparse.Namespace) -> int:
-    county, gateway = arguments.gateway
-    picture: Path | None = arguments.picture
-    kind = picture.suffix.removeprefix(".") if picture else ""
-    if picture and kind not in ("svg", "png"):
+    _check_picture(arguments.picture)
+    with _changing(arguments) as office:
+        code = _new_code(office, arguments, *arguments.gateway)
+    _show(code, arguments, "/".join(arguments.gateway))
+    return 0
+
+
+def _check_picture(picture: Path | None) -> None:
+    if picture and picture.suffix not in (".svg", ".png"):
         allowed = "must end in .svg or .png"
         raise ConfigError("command line", "picture", str(picture), allowed)
-    with _changing(arguments) as office:
-        code = enrolment.add_code(
-            office, county, gateway, address=arguments.address, days=arguments.days
-        )
+
+
+def _new_code(office: Office, arguments: argparse.Namespace, county: str, gateway: str) -> Code:
+    return enrolment.add_code(
+        office, county, gateway, address=arguments.address, days=arguments.days
+    )
+
+
+def _show(code: Code, arguments: argparse.Namespace, name: str) -> None:
+    picture: Path | None = arguments.picture
     if picture:
-        write_private(picture, enrolment.picture(code, kind))
+        write_private(picture, enrolment.picture(code, picture.suffix.removeprefix(".")))
     elif sys.stdout.isatty():
         _write(enrolment.terminal_picture(code))
     _write(code.text)
-    _say(f"good once, for {arguments.days:g} days, for {county}/{gateway}", "限用一次")
+    _say(f"good once, for {arguments.days:g} days, for {name}", "限用一次")
+
+
+def _replace(arguments: argparse.Namespace) -> int:
+    county, old = arguments.gateway
+    new = old if arguments.same_name else arguments.new
+    if bool(arguments.new) == arguments.same_name or (new == old and not arguments.same_name):
+        allowed = "either another name for the new gateway, or --same-name 請給新名稱或 --same-name"
+        raise ConfigError("command line", "NEW", arguments.new or None, allowed)
+    _check_picture(arguments.picture)
+    code = None
+    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+        try:
+            site = replacement.replace_gateway(
+                office, county, old, new, hand_out=arguments.bundle is not None
+            )
+            if arguments.bundle is None:
+                code = _new_code(office, arguments, county, new)
+        finally:
+            told = office.reload_broker()
+        _say(f"{county}/{old}: locked out", "舊閘道器已停用")
+        _say_whether_told(told)
+        if code:
+            _say("at the gateway: sudo onestreet edge enrol", "在新閘道器執行，並輸入註冊碼")
+            _show(code, arguments, f"{county}/{new}")
+        else:
+            _hand_over(office, county, new, arguments.bundle)
+        if not configurations.kept(office, county, new):
+            keep = f"onestreet town gateway configure {county}/{new} EDGE.toml"
+            _say(f"its edge.toml is not kept here: bring it, or {keep}", "辦公室沒有保存設定檔")
+        if told:
+            return _swept(office, arguments, county, site, old, is_gone=new != old)
+        if new != old:
+            _say(
+                f"then: onestreet town gateway clear {county}/{old} --site {site}", "之後清除舊狀態"
+            )
+    return 0
+
+
+def _swept(
+    office: Office,
+    arguments: argparse.Namespace,
+    county: str,
+    site: str,
+    gateway: str,
+    *,
+    is_gone: bool,
+) -> int:
+    """Have the broker forget a gateway, as far as it is reached, and return the exit status."""
+    try:
+        replacement.evict(office, county, gateway, host=arguments.broker)
+        if is_gone:
+            count = replacement.clear_states(office, county, site, gateway, host=arguments.broker)
+            _say(f"{count} retained states emptied", "已清除保留狀態")
+    except UplinkError as error:
+        _say(f"not done at the broker: {error}", "訊息代理尚未處理")
+        if is_gone:
+            _say(
+                f"again: onestreet town gateway clear {county}/{gateway} --site {site}", "請再執行"
+            )
+        return 1
+    return 0
+
+
+def _clear(arguments: argparse.Namespace) -> int:
+    county, gateway = arguments.gateway
+    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+        sites = [one.id for one in office.town(county).sites]
+        site = arguments.site or (sites[0] if len(sites) == 1 else "")
+        if site not in sites:
+            allowed = f"one of {', '.join(sites)}"
+            raise ConfigError("command line", "--site", site, allowed)
+        replacement.check_gone(office, county, gateway)
+        return _swept(office, arguments, county, site, gateway, is_gone=True)
+
+
+def _configure(arguments: argparse.Namespace) -> int:
+    county, gateway = arguments.gateway
+    with opened(arguments.into, arguments.ca_passphrase_file) as office:
+        files = configurations.keep(office, county, gateway, arguments.file)
+        _say(f"{county}/{gateway}: kept {', '.join(files)}", "已保存，註冊時一併送達")
     return 0
 
 
@@ -418,7 +567,8 @@ def _hand_over(office: Office, county: str, gateway: str, bundle: Path | None) -
         folder = office.gateway_folder(county, gateway)
         _say(f"take {folder} to the gateway, then delete it here", "交付後請刪除此資料夾")
     else:
-        write_private(bundle, office.bundle(county, gateway))
+        more = configurations.handed(office, county, gateway)
+        write_private(bundle, office.bundle(county, gateway, more))
         _say(f"take {bundle} to the gateway, then delete it: it is a key", "內含金鑰，交付後請刪除")
 
 

@@ -9,6 +9,7 @@
     store/                              the certificate of InfluxDB
     enrolment/                          the service that takes installers' codes
     gateways/{county}/{gateway}/        what a gateway needs; may be deleted once it is there
+    configurations/{county}/{gateway}/  edge.toml and its inventories, which a gateway gets with its code
 
 Every file is written whole, and every command makes again what is missing, so that one that was killed is
 repaired by the next. One command at a time.
@@ -26,14 +27,14 @@ import stat
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from exchange.configuration import check_private, secret, toml_table, toml_value
+from exchange.configuration import TomlFile, check_private, secret, toml_table, toml_value
 from exchange.errors import ConfigError, OnestreetError
 from exchange.towns import Gateway, Town, read_town, read_towns
 from provisioning import broker
@@ -230,19 +231,22 @@ class Office:
 
     def broker_table(self, county: str, gateway: str) -> str:
         """Return the table `broker` of a gateway's edge.toml; files are beside it."""
-        settings, one = self.town(county).broker, self.gateway(county, gateway)
-        place = {"county": county, "site": one.site, "id": one.id}
+        place = {"county": county, "site": self.gateway(county, gateway).site, "id": gateway}
         head = f"# In edge.toml, [gateway]: {toml_value(place)}\n[broker]"
+        return toml_table(head, **self.broker_keys(county, gateway))
+
+    def broker_keys(self, county: str, gateway: str) -> dict[str, object]:
+        """Return what stands in that table."""
+        settings, one = self.town(county).broker, self.gateway(county, gateway)
         if one.credential == "certificate":
-            return toml_table(head, host=settings.host, port=settings.port, tls=_TLS)
-        return toml_table(
-            head,
-            host=settings.host,
-            port=settings.password_port,
-            username=gateway_user(county, gateway),
-            password_file="password",  # noqa: S106 - its name
-            tls={"ca_file": "ca.pem"},
-        )
+            return {"host": settings.host, "port": settings.port, "tls": _TLS}
+        return {
+            "host": settings.host,
+            "port": settings.password_port,
+            "username": gateway_user(county, gateway),
+            "password_file": "password",
+            "tls": {"ca_file": "ca.pem"},
+        }
 
     def _write_servers(self) -> None:
         names = self.broker_names
@@ -371,6 +375,32 @@ class Office:
             make_folder(self.gateway_folder(county, gateway))  # one that is there is filled
         self.regenerate()
 
+    def rename_gateway(self, county: str, old: str, new: str) -> None:
+        """Have a gateway go by another name in its town's file; what the old name had is revoked and gone.
+
+        Raises: ConfigError when the name is no good, or taken, or the file is to be changed by hand.
+        """
+        number = self.town(county).gateways.index(self.gateway(county, old))
+        file = self._town_file(county)
+        lines = file.read_text(encoding="utf-8").split("\n")
+        line = TomlFile(file).line_of(f"gateway[{number}].id") or 0
+        written = rf"""(\bid["']?\s*=\s*)(["']){re.escape(old)}\2"""
+        lines[line - 1], changed = re.subn(written, rf'\g<1>"{new}"', lines[line - 1])
+        if changed != 1:
+            allowed = f'must stand there as id = "{old}" to be changed to {new}'
+            raise ConfigError(str(file), f"gateway[{number}].id", old, allowed, line=line)
+        self._replace_town(county, "\n".join(lines))
+        shutil.rmtree(self.gateway_folder(county, old), ignore_errors=True)
+
+    def admit_gateway(self, county: str, gateway: str, *, hand_out: bool) -> None:
+        """Open the door to a gateway of its town's file that was revoked, or is new there. Raises: ConfigError."""
+        self.gateway(county, gateway)
+        if self.is_revoked(county, gateway):
+            shutil.rmtree(self.gateway_folder(county, gateway))
+        if hand_out:
+            make_folder(self.gateway_folder(county, gateway))
+        self.regenerate()
+
     def _reopen(self, county: str, gateway: str, site: str) -> None:
         one, file = self.gateway(county, gateway), str(self._town_file(county))
         if site and one.site != site:
@@ -496,8 +526,8 @@ class Office:
         }
         return sorted({one.name for one in valid if one.name in gateways} - current)
 
-    def bundle(self, county: str, gateway: str) -> bytes:
-        """Return a tar of what a gateway needs. Raises: OfficeError when nothing is laid out."""
+    def bundle(self, county: str, gateway: str, more: Mapping[str, str] = {}) -> bytes:
+        """Return a tar of what a gateway needs, and of `more` files. Raises: OfficeError when nothing is laid out."""
         folder = self.gateway_folder(county, gateway)
         files = [
             folder / name
@@ -510,12 +540,11 @@ class Office:
             )
         target = io.BytesIO()
         with tarfile.open(fileobj=target, mode="w") as tar:
-            for file in files:
-                if file.exists():
-                    about = tarfile.TarInfo(f"{gateway}/{file.name}")
-                    content = file.read_bytes()
-                    about.size, about.mode, about.mtime = len(content), 0o600, int(time.time())
-                    tar.addfile(about, io.BytesIO(content))
+            contents = {file.name: file.read_bytes() for file in files if file.exists()}
+            for name, content in (contents | {name: more[name].encode() for name in more}).items():
+                about = tarfile.TarInfo(f"{gateway}/{name}")
+                about.size, about.mode, about.mtime = len(content), 0o600, int(time.time())
+                tar.addfile(about, io.BytesIO(content))
         return target.getvalue()
 
     def reload_broker(self) -> bool:
