@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -438,3 +441,16 @@ async def test_a_programme_that_is_changed_holds_at_once() -> None:
         )
         await settled(street, 2)
         assert street.done == [("lamp-1", 100), ("lamp-1", 90)]
+
+
+@pytest.mark.parametrize("page", ["programmes.md", "programmes.zh-TW.md"])
+def test_what_the_pages_for_installers_show_is_right(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "installers" / page).read_text(encoding="utf-8")
+    shown = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (table,) = tomllib.loads("\n".join(shown))["programme"]
+    programme = converted(table, Programme, page)
+    check(programme, {"lamp-1": lamp(1, circuit="L2")})
+    line = Timeline(programme, TAIPEI, PLACE)
+    assert level(line, "2027-01-02T02:00") == 50, "the night that begins on Friday"
+    assert level(line, "2027-02-12T02:00") == 100, "New Year"
+    assert level(line, "2027-03-03T02:00") == 50
