@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -371,7 +372,7 @@ def english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    parser = status_command.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     actions = parser.add_subparsers()
     status_command.add_parser(actions)
     code = status_command.carry_out(parser.parse_args(["status", *argv]))

@@ -54,7 +54,7 @@ def test_a_key_that_systemd_does_not_know_would_be_found(tmp_path: Path) -> None
     here = tmp_path / UNIT.name
     text = UNIT.read_text("utf-8").replace("/opt/onestreet/current/bin/onestreet", sys.executable)
     here.write_text(text.replace("WatchdogSec=60", "WatchDogSec=60"))
-    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", here]
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(here)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert "WatchDogSec" in done.stderr
 
