@@ -1,6 +1,6 @@
 # Two commands set a fresh machine up and run: `make demo` and `make test`. Set-up is done once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench chaos fuzz venv lock sbom clean
+.PHONY: help demo test check bench chaos fuzz venv lock edge-bundle sbom clean
 ARGS ?=
 SEED ?= 1
 MINUTES ?= 10
@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="..."]'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: .venv/.stamp  ## a town of devices, broker, agent, ingest and store, live (ARGS: options of `onestreet demo`)
 	@sh scripts/system_packages.sh mosquitto dbus-daemon
@@ -52,6 +52,9 @@ lock:  ## writes requirements.lock anew from pyproject.toml (ARGS: --upgrade)
 	  --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url \
 	  --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
 	@sh scripts/lock_images.sh
+
+edge-bundle: .venv/.stamp  ## an offline bundle for gateways, into dist/ (64-bit ARM and x86)
+	@sh scripts/edge_bundle.sh
 
 sbom: .venv/.stamp  ## bill of materials (CycloneDX) and licences of a release, into dist/
 	@sh scripts/bill_of_materials.sh

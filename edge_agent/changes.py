@@ -106,6 +106,11 @@ def _buses(config: Config) -> dict[str, object]:
     return dict(found)
 
 
+def is_described_otherwise_only(old: Device, new: Device) -> bool:
+    """Whether two entries of a device differ in nothing but what people read."""
+    return DESCRIPTION.issuperset(_differing(old, new))
+
+
 def _differing(old: Any, new: Any) -> Iterator[str]:
     """Yield the keys of two tables that differ."""
     for field in msgspec.structs.fields(old):

@@ -26,6 +26,7 @@ from edge_agent.inventory import TEMPLATE, Inventory, Row, Rows, read_rows
 from edge_agent.judging import Limits, check_limits
 from edge_agent.lighting import Programme
 from edge_agent.metrics import Endpoint
+from edge_agent.outbox import OutboxSettings
 from edge_agent.reporting import ReportRule, ReportSettings, check_report
 from edge_agent.schedule import Pacing
 from edge_agent.status import Socket
@@ -195,6 +196,7 @@ class Config(_Table, frozen=True, kw_only=True):
     gateway: Gateway
     broker: Broker
     delivery: Delivery = Delivery()
+    outbox: OutboxSettings = OutboxSettings()
     clock: ClockSettings = ClockSettings()
     polling: Pacing = Pacing()
     report: ReportSettings = ReportSettings()

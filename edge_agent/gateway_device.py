@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import psutil
 
+from edge_agent.clock import Clock
 from edge_agent.config import Gateway
 from edge_agent.health import Health
 from edge_agent.intake import Intake
@@ -15,7 +16,19 @@ from edge_agent.outbox import Outbox
 from exchange.delivery import Delivery
 from exchange.readings import Value
 
-METRICS = ("cpu", "memory", "disk_free", "outbox_depth", "unreceipted", "uplink_rtt", "bus_errors")
+METRICS = (
+    "cpu",
+    "memory",
+    "disk_free",
+    "outbox_depth",
+    "outbox_hours_left",
+    "dropped",
+    "unreceipted",
+    "uplink_rtt",
+    "bus_errors",
+    "clock_known",
+    "clock_offset",
+)
 """What a gateway says of itself."""
 
 
@@ -23,13 +36,14 @@ class GatewayDevice:
     """Measures the gateway every `interval_s`."""
 
     def __init__(
-        self, gateway: Gateway, outbox: Outbox, delivery: Delivery, health: Health
+        self, gateway: Gateway, outbox: Outbox, delivery: Delivery, health: Health, clock: Clock
     ) -> None:
         """Everything measured is read from these."""
         self._gateway = gateway
         self._outbox = outbox
         self._delivery = delivery
         self._health = health
+        self._clock = clock
         psutil.cpu_percent()  # the first call only begins the first interval
 
     async def run(self, intake: Intake) -> None:
@@ -49,7 +63,13 @@ class GatewayDevice:
             "outbox_depth": self._outbox.depth,
             "unreceipted": self._delivery.unreceipted + self._delivery.parked,
             "bus_errors": self._health.bus_errors,
+            "dropped": self._outbox.dropped.total(),
+            "clock_known": self._clock.known,
         }
+        if (hours_left := self._outbox.hours_left()) is not None:
+            metrics["outbox_hours_left"] = round(hours_left, 1)
+        if (offset_s := self._clock.offset_s) is not None:
+            metrics["clock_offset"] = round(1000 * offset_s, 3)
         with suppress(OSError):  # a folder that is gone is no reason to stop measuring
             metrics["disk_free"] = float(shutil.disk_usage(self._gateway.state_dir).free)
         if self._health.uplink_rtt_s is not None:

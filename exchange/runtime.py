@@ -56,14 +56,18 @@ def log_to_stderr(level: str = "INFO", **fields: object) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-def stop_on_signals() -> asyncio.Event:
-    """Return an event that SIGTERM, SIGINT and SIGHUP set. Call it inside the running loop."""
+def stop_on_signals(*, on_hangup: Callable[[], None] | None = None) -> asyncio.Event:
+    """Return an event that SIGTERM, SIGINT and, without `on_hangup`, SIGHUP set. Call it inside the running loop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # started with nohup: it is to outlive its terminal
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if on_hangup is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    elif (
+        signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ):  # with nohup it is to outlive its terminal
+        loop.add_signal_handler(signal.SIGHUP, stop.set)
     return stop
 
 

@@ -44,6 +44,9 @@ SUBCOMMANDS = {
     "street": Subcommand(
         "onestreet.street:run", "all", "every gateway of an office's towns, simulated"
     ),
+    "command": Subcommand(
+        "onestreet.command:run", "ingest", "gives a device one command and waits for its result"
+    ),
     "decode": Subcommand(
         "onestreet.decode:run", "edge", "what a driver makes of bytes given in hex"
     ),

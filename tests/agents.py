@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -13,6 +14,7 @@ import aiomqtt
 import msgspec
 
 from edge_agent.agent import Agent
+from edge_agent.clock import Clock
 from edge_agent.config import read_config
 from exchange.configuration import toml_table
 from exchange.delivery import Key
@@ -106,12 +108,17 @@ def write_config(
 
 @asynccontextmanager
 async def running_agent(
-    path: Path, *, clock: Callable[[], float] | None = None, deadline_s: float = DEADLINE_S
+    path: Path,
+    *,
+    clock: Clock | None = None,
+    monotonic_s: Callable[[], float] = time.monotonic,
+    reload: asyncio.Event | None = None,
+    deadline_s: float = DEADLINE_S,
 ) -> AsyncIterator[Agent]:
     """Run the agent in this process; leaving stops and drains it. What it raises is raised here."""
-    agent = Agent(read_config(path), str(path), **({"clock": clock} if clock else {}))
+    agent = Agent(read_config(path), str(path), clock=clock, monotonic_s=monotonic_s)
     stop = asyncio.Event()
-    task = asyncio.create_task(agent.run(stop))
+    task = asyncio.create_task(agent.run(stop, reload))
     try:
         yield agent
     finally:
@@ -226,7 +233,7 @@ async def witness(
             assert one.wrong == []
 
 
-class Clock:
+class Monotonic:
     """A monotonic clock that is moved by hand."""
 
     def __init__(self) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from edge_agent.clock import Clock, ClockSettings, Kernel
+from edge_agent.clock import Clock, ClockSettings, Kernel, System
 
 T0_MS = 1_795_000_000_000
 """What a right clock says when a stepped one begins."""
+
+
+class WrongTime(System):
+    """The machine's clocks, but for a wall clock that is `wrong_ms` off."""
+
+    wrong_ms = 0
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.wrong_ms
 
 
 class SteppedTime:

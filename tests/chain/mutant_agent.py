@@ -11,11 +11,19 @@ import sys
 from pathlib import Path
 
 from edge_agent.agent import main
+from edge_agent.clock import Clock
 from edge_agent.intake import Intake
 from exchange.readings import Value
 
 DEVICE, VICTIM = "bay-001", 3
 MOVED_S = 0.7  # of a device that is heard every second: more than half its interval
+
+
+class Ahead(Clock):
+    """A clock that reads a moment of the future."""
+
+    def boot_ms(self) -> int:
+        return super().boot_ms() + round(1000 * MOVED_S)
 
 
 class Spoiler:
@@ -44,9 +52,9 @@ class Spoiler:
             for _ in range(2):
                 await self._put(intake, domain, device, metrics, quality)
         elif self._kind == "move":
-            clock, intake._clock = intake._clock, lambda: clock() + MOVED_S
+            right, intake._clock = intake._clock, Ahead()
             await self._put(intake, domain, device, metrics, quality)
-            intake._clock = clock
+            intake._clock = right
         elif self._kind == "alter":
             await self._put(intake, domain, device, metrics | {"distance": 9.0}, quality)
         elif self._kind == "crash":

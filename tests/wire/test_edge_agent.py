@@ -28,6 +28,7 @@ from edge_agent import agent as agent_module
 from edge_agent import buses as buses_module
 from edge_agent import uplink as uplink_module
 from edge_agent.agent import Agent
+from edge_agent.clock import Clock
 from edge_agent.outbox import Outbox
 from edge_agent.uplink import Uplink
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, PROOF_AGE_S, SILENCE_S, Key
@@ -43,7 +44,7 @@ from simulators.serial_line import SerialLine
 from tests.agents import (
     DEADLINE_S,
     GATEWAY,
-    Clock,
+    Monotonic,
     air,
     bay,
     json_lines,
@@ -54,6 +55,7 @@ from tests.agents import (
     write_config,
 )
 from tests.brokers import Mosquitto
+from tests.stepped_time import WrongTime
 
 BAY = "C0:FF:EE:00:00:01"
 AIR: dict[str, Value] = {"pm1": 7.0, "pm2_5": 11.0, "pm10": 18.0}
@@ -292,7 +294,7 @@ async def test_only_a_receipt_lets_a_sample_go(
 async def test_what_is_silent_is_sent_again_by_the_rules_only(
     tmp_path: Path, broker: Mosquitto, lamps: Lamps
 ) -> None:
-    clock = Clock()
+    clock = Monotonic()
     path = write_config(
         tmp_path,
         broker,
@@ -300,7 +302,10 @@ async def test_what_is_silent_is_sent_again_by_the_rules_only(
         [lamp("rs485", 1, interval_s=600)],
         delivery={"drain_s": 0},
     )
-    async with witness(broker, answers=False) as seen, running_agent(path, clock=clock) as agent:
+    async with (
+        witness(broker, answers=False) as seen,
+        running_agent(path, monotonic_s=clock) as agent,
+    ):
 
         async def again(after_s: float) -> list[Key]:
             """Move the clock and return what is sent because of it, before a marker of our own."""
@@ -308,7 +313,7 @@ async def test_what_is_silent_is_sent_again_by_the_rules_only(
             clock.now_s += after_s
             marker = f"marker-{secrets.token_hex(4)}"
             agent.uplink.wake()
-            await agent._intake.put("air", marker, {"pm2_5": 1.0})
+            await agent.intake.put("air", marker, {"pm2_5": 1.0})
             await until(lambda: marker in {key.device for key in seen.keys})
             sent = [key for key in seen.keys[before:] if not key.device.startswith("marker")]
             await seen.store([key for key in seen.keys[before:] if key.device == marker])
@@ -340,11 +345,14 @@ def unsettled(agent: Any) -> list[Key]:
 async def test_with_no_receipt_at_all_only_the_oldest_is_probed(
     tmp_path: Path, broker: Mosquitto, lamps: Lamps
 ) -> None:
-    clock = Clock()
+    clock = Monotonic()
     path = write_config(
         tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], delivery={"drain_s": 0, "pack_samples": 1}
     )
-    async with witness(broker, answers=False) as seen, running_agent(path, clock=clock) as agent:
+    async with (
+        witness(broker, answers=False) as seen,
+        running_agent(path, monotonic_s=clock) as agent,
+    ):
         await until(lambda: len(seen.keys) >= 10)
         oldest = seen.keys[0]
         clock.now_s += SILENCE_S + BACKOFF_FIRST_S * (1 + BACKOFF_JITTER)
@@ -538,10 +546,10 @@ async def test_a_wiped_broker_is_found_out(
 ) -> None:
     """Samples that a broker acknowledged and lost come again; none is doubted for longer than needed."""
     monkeypatch.setattr(uplink_module, "BACKOFF_LAST_S", 0.3)
-    clock = Clock()
+    clock = Monotonic()
     with Mosquitto(tmp_path) as broker:
         path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)])
-        async with running_agent(path, clock=clock) as agent:
+        async with running_agent(path, monotonic_s=clock) as agent:
             async with witness(broker, answers=False) as before:
                 await until(lambda: len(before.keys) >= 5)
             broker.kill()
@@ -592,15 +600,16 @@ async def test_a_clock_that_is_set_back_is_told_by_the_state(
     tmp_path: Path, broker: Mosquitto, lamps: Lamps, logged: Logged
 ) -> None:
     path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)])
-    async with witness(broker) as seen, running_agent(path) as agent:
+    time_source = WrongTime()
+    clock = Clock(source=time_source)
+    async with witness(broker) as seen, running_agent(path, clock=clock):
         await until(lambda: len(seen.of("lamp-1")) >= 3)
-        real = agent._intake._clock
-        agent._intake._clock = lambda: real() - 3600
+        time_source.wrong_ms = -3_600_000
         await until(lambda: len({key.epoch for key in seen.keys if key.device == "lamp-1"}) == 2)
         old, new = sorted({key.epoch for key in seen.keys if key.device == "lamp-1"})
         assert new == old + 1, "above every epoch before it, although the clock says less"
         await until(lambda: seen.states["lamp-1"].epoch == new)
-        (record,) = logged("the clock was set back; a new epoch begins")
+        (record,) = logged("a new epoch begins")
         assert extra(record, "device") == "lamp-1"
 
 
