@@ -18,7 +18,7 @@ from exchange.delivery import PARKED_EVERY_S, PROOF_AGE_S, Delivery, Key
 from exchange.readings import MAX_PACK_BYTES, Value, decode_pack
 from exchange.receipts import Receipt
 from exchange.topics import parse_topic
-from tests.agents import Clock
+from tests.agents import Monotonic
 
 
 class Bench:
@@ -26,7 +26,7 @@ class Bench:
 
     def __init__(self, outbox: Outbox, *, window: int, pack: int) -> None:
         self.outbox = outbox
-        self.clock = Clock()
+        self.clock = Monotonic()
         self.delivery = Delivery(window=window)
         gateway = Gateway(id="gw-1", county="tw-tpe", site="street", state_dir="state")
         settings = Settings(window=window, pack_samples=pack)

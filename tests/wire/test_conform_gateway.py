@@ -186,9 +186,7 @@ async def judge_ours(folder: Path, broker: Mosquitto) -> None:
         assert run.report["passed"]
     outcomes = {one["requirement"]: one["outcome"] for one in gateway.report["verdicts"]}
     not_shown = {name for name, outcome in outcomes.items() if outcome == "not applicable"}
-    commands = {"EX-C-003", "EX-C-004", "EX-C-005", "EX-C-006", "EX-C-007", "EX-C-009"}
-    assert commands <= not_shown, "the agent takes no commands yet, and announces none"
-    assert not_shown - commands <= {"EX-R-012", "EX-R-015"}, gateway.out
+    assert not_shown <= {"EX-R-012", "EX-R-015"}, gateway.out
     assert gateway.report["seconds"] < 180
     assert all(run.report["seconds"] < 60 for run in devices)
     assert junit.read_bytes().startswith(b"<?xml")
