@@ -128,5 +128,7 @@ def _patience(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 to 3600")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds, 0 to 3600 須為 0 到 3600 秒"
+        )
     return value

@@ -128,7 +128,7 @@ def test_what_the_terminal_says_is_told_as_it_is() -> None:
     assert [words for words in told[0] if words not in said] == []
 
 
-@pytest.mark.parametrize("name", ["README", "enrol", "scan", "messages"])
+@pytest.mark.parametrize("name", ["README", "enrol", "scan", "programmes", "messages"])
 def test_every_page_is_there_in_both_languages(name: str) -> None:
     english = (INSTALLERS / f"{name}.md").read_text("utf-8")
     chinese = (INSTALLERS / f"{name}.zh-TW.md").read_text("utf-8")
