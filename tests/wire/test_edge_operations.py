@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from device_drivers.kit.registry import load
 from edge_agent.status import AgentStatus, decode_status
 from exchange.health import asked
-from tests.agents import DEADLINE_S, GATEWAY, lamp, running_agent, until, witness, write_config
+from tests.agents import DEADLINE_S, GATEWAY, lamp, running_agent, until, write_config
 from tests.brokers import Mosquitto
 from tests.ports import free_port
 
@@ -134,7 +134,7 @@ async def told(manager: socket.socket, words: str) -> None:
 async def test_an_agent_is_watched_scraped_and_looked_at(keeper: Keeper, broker: Mosquitto) -> None:
     of_lamp = {"bus": "rs485", "device": "lamp-1"}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        async with witness(broker), process(keeper, manager) as child:
+        async with process(keeper, manager) as child:
             await told(manager, "READY=1")
             for _ in range(3):
                 await told(manager, "WATCHDOG=1")
