@@ -249,7 +249,8 @@ async def _edge(name: str, asked: argparse.Namespace) -> object:
         case "tags":
             plan = tags.Plan(tags=asked.tags, seconds=asked.watch or 60)
             if asked.profile:
-                return await tags.profile(plan)
+                await tags.profile(plan)
+                return None
             polled = await tags.measure(plan, rounds=asked.rounds)
             print(tags.table(polled))
             return polled

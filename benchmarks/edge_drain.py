@@ -187,7 +187,7 @@ def _agent(launch: Launch, box: Path) -> Process:
 
 async def _fill(plan: Plan, state: Path) -> None:
     """Take a day's readings as the agent does, and close."""
-    outbox = Outbox(state / "outbox.sqlite")
+    outbox = Outbox(state / "outbox")
     await outbox.open()
     readings = plan.readings(time.time_ns() // 1_000_000)
     while batch := list(islice(readings, _BATCH)):
@@ -255,7 +255,7 @@ client_id = "ingest"
 """,
         encoding="utf-8",
     )
-    argv = [sys.executable, "-m", "ingest", config]
+    argv: list[str | Path] = [sys.executable, "-m", "ingest", config]
     async with Process(argv, place / "log", folder=ROOT) as process:
         await process.until(lambda: " as ingest (" in broker.log, "ingest connects")
         yield process.pid

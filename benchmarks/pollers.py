@@ -111,7 +111,9 @@ class Onestreet(NetworkPoller):
             ),
             encoding="utf-8",
         )
-        sampler = [] if self._profile is None else ["benchmarks.sampler", self._profile]
+        sampler: list[str | Path] = []
+        if self._profile is not None:
+            sampler = ["benchmarks.sampler", self._profile]
         return Launch([sys.executable, "-m", *sampler, self._module, config], ROOT, environment)
 
 
