@@ -310,7 +310,8 @@ def _uplink(status: AgentStatus, say: _Speaker) -> Text:
     words.append(uplink.broker)
     if uplink.round_trip_s is not None:
         words.append(f"{say('receipt after')} {say.seconds(uplink.round_trip_s)}")
-    return Text(plain(GAP.join([*words, uplink.reason])), "" if uplink.connected else "bad")
+    words += filter(None, [uplink.reason])
+    return Text(plain(GAP.join(words)), "" if uplink.connected else "bad")
 
 
 def _outbox(status: AgentStatus, say: _Speaker) -> Text:
