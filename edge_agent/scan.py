@@ -212,17 +212,20 @@ async def sweep_rtu(
     """Ask each unit of a serial bus to read one register, at one setting after the other until some answer."""
     looked = Looked(kind="modbus-rtu", keys={"port": port})
     ends_s = asyncio.get_running_loop().time() + limit_s
+    lost: LinkLost | None = None
+    is_opened = False
     for line in lines:
         settings = line._asdict()
         try:
             async with open_modbus_rtu(port, timeout_s=timeout_s, **settings) as bus:
+                is_opened = True
                 await _sweep(bus, units, ends_s, looked)
         except LinkLost as error:
-            return _lost(looked, error)
+            lost = error  # not every port takes every setting
         if looked.outcome == "found":
             looked.keys |= settings
             break
-    return looked
+    return looked if lost is None or is_opened else _lost(looked, lost)
 
 
 async def sweep_tcp(

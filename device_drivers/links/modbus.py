@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import termios
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -57,7 +58,7 @@ class _Bus:
         self.transactions = 0
         self.client: AsyncModbusSerialClient | AsyncModbusTcpClient
         self.timeout_s = timeout_s
-        self._name, self._wire = name, wire
+        self.name, self._wire = name, wire
         self._one_at_a_time = asyncio.Lock()
         self._heard = b""
         self._stirred_s = self._opened_s = time.monotonic()
@@ -123,7 +124,7 @@ class _Bus:
                     answer = await ask()
                 self._in_doubt = answer.function_code & 0x7F != function
             except ConnectionException as error:
-                raise LinkLost(f"{self._name}: {error}") from error
+                raise LinkLost(f"{self.name}: {error}") from error
             except (ModbusException, TimeoutError) as error:
                 self._still_there()
                 raise self._what_was_wrong(unit, function, quantity) from error
@@ -138,12 +139,12 @@ class _Bus:
             raise FrameError("wrong_function", message, offset=1)
         if answer.isError():
             code = answer.exception_code
-            raise DeviceRefused(f"{self._name} unit {unit}: {exception_words(code)}", code)
+            raise DeviceRefused(f"{self.name} unit {unit}: {exception_words(code)}", code)
         return answer
 
     def _still_there(self) -> None:
         if not self.client.connected:
-            raise LinkLost(f"{self._name}: the connection is gone")
+            raise LinkLost(f"{self.name}: the connection is gone")
 
     async def _quiet(self, unit: int) -> None:
         """Wait until the last frame has ended, and with it the time in which this unit may answer late."""
@@ -168,7 +169,7 @@ class _Bus:
                 parse_response(self._heard, slave=unit, function=function, quantity=quantity)
             except FrameError as error:
                 return error
-        return DeviceSilent(f"{self._name} unit {unit}: no answer in {self.timeout_s:g} s")
+        return DeviceSilent(f"{self.name} unit {unit}: no answer in {self.timeout_s:g} s")
 
     @staticmethod
     def _registers(answer: ModbusPDU, count: int) -> list[int]:
@@ -219,6 +220,8 @@ async def _connected(bus: _Bus, missing: str) -> AsyncIterator[ModbusBus]:
                 is_connected = await bus.client.connect()
         except TimeoutError:
             is_connected = False
+        except termios.error as error:
+            raise LinkLost(f"{bus.name}: takes no such settings: {error}") from error
         if not is_connected:
             raise LinkLost(missing)
         yield bus

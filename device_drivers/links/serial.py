@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import termios
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Literal, NamedTuple
@@ -165,7 +166,7 @@ async def open_serial(
             stopbits=stopbits,
             exclusive=True,
         )
-    except (serial.SerialException, OSError, ValueError) as error:
+    except (serial.SerialException, OSError, ValueError, termios.error) as error:
         raise LinkLost(f"{port}: {error}") from error
     assert isinstance(line, _Line)
     line.transport = transport

@@ -197,9 +197,9 @@ def test_outside_the_dictionary_is_bad_and_outside_the_devices_own_limits_uncert
 
 def test_a_vendors_metric_has_the_limits_that_it_is_given() -> None:
     bench = Bench(device(limits={"x-plantower-n0_3": {"max": 30_000}}))
-    assert bench.after(1, **{"x-plantower-n0_3": 30_001, "x-plantower-n10": 1e9}) == {
-        "uncertain:range(x-plantower-n0_3)"
-    }
+    many = {"x-plantower-n0_3": 30_001.0, "x-plantower-n10": 1e9}
+    judged = bench.judge.judge(Reading(dict(many)), bench.now_ms)
+    assert marks_of(judged) == {"uncertain:range(x-plantower-n0_3)"}
 
 
 @pytest.mark.parametrize(
