@@ -129,6 +129,7 @@ class Clock:
         self._offset_ms = self._remembered()  # from the boot clock to UTC, once known
         self._kernel = Kernel(False, 0.0)
         self._asked_ms: int | None = None
+        self.look()
 
     @property
     def known(self) -> bool:
@@ -180,6 +181,8 @@ class Clock:
                 log.warning("the system's clock jumped", extra={"by_s": self.jump_s})
             if self._is_believed(boot_ms, ask=has_jumped):
                 self._believe(self._wall_less_boot_ms or wall_less_boot_ms)
+            elif before_ms is None and self._offset_ms is None:
+                log.warning("the time is not known yet; samples wait for it")
 
     def _compared(self) -> tuple[int, int, int]:
         """Return wall less boot clock, the boot clock, and within which time both were read."""
@@ -197,13 +200,10 @@ class Clock:
         if self.settings.synchronised == "assumed":
             return boot_ms + (self._wall_less_boot_ms or 0) >= KNOWN_FROM_MS
         if ask or self._asked_ms is None or boot_ms - self._asked_ms >= _ASK_EVERY_MS:
-            is_first = self._asked_ms is None
             self._asked_ms, before = boot_ms, self._kernel
             self._kernel = self._source.kernel()
             if before.synchronised and not self._kernel.synchronised:
                 log.warning("the system's clock is not synchronised any more")
-            elif is_first and not self._kernel.synchronised and self._offset_ms is None:
-                log.warning("the time is not known yet; samples wait for it")
         return self._kernel.synchronised
 
     def _believe(self, offset_ms: int) -> None:

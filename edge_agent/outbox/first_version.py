@@ -93,4 +93,7 @@ def _batches(db: sqlite3.Connection) -> Iterator[list[Kept]]:
         "SELECT id, domain, device, epoch, seq, time_ms, quality, metrics FROM sample ORDER BY id"
     )
     while batch := rows.fetchmany(_BATCH):
-        yield [Kept(*row[:7], _metrics(row[7])) for row in batch]
+        yield [
+            Kept(number, domain, device, epoch, seq, time_ms, quality, _metrics(metrics))
+            for number, domain, device, epoch, seq, time_ms, quality, metrics in batch
+        ]

@@ -13,6 +13,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -50,6 +51,7 @@ SLEW_MS = 100
 """Two readings of one burst may fall on one millisecond, and a clock is slewed back by less than this: a sample's time
 then goes on from its predecessor's. More is a clock that was set back."""
 SPILL_AFTER_MS = 1500  # a sample without a receipt goes to the disk then
+SPILL_SAMPLES = 5000  # in one write
 TEND_EVERY_S = 0.25  # so that with the sync itself it is there within two seconds
 RETRY_MS = 1000  # a disk that took nothing is asked again
 STAGE_BYTES = 1 << 20  # then the stage is written anew, without what has left
@@ -500,8 +502,7 @@ class Outbox:
                 self._segments.append(samples, self._counters, self._next_id, boot_ms)
         self._counters.update(batch.counters)
         self._next_id = batch.next_id
-        for one in batch.undated:
-            self._undated[one.id] = (one, boot_ms)
+        self._undated.update((one.id, (one, boot_ms)) for one in batch.undated)
         waiting = [one.waiting for one, _ in samples]
         if self._stage is not None:
             for one, (_, body) in zip(waiting, samples, strict=True):
@@ -515,9 +516,9 @@ class Outbox:
     def _end_stage_unless_wanted(self) -> None:
         """A killed run had a stage, the configuration has none now: what it held goes to the disk. Raises: OSError."""
         if self._stage is not None and self.settings.stage == "disk":
-            self._spill()
             stage, self._stage = self._stage, None
             try:
+                self._spill()
                 self._write_book(self._counters, self._token)
             except OSError:
                 self._stage = stage
@@ -526,14 +527,14 @@ class Outbox:
 
     def _to_disk(self, error: OSError) -> None:
         """Go on without a stage. Raises: OSError when the disk takes nothing, either."""
-        self._spill()
-        stage = self._stage
-        self._leave_stage(error)
+        stage, self._stage = self._stage, None
         try:
+            self._spill()
             self._write_book(self._counters, self._token)
         except OSError:
             self._stage = stage
             raise
+        self._leave_stage(error)
 
     def _add_fresh(self, waiting: Waiting, body: bytes, boot_ms: int) -> None:
         self._fresh[waiting.id] = _Fresh(waiting, body, boot_ms)
@@ -612,12 +613,10 @@ class Outbox:
             return []
         waiting = self._keep(batch, boot_ms)
         was_on_disk = self._undated_file.last_id >= batch.named[0].id
-        for one in batch.named:
-            del self._undated[one.id]
+        for named in batch.named:
+            del self._undated[named.id]
         if was_on_disk:
-            with suppress(
-                OSError
-            ):  # they have their names; until this is done a start finds them by their ids
+            with suppress(OSError):  # until this is done a start knows them by their ids
                 self._spill()
                 self._undated_file.replace(one for one, _ in self._undated.values())
         log.info(
@@ -669,13 +668,12 @@ class Outbox:
         last_id = self._undated_file.last_id
         if undated := [one for one, _ in self._undated.values() if one.id > last_id]:
             self._undated_file.append(undated)
-        if self._fresh:
-            samples = [(kept(fresh.waiting), fresh.body) for fresh in self._fresh.values()]
-            boot_ms = self._clock.boot_ms()
+        boot_ms = self._clock.boot_ms()
+        while fresh := list(islice(self._fresh.values(), SPILL_SAMPLES)):
+            samples = [(kept(one.waiting), one.body) for one in fresh]
             self._segments.append(samples, self._counters, self._next_id, boot_ms)
-            self._fresh.clear()
-            self._names.clear()
-            self._fresh_bytes = 0
+            for one in fresh:
+                self._drop_fresh(one.waiting.id)
         if self._stage is not None:
             self._stage.begin(self._token, self._clock.boot_id, self._staged())
         self._keep_within_limits()
@@ -700,7 +698,7 @@ class Outbox:
                 )
             self._has_dropped = True
             self.dropped[reason] += self._segments.drop(oldest)
-        if self._has_dropped and self._segments.size < self._max_bytes // 2:
+        if self._has_dropped and not self._segments.depth:
             log.info("the outbox has room again", extra={"dropped": dict(self.dropped)})
             self._has_dropped = False
 

@@ -87,6 +87,11 @@ class Index:
             if at < len(known) and known[at] == seq and not self.gone[positions[at]]:
                 yield positions[at]
 
+    def position(self, number: int) -> int | None:
+        """Return where the sample with this id is."""
+        at = bisect_left(self.ids, number)
+        return at if at < len(self.ids) and self.ids[at] == number else None
+
     def drop(self, first: int, last: int) -> None:
         """Note that the samples with these ids have left."""
         start, end = bisect_left(self.ids, first), bisect_right(self.ids, last)
@@ -295,7 +300,7 @@ class Segments:
             if segment.last_id <= after_id or not segment.depth:
                 continue
             index = self._index(segment)
-            at, positions = bisect_right(index.ids, after_id), []
+            at, positions = bisect_right(index.ids, after_id), list[int]()
             end = bisect_right(index.ids, up_to_id)
             while at < end and len(positions) < limit - len(found):
                 if not index.gone[at]:
@@ -360,23 +365,20 @@ class Segments:
         if not positions:
             return []
         first, last = index.starts[positions[0]], index.ends[positions[-1]]
-        with segment.path.open("rb") as file:
-            file.seek(first)
-            data = file.read(last - first)
-        found = []
-        for position in positions:
-            frame = frame_at(data, index.starts[position] - first, segment.number)
-            if frame is None or not isinstance(frame.record, Kept):
-                return self._read_again(segment, [index.ids[position] for position in positions])
-            found.append(frame.record.waiting)
+        try:
+            with segment.path.open("rb") as file:
+                file.seek(first)
+                data = file.read(last - first)
+        except OSError:
+            data = b""
+        found = list(_decoded(data, first, segment, index, positions))
+        if len(found) < len(positions):  # what was good is not any more
+            ids = [index.ids[position] for position in positions]
+            del self._indexes[segment.number]
+            index = self._index(segment)
+            there = [at for at in map(index.position, ids) if at is not None]
+            found = list(_decoded(_whole(segment.path), 0, segment, index, there))
         return found
-
-    def _read_again(self, segment: Segment, ids: Sequence[int]) -> list[Waiting]:
-        """A file that was good is not any more: mend it, and return what is left of it."""
-        self._indexes.pop(segment.number, None)
-        index = self._index(segment)
-        wanted = set(ids)
-        return self._read(segment, index, [at for at, one in enumerate(index.ids) if one in wanted])
 
     # ------------------------------------------------------------------------------------------------- indexes
 
@@ -398,7 +400,7 @@ class Segments:
         """Read a segment; one that is damaged is mended first."""
         believed, data = segment.count, _whole(segment.path)
         index, end, holes = _indexed(data, segment)
-        if holes:
+        if holes or len(index.ids) < believed:
             self.damaged += max(1, believed - len(index.ids))
             self._mend(segment, data, len(index.ids))
             index, end, _ = _indexed(_whole(segment.path), segment)
@@ -464,11 +466,20 @@ def _indexed(data: bytes, segment: Segment) -> tuple[Index, int, int]:
                 trailer = _TRAILER.pack(SEALED, frame.end - frame.start)
                 segment.sealed = data[end:] == trailer and seal.count == len(index.ids)
                 end += len(trailer) if segment.sealed else 0
-                holes += not segment.sealed
                 break
             case _:
                 pass
     return index, end, holes
+
+
+def _decoded(
+    data: bytes, offset: int, segment: Segment, index: Index, positions: Iterable[int]
+) -> Iterator[Waiting]:
+    """Yield what can be read of some samples; `data` is what stands at an offset of the file."""
+    for position in positions:
+        frame = frame_at(data, index.starts[position] - offset, segment.number)
+        if frame is not None and isinstance(frame.record, Kept):
+            yield frame.record.waiting
 
 
 def _whole(path: Path) -> bytes:
