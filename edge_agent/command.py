@@ -134,7 +134,9 @@ def _read(arguments: argparse.Namespace) -> int:
         for problem in problems:
             sys.stderr.write(f"problem 問題: {problem}\n")
         known = ", ".join(one.id for one in config.device)
-        raise ConfigError(str(arguments.config), "device", arguments.device, f"one of {known}")
+        raise ConfigError(
+            str(arguments.config), "device", arguments.device, f"one of {known} 沒有這個裝置"
+        )
     try:
         reading = asyncio.run(buses.read_once(config.bus_of(device), device, arguments.timeout))
     except DeviceError as error:
@@ -152,5 +154,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 3600")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number above 0 and up to 3600 應為 0 到 3600 的數字"
+        )
     return value

@@ -582,10 +582,12 @@ def _anchored(config: Config, folder: Path) -> Config:
 def _check_broker(file: str, broker: Broker) -> None:
     check_plain(file, "broker", broker.host, broker.tls)
     if broker.password_file and broker.password_env:
-        allowed = "must be left out beside password_file"
+        allowed = "must be left out beside password_file 只能擇一"
         raise ConfigError(file, "broker.password_env", broker.password_env, allowed)
     if (broker.password_file or broker.password_env) and not broker.username:
-        raise ConfigError(file, "broker.username", broker.username, "a password needs a username")
+        raise ConfigError(
+            file, "broker.username", broker.username, "a password needs a username 有密碼就要有帳號"
+        )
 
 
 def _checked_place(device: Device, bus: Bus) -> str:
@@ -599,7 +601,9 @@ def _checked_place(device: Device, bus: Bus) -> str:
     except ConfigError as error:
         raise ConfigError("", "driver", device.driver, f"{error.allowed} 驅動程式不明") from error
     if transport == "ble" and completes != "advert":
-        allowed = "a driver that listens to adverts; this agent does not connect to devices yet"
+        allowed = (
+            "a driver that listens to adverts: this agent does not connect yet 尚不支援連線式裝置"
+        )
         raise ConfigError("", "driver", device.driver, allowed)
     kinds = BUS_KINDS[transport]
     if bus.__struct_config__.tag not in kinds:

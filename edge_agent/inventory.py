@@ -82,7 +82,9 @@ class Row(NamedTuple):
             for step in path:
                 table = table.setdefault(step, {})
                 if not isinstance(table, dict):
-                    raise self.wrong(key, cell.text, f"{step} is no table in the template")
+                    raise self.wrong(
+                        key, cell.text, f"{step} is no table in the template 範本中不是表格"
+                    )
             table[last] = number_or_text(cell.text, kind_of(key), decimal_comma=self.decimal_comma)
         return data
 
@@ -162,14 +164,16 @@ def letters(index: int) -> str:
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            allowed = f"must be a file of {MAX_BYTES // 1024 // 1024} MiB at most"
+            allowed = f"must be a file of {MAX_BYTES // 1024 // 1024} MiB at most 檔案過大"
             raise ConfigError(str(path), "file", path.stat().st_size, allowed)
         data = path.read_bytes()
     except OSError as error:
         allowed = f"must be a readable file 檔案無法讀取: {error.strerror or error}"
         raise ConfigError(str(path), "file", path.name, allowed) from error
     except ValueError as error:  # a name with a null in it
-        raise ConfigError(str(path), "file", str(path), f"must name a file: {error}") from error
+        raise ConfigError(
+            str(path), "file", str(path), f"must name a file 檔名無效: {error}"
+        ) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

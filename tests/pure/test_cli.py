@@ -90,8 +90,8 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
     [
-        ("aiomqtt", ["edge", "check"], "edge"),
-        ("pymodbus", ["edge", "check"], "edge"),
+        ("aiomqtt", ["edge", "run"], "edge"),
+        ("pymodbus", ["edge", "read", "lamp"], "edge"),
         ("mqtt5", ["ingest", "run"], "ingest"),
         ("mqtt5", ["watch", "run"], "ingest"),
         ("rich", ["demo"], "all"),
