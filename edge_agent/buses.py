@@ -304,47 +304,45 @@ class BusTask:
     async def _serve_ble(self, bus: BleBus) -> None:
         if self._reset_radio:
             await power_cycle(bus.adapter)
-        heard = {
-            cast("AdvertDriver", line.driver).address: line
-            for line in self._lines
-            if hasattr(line.driver, "hear")
-        }
-        visited = [line for line in self._lines if line not in heard.values()]
+        listening = [line for line in self._lines if hasattr(line.driver, "hear")]
+        visited = [line for line in self._lines if line not in listening]
+        addresses = [cast("AdvertDriver | GattDriver", line.driver).address for line in self._lines]
+        async with open_scanner(addresses, adapter=bus.adapter) as scanner:
 
-        async def visit(line: Line) -> Reading:
-            driver = cast("GattDriver", line.driver)
-            timeout_s = max(line.device.package.profile.transport.timeout_s, CONNECT_S)
-            try:
-                link = open_gatt(driver.address, adapter=bus.adapter, timeout_s=timeout_s)
-                async with link as device:
-                    return await driver.read(device)
-            except LinkLost as error:  # its own; the loss of the radio is noticed by silence
-                raise DeviceSilent(str(error)) from error
+            async def visit(line: Line) -> Reading:
+                driver = cast("GattDriver", line.driver)
+                timeout_s = max(line.device.package.profile.transport.timeout_s, CONNECT_S)
+                link = open_gatt(
+                    driver.address, adapter=bus.adapter, timeout_s=timeout_s, scanner=scanner
+                )
+                try:
+                    async with link as device:
+                        return await driver.read(device)
+                except LinkLost as error:  # its own; the loss of the radio is noticed by silence
+                    raise DeviceSilent(str(error)) from error
 
-        if not heard:
             self._note_open()
-            await self._poll(visited, visit)
-            return
-        async with open_scanner(heard, adapter=bus.adapter) as scanner:
-            self._note_open()
-            works = [self._overhear(scanner, heard)]
+            works = [self._overhear(scanner, listening)]
             works += [self._poll(visited, visit)] if visited else []
             await _together(works)
 
-    async def _overhear(self, scanner: Scanner, lines: Mapping[str, Line]) -> None:
+    async def _overhear(self, scanner: Scanner, lines: Sequence[Line]) -> None:
+        """Take adverts, those of devices that are connected to only as a sign of the radio's life."""
+        listening = {cast("AdvertDriver", line.driver).address: line for line in lines}
         now_s = time.monotonic()
-        silent_s = {address: now_s + _patience_s(line) for address, line in lines.items()}
+        silent_s = {address: now_s + _patience_s(line) for address, line in listening.items()}
         heard = scanner.heard
         while not self._stop.is_set():
-            first = min(silent_s, key=lambda address: silent_s[address])
-            wait_s = silent_s[first] - time.monotonic()
+            first = min(silent_s, key=lambda address: silent_s[address], default=None)
+            wait_s = SILENT_S if first is None else silent_s[first] - time.monotonic()
             try:
                 advert = await self._unless_stopped(scanner.next_advert(wait_s))
             except DeviceSilent:
-                patience_s = _patience_s(lines[first])
-                silent_s[first] = time.monotonic() + patience_s
-                error = DeviceSilent(f"no advert in {patience_s:g} s")
-                lines[first].health.failed(error)
+                if first is not None:
+                    patience_s = _patience_s(listening[first])
+                    silent_s[first] = time.monotonic() + patience_s
+                    silent = DeviceSilent(f"no advert in {patience_s:g} s")
+                    listening[first].health.failed(silent)
                 if scanner.heard == heard:
                     self._note_silence(self._pacing.failures)
                 else:
@@ -353,7 +351,9 @@ class BusTask:
                 continue
             if advert is None:
                 return
-            line = lines[advert.address]
+            line = listening.get(advert.address)
+            if line is None:
+                continue
             silent_s[advert.address] = time.monotonic() + _patience_s(line)
             reading = await self._attempt(line, _understood(line, advert))
             if reading is not None:

@@ -43,6 +43,8 @@ class Scanner:
         self._services, self._companies = frozenset(services), frozenset(companies)
         self._unread: deque[Advert] = deque(maxlen=UNREAD_MAX)
         self._stirred = asyncio.Event()
+        self.near: dict[str, BLEDevice] = {}
+        """Devices with a wanted address that were heard: they can be connected to without another scan."""
         self.dropped = 0
         self.heard = 0
         """Adverts of anybody: a radio that hears strangers is well."""
@@ -59,6 +61,8 @@ class Scanner:
         ):
             self.passed_over += 1
             return
+        if address in self._wanted:
+            self.near[address] = device
         self.dropped += len(self._unread) == UNREAD_MAX
         self._unread.append(
             Advert(
@@ -170,15 +174,27 @@ class _Connection:
 
 @asynccontextmanager
 async def open_gatt(
-    address: str, *, adapter: str | None = None, timeout_s: float = 10.0
+    address: str,
+    *,
+    adapter: str | None = None,
+    timeout_s: float = 10.0,
+    scanner: Scanner | None = None,
 ) -> AsyncIterator[GattDevice]:
     """Connect to a device; connecting, and each read, take at most `timeout_s`.
 
+    Shape: while a `scanner` of this process runs it must be given, and the device be wanted by it: BlueZ allows
+    one scan to a client.
     Raises: DeviceSilent when it is not in reach, LinkLost when there is no Bluetooth.
     """
     logging.getLogger("bleak").setLevel(logging.INFO)
     bluez: Any = {} if adapter is None else {"adapter": adapter}
-    client = BleakClient(address, timeout=timeout_s, bluez=bluez)
+    target: BLEDevice | str = address
+    if scanner is not None:
+        near = scanner.near.get(address.upper())
+        if near is None:
+            raise DeviceSilent(f"{address}: nothing was heard of it")
+        target = near
+    client = BleakClient(target, timeout=timeout_s, bluez=bluez)
     try:
         async with asyncio.timeout(timeout_s):
             await client.connect()
