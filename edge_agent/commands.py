@@ -154,6 +154,9 @@ class Commands:
                     await self._take(topic, payload)
             except LedgerBlocked as error:
                 self._say("commands cannot be recorded, and are not carried out", error)
+            except Exception:  # what somebody sends must not end the agent
+                self.counts["unreadable"] += 1
+                log.exception("a command met an error", extra={"topic": topic})
             finally:
                 self._queue.task_done()
 
@@ -179,6 +182,7 @@ class Commands:
                 )
             except LedgerBlocked as error:
                 self._say("results cannot be recorded", error)
+        self.results.changed()
 
     async def order(
         self,
@@ -191,7 +195,10 @@ class Commands:
         again: bool = False,
     ) -> Outcome:
         """Carry out an order of the gateway's own, and note it in the trail; what fails `again` is there already."""
-        outcome = await self._carried_out(self._devices[device_id], name, args, deadline_s)
+        device = self._devices.get(device_id)
+        if device is None:  # a reload took it away
+            return Outcome("rejected", "this gateway has no such device 閘道器無此設備")
+        outcome = await self._carried_out(device, name, args, deadline_s)
         self.counts[f"programme {outcome.status}"] += 1
         if again and outcome.status != "done":
             return outcome
@@ -314,7 +321,7 @@ class Commands:
         """Wait for the turn and carry it out, or say why not."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + left_s
-        lane = self._lanes[device.bus]
+        lane = self._lanes.setdefault(device.bus, _Lane())
         try:
             async with asyncio.timeout_at(until_s):
                 await lane.turn.acquire()

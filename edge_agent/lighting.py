@@ -413,11 +413,13 @@ class Lighting:
         if not self._clock.known:
             return []
         now_ms, now_s = self._clock.now_ms(), time.monotonic()
+        lines = {id(lamp.timeline): lamp.timeline for lamp in self._lamps.values()}
+        holding = {name: line.holding(now_ms) for name, line in lines.items()}
         found = []
         for lamp in self._lamps.values():
             if lamp.device.bus != bus or lamp.retry_s > now_s:
                 continue
-            due = lamp.timeline.holding(now_ms)
+            due = holding[id(lamp.timeline)]
             if due is None or due == lamp.settled:
                 continue
             settled_ms = lamp.settled.moment_ms if lamp.settled else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
@@ -216,13 +217,15 @@ async def test_one_that_expired_is_not_carried_out_and_one_that_cannot_be_read_n
         backwards = command(life_s=0)
         for payload in (b"", b"{", b"\xff\xfe", b"[" * 5000, b'{"id": 7}'):
             one.give(payload)
+        distant = b'"expires_at":"9999-12-31T23:59:59.999-14:00"'
+        one.give(re.sub(rb'"expires_at":"[^"]*"', distant, encode_command(command(10))))
         one.give(late)
         one.give(backwards)
         await one.answered(late.id, "expired")
         told = await one.answered(backwards.id, "rejected")
         assert told.reason.startswith("EX-C-002"), "whoever can be named hears why"
         assert one.bus.done == []
-        assert one.commands.counts["unreadable"] == 6
+        assert one.commands.counts["unreadable"] == 7
 
 
 async def test_a_gateway_whose_clock_is_not_known_rejects(tmp_path: Path) -> None:
