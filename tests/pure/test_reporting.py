@@ -218,6 +218,15 @@ def test_a_device_that_is_back_is_reported_at_once() -> None:
     assert bench.after(level=5, returned=True)
 
 
+def test_a_metric_that_goes_and_comes_is_reported_at_once() -> None:
+    bench = Bench(device(report={"*": {"deadband": 100, "heartbeat_s": 3600}}))
+    assert bench.after(level=5, power=60)
+    assert not bench.after(level=5, power=60)
+    assert bench.after(level=5), "a sample without it says that there is none"
+    assert not bench.after(level=5)
+    assert bench.after(level=5, power=60)
+
+
 def test_adverts_that_take_turns_are_withheld_each_by_its_own() -> None:
     bench = Bench(device("bthome", report={"*": {"deadband": 1, "heartbeat_s": 3600}}))
     assert bench.after(temperature=20)

@@ -29,7 +29,8 @@ from simulators.peripheral import Peripheral
 from simulators.pytest_plugin import Bench, BluezBench
 
 BAY, SEALED, CLIMATE = "A4:C1:38:8D:18:B2", "A4:C1:38:00:00:02", "A4:C1:38:00:00:03"
-STRANGERS = ["66:55:44:33:22:11", "C8:28:32:AB:CD:EF", "7A:11:22:33:44:55"]
+OLD = "5C:85:7E:12:34:56"  # of the right format, in a version that nobody understands
+STRANGERS = ["66:55:44:33:22:11", "C8:28:32:AB:CD:EF", "7A:11:22:33:44:55", OLD]
 ROOT = Path(__file__).parents[2]
 BINDKEY = "231d39c1d7cc1ab1aee224cd096db932"
 
@@ -379,13 +380,19 @@ def sensor(address: str, world: Mapping[str, Value], **settings: str) -> Any:
     return load("bthome").twin({"address": address, **settings}, lambda: world, lambda _: None)
 
 
+def old_sensor() -> Peripheral:
+    data = {"0000fcd2-0000-1000-8000-00805f9b34fb": b"\x20\x02\xca\x09"}
+    return Peripheral(OLD, "Old", {}, service_data=data, period_s=0.2)
+
+
 @pytest.fixture
 def street(bluez: BluezBench) -> BluezBench:
-    """Bring three sensors and three strangers into reach."""
+    """Bring three sensors and four strangers into reach."""
     bluez.add(sensor(BAY, {"occupied": True, "distance": 0.31, "battery_voltage": 3.05}))
     bluez.add(sensor(SEALED, {"occupied": False}, bindkey=BINDKEY))
     bluez.add(sensor(CLIMATE, {"temperature": 27.4, "humidity": 78}))
-    for index, address in enumerate(STRANGERS):
+    bluez.add(old_sensor())
+    for index, address in enumerate(STRANGERS[:-1]):
         advert: dict[str, Any] = (
             {"manufacturer_data": {0x004C: bytes((0x10, 5, index))}}
             if index % 2
@@ -416,6 +423,18 @@ def test_sensors_on_the_air_are_named_and_strangers_counted(
     key.chmod(0o600)
     text = text.replace(by_address[SEALED]["settings"]["bindkey_file"], str(key))
     assert len(filled_in({"toml": text}, tmp_path).device) == 3
+
+
+def test_a_sensor_that_its_driver_does_not_understand_is_a_stranger(
+    bluez: BluezBench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bluez.add(old_sensor())
+    assert main(["edge", "scan", "--ble", "--listen", "3", "--json"]) == 0
+    said = capsys.readouterr().out
+    bus = only(json.loads(said))
+    assert (bus["outcome"], bus["devices"]) == ("unknown", [])
+    assert bus["strangers"] > 0
+    assert_untold(said)
 
 
 def test_no_strangers_address_is_kept_or_told(
