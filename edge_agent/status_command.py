@@ -51,7 +51,7 @@ _CHINESE = {
     "uplink": "上行",
     "connected": "已連線",
     "not connected": "未連線",
-    "for": "已",
+    "for": "持續",
     "receipt after": "回條需時",
     "outbox": "待送",
     "samples": "筆樣本",
@@ -211,7 +211,7 @@ async def _live(at: Places, lang: Lang) -> None:
                 earlier = found
             else:
                 lines = down(found, at.state, lang)
-            frame = f"{_END_OF_LINE}\r\n".join(_painted(line, width) for line in lines[:height])
+            frame = f"{_END_OF_LINE}\n".join(_painted(line, width) for line in lines[:height])
             sys.stdout.write(f"{_HOME}{frame}{_END_OF_LINE}{_END_OF_SCREEN}")
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -468,3 +469,46 @@ def test_down_is_said_for_every_reason_in_both_languages(tmp_path: Path) -> None
     why = status_command.Down("the agent is not running", "status.sock")
     for lang in ("en", "zh-TW"):
         assert len(down(why, tmp_path, lang)) == 2
+
+
+@pytest.mark.parametrize(("lang", "page"), [("en", "README.md"), ("zh-TW", "README.zh-TW.md")])
+def test_the_view_that_installers_are_shown_is_the_real_one(
+    lang: Any, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Taipei")
+    time.tzset()
+    uptime_s = 26 * 3600.0
+    of = status(
+        at=datetime(2026, 11, 23, 2, 0, tzinfo=UTC),
+        uptime_s=uptime_s,
+        uplink=UplinkStatus(
+            broker="mqtt.example.org:8883",
+            connected=True,
+            for_s=uptime_s,
+            round_trip_s=0.21,
+            unreceipted=12,
+        ),
+        outbox=OutboxStatus(depth=12, size_bytes=48_000, hours_left=2100.0),
+        commands={},
+        bus=[
+            BusStatus(
+                id="lamps", kind="modbus-rtu", tried=True, is_open=True, busy_s=0.31 * uptime_s
+            )
+        ],
+        device=[
+            DeviceStatus(
+                id="lamp-0231",
+                bus="lamps",
+                interval_s=30.0,
+                errors=3,
+                lateness_s=0.01,
+                age_s=12.0,
+                metrics={"level": 80, "power": 61.2},
+            )
+        ],
+    )
+    view = "\n".join(line.words for line in shown(of, lang))
+    text = (DOCS.parent / "installers" / page).read_text("utf-8")
+    monkeypatch.undo()
+    time.tzset()
+    assert f"```\n{view}\n```" in text

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import pty
+import re
+import select
 import signal
 import socket
+import struct
 import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from device_drivers.kit.registry import load
 from edge_agent.status import AgentStatus, decode_status
+from edge_agent.status_command import width_of
 from exchange.health import asked
 from tests.agents import DEADLINE_S, GATEWAY, lamp, running_agent, until, write_config
 from tests.brokers import Mosquitto
@@ -25,6 +32,7 @@ from tests.ports import free_port
 
 LONG_S = 3 * DEADLINE_S
 ALLOWED_S = 4.0
+LINES = 13  # of a terminal: room for one of three devices
 Hosts = Callable[..., Any]
 
 
@@ -83,7 +91,7 @@ class Keeper:
 
 @pytest.fixture
 def keeper(tmp_path: Path, broker: Mosquitto, modbus_line: Hosts) -> Keeper:
-    """An agent with a lamp on one bus, and another bus that is not there."""
+    """An agent with a lamp on one bus, and two on another that is not there."""
     twin = load("intesis_dali").twin(
         {"short_address": 1}, lambda: {"level": 40}, list[Any]().append
     )
@@ -91,7 +99,7 @@ def keeper(tmp_path: Path, broker: Mosquitto, modbus_line: Hosts) -> Keeper:
         {"id": "rs485", "kind": "modbus-rtu", "port": modbus_line(twin)["port"]},
         {"id": "gone", "kind": "modbus-tcp", "host": "127.0.0.1", "port": free_port()},
     ]
-    devices = [lamp("rs485", 1), lamp("gone", 2)]
+    devices = [lamp("rs485", 1), lamp("gone", 2), lamp("gone", 3)]
     config = write_config(tmp_path, broker, buses, devices)
     port = free_port()
     with config.open("a", encoding="utf-8") as file:
@@ -153,7 +161,7 @@ async def test_an_agent_is_watched_scraped_and_looked_at(keeper: Keeper, broker:
 
             status = await keeper.status()
             assert (status.gateway, status.process) == (GATEWAY, child.pid)
-            lamp_1, lamp_2 = status.device
+            lamp_1, lamp_2, _ = status.device
             assert lamp_1.metrics["level"] == 40
             assert lamp_1.age_s is not None
             assert (lamp_2.readings, lamp_2.failing) == (0, "LinkLost")
@@ -208,3 +216,57 @@ async def test_an_outbox_that_hangs_is_no_health(keeper: Keeper) -> None:
         finally:
             hung.set()
         await keeper.until_page("/healthz", 200)
+
+
+@pytest.mark.timeout(5 * LONG_S)
+async def test_the_live_view_fits_a_phone_and_leaves_the_terminal_as_it_was(keeper: Keeper) -> None:
+    """On a terminal of 40 columns and few lines, in Chinese; it shows the agent's end, too, and ends with Ctrl-C."""
+    inner, outer = pty.openpty()
+    fcntl.ioctl(outer, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, 40, 0, 0))
+    shown = b""
+
+    async def until_shown(words: str) -> None:
+        nonlocal shown
+        try:
+            async with asyncio.timeout(LONG_S):
+                while words.encode() not in shown:
+                    if (await asyncio.to_thread(select.select, [inner], [], [], 0.2))[0]:
+                        shown += os.read(inner, 65536)
+        except TimeoutError:
+            pytest.fail(f"no {words!r} in {shown[-2000:].decode(errors='replace')!r}")
+
+    async with running_agent(keeper.config, deadline_s=LONG_S):
+        await until(lambda: keeper.socket.exists(), LONG_S)
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "onestreet.cli", "edge", "status"),
+            *("--config", str(keeper.config), "--lang", "zh-TW"),
+            stdin=outer,
+            stdout=outer,
+            stderr=outer,
+            start_new_session=True,
+            env={**os.environ, "COLUMNS": "", "LINES": ""},
+        )
+        try:
+            await until_shown("正常運作")
+            await until_shown("lamp-2")  # it has trouble and comes first
+            await until_shown("2 台設備未列出")
+        except BaseException:
+            child.kill()
+            raise
+    try:
+        await until_shown("代理程式未執行")
+        assert b"\x1b[?1049l" not in shown
+        frames = shown.decode().split("\x1b[H")[1:]
+        for frame in frames:
+            lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frame).split("\r\n")
+            assert len(lines) <= LINES
+            assert max(map(width_of, lines)) <= 40
+        child.send_signal(signal.SIGINT)
+        await until_shown("\x1b[?1049l")
+        assert await child.wait() == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+        os.close(outer)
+        os.close(inner)
