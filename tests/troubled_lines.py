@@ -92,13 +92,13 @@ class TroubledLine(ModbusRtuLine):
             self.asked.append(Asked(data[0], data[1], int.from_bytes(data[2:4])))
         super()._hear(data)
 
-    def _send(self, answer: bytes) -> None:
-        trouble = self.trouble.get(answer[0])
+    def _send(self, data: bytes) -> None:
+        trouble = self.trouble.get(data[0])
         if trouble is None:
-            self._write(answer)
+            self._write(data)
             return
-        for after_s, data in trouble(answer):
-            asyncio.get_running_loop().call_later(after_s, self._write, data)
+        for after_s, sent in trouble(data):
+            asyncio.get_running_loop().call_later(after_s, self._write, sent)
 
 
 def lamp_twin(unit: int, world: dict[str, Value] | None = None) -> Any:
