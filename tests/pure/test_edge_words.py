@@ -145,14 +145,23 @@ def test_installers_read_every_error_in_both_languages() -> None:
     """What goes to the terminal as a sentence, and every wrong setting."""
     lacking = []
     for path in (ROOT / "edge_agent").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        tree = ast.parse(path.read_text("utf-8"))
+        named = {
+            ast.unparse(each.targets[0]): " ".join(literals(each.value))
+            for each in tree.body
+            if isinstance(each, ast.Assign)
+        }
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             name = ast.unparse(node.func)
             if name in ("sys.stdout.write", "sys.stderr.write") or name.endswith("TypeError"):
                 words = " ".join(literals(node.args[0]))
             elif name.rpartition(".")[2] == "ConfigError":
-                words = " ".join(literals(node.args[3])) if len(node.args) > 3 else ""
+                allowed = node.args[3:4]
+                words = " ".join(words for each in allowed for words in literals(each))
+                names = {ast.unparse(each) for one in allowed for each in ast.walk(one)}
+                words += " ".join(text for name, text in named.items() if name in names)
             else:
                 continue
             if WORDS.search(words) and not CHINESE.search(words):
