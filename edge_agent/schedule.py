@@ -75,15 +75,20 @@ class Schedule:
     """All devices of one bus."""
 
     def __init__(
-        self, intervals_s: Sequence[float], now_s: float, pacing: Pacing | None = None
+        self,
+        intervals_s: Sequence[float],
+        now_s: float,
+        pacing: Pacing | None = None,
+        grain_s: float = 0.0,
     ) -> None:
-        """Spread the first times."""
+        """Spread the first times; those within one `grain_s` follow each other, so that the agent wakes up once."""
         self.pacing = pacing or Pacing()
         count = len(intervals_s)
-        self.slots = [
-            Slot(index, each_s, now_s + SETTLE_S + min(each_s, SPREAD_S) * index / count)
-            for index, each_s in enumerate(intervals_s)
-        ]
+        self.slots = []
+        for index, each_s in enumerate(intervals_s):
+            after_s = min(each_s, SPREAD_S) * index / count
+            after_s -= after_s % grain_s if grain_s else 0.0
+            self.slots.append(Slot(index, each_s, now_s + SETTLE_S + after_s))
         self._may_press_s = now_s
 
     def resume(self, now_s: float) -> None:

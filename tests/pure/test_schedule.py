@@ -27,6 +27,14 @@ def test_first_polls_are_spread(each: list[float], now_s: float) -> None:
             assert next_one.due_s - one.due_s == pytest.approx(apart_s, abs=1e-6)
 
 
+def test_polls_of_one_grain_follow_each_other() -> None:
+    """Where there is no line to share out, waking up once serves several."""
+    dues = [slot.due_s - SETTLE_S for slot in Schedule([1.0] * 8, 0.0, grain_s=0.25).slots]
+    assert dues == pytest.approx([0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75])
+    dues = [slot.due_s - SETTLE_S for slot in Schedule([0.1] * 4, 0.0, grain_s=0.25).slots]
+    assert dues == pytest.approx([0.0] * 4)
+
+
 def test_an_answer_that_takes_its_time_does_not_make_the_schedule_drift() -> None:
     schedule = Schedule([0.3], 100.0)
     (slot,) = schedule.slots
