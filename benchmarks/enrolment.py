@@ -98,7 +98,9 @@ driver = "plantower_pms"
 bus = "air"
 interval_s = 1.0
 """
-    config.write_text(text.replace(_BY_THE_KERNEL, 'synchronised = "assumed"') + tables, encoding="utf-8")
+    config.write_text(
+        text.replace(_BY_THE_KERNEL, 'synchronised = "assumed"') + tables, encoding="utf-8"
+    )
 
 
 def table(found: Enrolment) -> str:
