@@ -18,7 +18,7 @@ from pathlib import Path
 from exchange.errors import ConfigError, UplinkLost
 from exchange.mqtt import Client, Message, Settings, Subscription
 from exchange.tls import Tls
-from exchange.topics import PREFIX, Topic
+from exchange.topics import LEVEL, PREFIX, Topic
 from provisioning import configurations, enrolment
 from provisioning.access import OFFICE, gateway_user
 from provisioning.authority import serial_of
@@ -39,6 +39,8 @@ def replace_gateway(
     Raises: ConfigError when there is no such gateway, or the new name is taken.
     """
     one = office.gateway(county, old)
+    if new != old:
+        _check_free(office, county, new)
     enrolment.forget_codes(office, county, old)
     if new == old:
         if not office.is_revoked(county, old):
@@ -52,6 +54,16 @@ def replace_gateway(
             raise
     office.admit_gateway(county, new, hand_out=hand_out)
     return one.site
+
+
+def _check_free(office: Office, county: str, name: str) -> None:
+    if not LEVEL.fullmatch(name):
+        allowed = f"a gateway's name: {LEVEL.pattern} 小寫英數與連字號"
+    elif any(one.id == name for one in office.town(county).gateways):
+        allowed = "is another gateway's name already 名稱已使用"
+    else:
+        return
+    raise ConfigError("command line", "NEW", name, allowed)
 
 
 def evict(office: Office, county: str, gateway: str, *, host: str = "") -> None:

@@ -25,6 +25,7 @@ from provisioning import broker, files
 from provisioning.authority import OVERLAP_DAYS, fits, serial_of
 from provisioning.files import Busy, locked
 from provisioning.office import Office, OfficeError, init, opened
+from provisioning.replacement import replace_gateway
 from tests.offices import broker_table, town_text
 
 PORTS = broker_table([8883, 8884, 8885])
@@ -135,7 +136,10 @@ def test_killed_between_any_two_writes_of_init(tmp_path: Path, town: Path) -> No
 
 
 @pytest.mark.usefixtures("unsynced")
-@pytest.mark.parametrize("act", ["add", "rotate", "rotate password", "revoke", "rotate ca"])
+@pytest.mark.parametrize(
+    "act",
+    ["add", "rotate", "rotate password", "revoke", "rotate ca", "replace", "replace by another"],
+)
 def test_killed_between_any_two_writes_of_a_change(tmp_path: Path, town: Path, act: str) -> None:
     """The next command repairs, and gateways that were not meant keep their keys."""
 
@@ -148,8 +152,11 @@ def test_killed_between_any_two_writes_of_a_change(tmp_path: Path, town: Path, a
             office.rotate_gateway("tw-tpe", "gw-p")
         elif act == "revoke":
             office.revoke_gateway("tw-tpe", "gw-1")
-        else:
+        elif act == "rotate ca":
             office.rotate_authority()
+        else:
+            name = "gw-1" if act == "replace" else "gw-9"
+            replace_gateway(office, "tw-tpe", "gw-1", name, hand_out=True)
 
     def open_and_change(folder: Path) -> None:
         with opened(folder) as office:
