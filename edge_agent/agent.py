@@ -262,6 +262,8 @@ class Agent:
         served = None if attended is None else self._served.get(attended.device.bus)
         if served is None:
             raise LinkLost(f"the bus of {device_id} is not served")
+        async with asyncio.timeout(deadline_s):  # what waited at the broker comes before a bus is open
+            await served.bus.tried.wait()
         return await served.bus.command(device_id, name, args, deadline_s=deadline_s)
 
     # ---------------------------------------------------------------------------------------------------- buses
