@@ -15,7 +15,7 @@ from edge_agent.clock import Clock, System
 from edge_agent.outbox import Outbox, Taken, Waiting
 from exchange.delivery import Key
 
-EVERY_S = 0.01
+EVERY_S = 0.02
 
 
 def say(word: str, *rest: object) -> None:
@@ -51,8 +51,8 @@ async def main(folder: Path, stages: Path, boot_id: str, seed: int) -> None:
             say("took", *named(one), reading.boot_ms, done_ms)
         waiting += took
         sys.stdout.flush()
-        if chance.random() < 0.2:  # a receipt comes, for many or for few, of late or long ago
-            count = chance.randint(1, max(1, len(waiting) // 2))
+        if chance.random() < 0.1:  # a receipt comes, for many or for few, of late or long ago
+            count = chance.randint(1, max(1, len(waiting) // 3))
             start = chance.choice([0, max(0, len(waiting) - count)])
             gone = waiting[start : start + count]
             del waiting[start : start + count]

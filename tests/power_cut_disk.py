@@ -7,7 +7,7 @@ changes the first few.
 
 Commands, a line each, and their answers:
 
-| `cut SEED` | the power is cut now, though nobody notices yet | `cut BOOT_MS` |
+| `cut SEED SHARE` | the power is cut now, though nobody notices yet | `cut BOOT_MS` |
 | `boot` | unmount, forget, mount again | `up` |
 | `end` | unmount and leave | |
 
@@ -167,10 +167,9 @@ class Disk:
             return _OUT.pack(_OUT.size, -int(fault.args[0]), unique)
         return None if data is None else _OUT.pack(_OUT.size + len(data), 0, unique) + data
 
-    def cut(self, seed: int) -> None:
-        """Keep what a power cut leaves now; go on as if nothing were."""
+    def cut(self, seed: int, share: float) -> None:
+        """Keep what a power cut leaves now, a share of what was not synced; go on as if nothing were."""
         chance = random.Random(seed)
-        share = chance.choice([0.0, 0.5, 1.0])
         self.image = {number: node.after_cut(chance, share) for number, node in self.nodes.items()}
 
     def boot(self) -> None:
@@ -305,8 +304,8 @@ def main(folder: bytes) -> None:
         while b"\n" in commands:
             line, _, commands = commands.partition(b"\n")
             match line.split():
-                case [b"cut", seed]:
-                    disk.cut(int(seed))
+                case [b"cut", seed, share]:
+                    disk.cut(int(seed), float(share))
                     boot_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
                     print("cut", boot_ms, flush=True)  # noqa: T201 - see above
                 case [b"boot"]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from tests.outbox_runs import DEADLINE_S, Account, Name, running
 
 LOST_MS = 2000
+SHARES = (0.0, 0.5, 1.0)  # of what was not synced, that is on disk all the same
+SOON, LATE = range(5, 50), range(900, 1800)  # lines of a run, some seconds the latter
 
 
 class PowerSwitch:
@@ -81,10 +83,9 @@ for number in range(40):
                 sys.executable, *root, str(folder.parent)
             )
             assert await syncing.wait() == 0
-            await switch.ask(f"cut {seed}")
+            await switch.ask(f"cut {seed} {SHARES[seed % 3]}")
             await switch.ask("boot")
-            paths = await asyncio.to_thread(lambda folder=folder: sorted(folder.iterdir()))
-            left[seed] = {p.name: await asyncio.to_thread(p.read_bytes) for p in paths}
+            left[seed] = await asyncio.to_thread(_files, folder)
     for files in left.values():
         assert all(str(number) in files for number in range(21)), "their folder was synced"
         synced = [files[str(number)] for number in range(21) if number % 4]
@@ -101,18 +102,21 @@ async def test_a_power_cut_loses_at_most_the_last_two_seconds(tmp_path: Path) ->
     seed = random.randrange(2**32)
     chance, account = random.Random(seed), Account()
     lost = boots = 0
+    runs = [
+        (chance.choice(lines), share) for lines in (SOON, LATE, LATE) for share in (None, *SHARES)
+    ]
+    chance.shuffle(runs)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         async with mounted(tmp_path / "disk") as switch:
             folder = tmp_path / "disk" / "state" / "outbox"
-            for number in range(12):
-                lines = chance.choice([5, 100, 300, 700])
+            for number, (lines, share) in enumerate(runs):
                 run = (account, folder, Path(memory), f"boot-{boots}", number)
                 async with running(*run, lines=lines):
                     missing, account.missing = account.missing, set()
                     assert not missing, f"{seed=} {number=}"
                     await asyncio.sleep(chance.random() * 0.02)  # somewhere within the next calls
-                    if is_cut := chance.random() < 0.7:
-                        _, cut_ms = await switch.ask(f"cut {chance.randrange(2**32)}")
+                    if is_cut := share is not None:
+                        _, cut_ms = await switch.ask(f"cut {chance.randrange(2**32)} {share}")
                 if not is_cut:
                     continue  # a kill between two cuts: the next run finds everything
                 boots += 1
@@ -129,8 +133,12 @@ async def test_a_power_cut_loses_at_most_the_last_two_seconds(tmp_path: Path) ->
                     account.gone |= account.missing
                 for name in account.stamps:
                     assert name.epoch > epochs.get(name.device, 0), f"{where}: a new epoch"
-    assert boots > 2, f"{seed=}"
+    assert boots == 9, f"{seed=}"
     assert lost > 0, f"{seed=}: else nothing was cut"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _check_lost(
