@@ -17,7 +17,7 @@ demo: .venv/.stamp  ## a town of devices, broker, agent, ingest and store, live 
 	@exec .venv/bin/onestreet demo $(ARGS)
 
 test: check  ## every test, with a real Mosquitto, a real HiveMQ and a real InfluxDB (ARGS: options of pytest)
-	@sh scripts/system_packages.sh mosquitto mosquitto-clients dbus-daemon iproute2
+	@sh scripts/system_packages.sh mosquitto mosquitto-clients dbus-daemon iproute2 systemd
 	@sh scripts/build_deployment_tools.sh >/dev/null
 	@influxd=$$(sh scripts/find_influxd.sh) && hivemq=$$(sh scripts/build_hivemq.sh) && \
 	ONESTREET_INFLUXD="$$influxd" ONESTREET_HIVEMQ="$$hivemq" exec .venv/bin/python -m pytest $(ARGS)

@@ -13,9 +13,9 @@ OnestreetError
 ├── UplinkError            the broker
 │   ├── UplinkRefused      the broker said no (credentials, protocol); waiting alone will not help
 │   └── UplinkLost         unreachable or broken off; retried
-└── of one room alone      EnrolmentError (exchange.enrolment); OutboxBlocked, OutboxDamaged (edge_agent.outbox);
-                           AuthorityError, OfficeError, BackupError, Busy (provisioning); SimulatorError
-                           (simulators); ProcessFailed (exchange.processes)
+└── of one room alone      EnrolmentError (exchange.enrolment); OutboxBlocked (edge_agent.outbox); LedgerBlocked
+                           (edge_agent.ledger); AuthorityError, OfficeError, BackupError, Busy (provisioning);
+                           SimulatorError (simulators); ProcessFailed (exchange.processes)
 
 Final and retryable errors are different classes, so that a caller never has to read a message to decide.
 """

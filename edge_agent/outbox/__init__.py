@@ -19,7 +19,6 @@ from edge_agent.outbox.outbox import (
     SLEW_MS,
     Outbox,
     OutboxBlocked,
-    OutboxDamaged,
     OutboxSettings,
     Taken,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "SLEW_MS",
     "Outbox",
     "OutboxBlocked",
-    "OutboxDamaged",
     "OutboxSettings",
     "Taken",
     "Waiting",

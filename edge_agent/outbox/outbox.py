@@ -84,10 +84,6 @@ class OutboxBlocked(OnestreetError):
     """The disk does not do what the outbox needs; it may later."""
 
 
-class OutboxDamaged(OnestreetError):
-    """Not raised any more: what is damaged is set aside, and the outbox goes on."""
-
-
 class _Fresh(NamedTuple):
     """A sample that is in the stage alone."""
 
