@@ -417,9 +417,11 @@ def _replace(arguments: argparse.Namespace) -> int:
         if told:
             return _swept(office, arguments, county, site, old, is_gone=new != old)
         if new != old:
-            _say(
-                f"then: onestreet town gateway clear {county}/{old} --site {site}", "之後清除舊狀態"
-            )
+            then = f"onestreet town gateway clear {county}/{old} --site {site}"
+            _say(f"then: {then}", "之後清除舊狀態")
+        else:
+            words = "what the old one has open ends when the new one comes, or the broker restarts"
+            _say(words, "舊機已開啟的連線，於新機上線或訊息代理重新啟動後結束")
     return 0
 
 

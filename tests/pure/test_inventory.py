@@ -407,3 +407,22 @@ def assert_said(problems: list[ConfigError], folder: Path) -> None:
         assert one.line is None or one.line >= 1
         if one.file.endswith(".csv"):
             assert one.line is not None
+
+
+def test_the_manual_shows_what_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["id,settings.short_address,settings.channel,location.lat,location.lon,label.zh-TW"]
+    rows += [f"daan-{230 + line},{line % 64},{line // 64},25.0,121.5,燈" for line in range(2, 302)]
+    rows[16] = "daan-0016,64,1,25.0,121.5,燈"
+    rows[30] = rows[30].replace(rows[30].partition(",")[0], "daan-232")
+    rows[39] = rows[39].replace("25.0,121.5", ",")
+    text = "\n".join(rows).replace("daan-232,", "daan-0232,")
+    write(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    assert main(["edge", "check", "edge.toml"]) == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if "slow" not in line]
+    for page in ("inventory.md", "inventory.zh-TW.md"):
+        manual = (Path(__file__).parents[2] / "docs" / "installers" / page).read_text("utf-8")
+        assert [line for line in said if line not in manual] == []
+    assert len(said) == 4
