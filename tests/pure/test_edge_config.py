@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.config import Config, SerialBus, read_config
+from edge_agent.advice import advice
+from edge_agent.config import Config, SerialBus, examine, load_config, read_config
 from exchange.errors import ConfigError
 from exchange.tls import Tls
 from onestreet.cli import main
@@ -557,3 +558,140 @@ def test_the_agent_does_not_start_where_it_cannot_keep_samples(tmp_path: Path) -
     assert ended.returncode == 2
     assert f"gateway.state_dir = '{tmp_path}/file/state': must be a folder" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# ------------------------------------------------------------------------------------------ what is left out, and stays
+
+
+def loaded(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return devices, buses, and what is said of the rest without the folder."""
+    config, problems = load_config(path)
+    said = [str(one).replace(f"{path}:", "") for one in problems]
+    return [one.id for one in config.device], [one.id for one in config.bus], said
+
+
+def test_a_wrong_device_keeps_nobody_else_from_starting(tmp_path: Path) -> None:
+    path = write(tmp_path, ('driver = "plantower_pms"', 'driver = "plantower"'))
+    devices, buses, said = loaded(path)
+    assert (devices, buses) == (["lamp-1", "bay-1"], ["tty0", "rs485", "hci0"])
+    assert len(said) == 1
+    assert said[0].startswith("27: device[0].driver = 'plantower': one of ")
+
+
+def test_a_wrong_bus_takes_its_devices_along_and_is_said_once(tmp_path: Path) -> None:
+    path = write(tmp_path, ('port = "/dev/ttyUSB1"', "port = 7"), more=device(**LAMP))
+    devices, buses, said = loaded(path)
+    assert (devices, buses) == (["aq-1", "bay-1"], ["tty0", "hci0"])
+    assert len(said) == 1
+    assert said[0].startswith("18: bus[1].port = 7: Expected `str`")
+
+
+def test_of_two_that_claim_one_thing_the_first_stays(tmp_path: Path) -> None:
+    path = write(tmp_path, more=device(**LAMP | {"id": '"lamp-1"'}) + device(**LAMP))
+    devices, _, said = loaded(path)
+    assert devices == ["aq-1", "lamp-1", "bay-1", "lamp-2"]
+    assert "must be unique: device[1] has it, too" in said[0]
+
+
+def test_a_table_that_nobody_reads_is_said(tmp_path: Path) -> None:
+    devices, _, said = loaded(write(tmp_path, more='[[devices]]\nid = "x"\n'))
+    assert len(devices) == 3
+    assert said[0].startswith("46: devices = [{'id': 'x'}]: unknown key (did you mean device?)")
+
+
+@pytest.mark.parametrize("given", ["7", '"x"', "[7]", "{ a = 1 }", '[["x"]]'])
+@pytest.mark.parametrize("table", ["bus", "device", "template", "inventory", "programme"])
+def test_a_part_of_another_form_is_said(tmp_path: Path, table: str, given: str) -> None:
+    head = GOOD[: GOOD.index("[[bus]]")]
+    path = tmp_path / "edge.toml"
+    path.write_text(f"{table} = {given}\n{head}", encoding="utf-8")
+    devices, _, said = loaded(path)
+    assert devices == []
+    assert said
+    assert all(one.startswith(f"1: {table}") for one in said)
+
+
+def test_what_concerns_the_gateway_itself_is_final(tmp_path: Path) -> None:
+    for old, new, key in (
+        ('"gw-1"', '"GW"', "gateway.id"),
+        ('"/tmp/state"', '"/tmp/state"\ntime_zone = "Asia/Taipeh"', "gateway.time_zone"),
+        ('"localhost"', '"mqtt.example"', "broker.tls"),
+        ('"localhost"', '"localhost"\n[clock]\nsynchronised = "ntp"', "clock.synchronised"),
+        ('"localhost"', '"localhost"\n[outbox]\nmax_mb = -1', "outbox.max_mb"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(write(tmp_path, (old, new), ("interval_s = 2", "intervall_s = 2")))
+        assert caught.value.key == key
+        assert caught.value.line is not None
+
+
+def test_a_driver_that_fails_costs_its_own_device_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("device_drivers.serial.plantower_pms.driver.Driver.__init__", broken)
+    devices, _, said = loaded(write(tmp_path))
+    assert devices == ["lamp-1", "bay-1"]
+    assert "its driver failed 驅動程式錯誤: ZeroDivisionError: a bug" in said[0]
+
+
+NIGHT = """
+[[programme]]
+id = "night"
+devices = ["lamp-1", "lamp-2"]
+steps = [{ at = "18:00", level = 100 }, { at = "06:00", level = 0 }]
+"""
+
+
+def test_a_programme_goes_on_without_a_lamp_that_is_left_out(tmp_path: Path) -> None:
+    bad = device(**LAMP | {"interval_s": "0"})
+    config, problems = load_config(write(tmp_path, more=bad + NIGHT))
+    assert [one.key for one in problems] == ["device[3].interval_s"]
+    assert [one.devices for one in config.programme] == [["lamp-1"]]
+
+
+def test_a_wrong_programme_is_left_out(tmp_path: Path) -> None:
+    config, problems = load_config(
+        write(tmp_path, more=device(**LAMP) + NIGHT + NIGHT + NIGHT.replace("18:00", "48:00"))
+    )
+    assert [one.id for one in config.programme] == ["night"]
+    assert [(one.key, one.line is not None) for one in problems] == [
+        ("programme[1].id", True),
+        ("programme[2].steps[0].at", True),
+    ]
+
+
+# ---------------------------------------------------------------------------------------- what is only doubtful
+
+
+def doubts(path: Path) -> list[str]:
+    found = [str(one).replace(f"{path}:", "") for one in advice(examine(path))]
+    return [one for one in found if "no location" not in one]
+
+
+def test_a_device_that_is_asked_faster_than_it_measures(tmp_path: Path) -> None:
+    path = write(tmp_path, ('bus = "tty0"\ninterval_s = 1\n', 'bus = "tty0"\ninterval_s = 0.1\n'))
+    said = doubts(path)
+    assert said[0].startswith("29: device[0].interval_s = 0.1: its device has new values every 1 s")
+
+
+def test_a_line_that_has_no_time_for_its_polls(tmp_path: Path) -> None:
+    lamps = "".join(
+        device(**LAMP | {"id": f'"l-{n}"', "settings": f"{{ short_address = {n} }}"})
+        for n in range(2, 50)
+    )
+    assert [one for one in doubts(write(tmp_path)) if "% of its time" in one] == []
+    busy = [one for one in doubts(write(tmp_path, more=lamps)) if "% of its time" in one]
+    assert len(busy) == 1
+    assert busy[0].startswith("15: bus[1].baudrate = 9600: its 49 devices take 1")
+    fast = write(tmp_path, ('"/dev/ttyUSB1"', '"/dev/ttyUSB1"\nbaudrate = 115200'), more=lamps)
+    assert [one for one in doubts(fast) if "% of its time" in one] == []
+
+
+def test_what_nobody_uses(tmp_path: Path) -> None:
+    more = '[[bus]]\nid = "spare"\nkind = "modbus-tcp"\nhost = "127.0.0.1"\n[template.lamp]\n'
+    said = doubts(write(tmp_path, more=more))
+    assert "47: bus[3].id = 'spare': no device is on it 沒有裝置使用它" in said
+    assert "50: template.lamp = 'lamp': no [[inventory]] uses it 沒有清單使用它" in said
