@@ -462,11 +462,15 @@ class _Run:
         if not self._asked.commands:
             self._no_orders("a command acts on a real device: only with --commands")
             return
-        announcing = [one for one in self._conduct.devices.values() if one.commands and one.sent]
-        if not announcing:
+
+        def announcing() -> list[DeviceConduct]:
+            return [one for one in self._conduct.devices.values() if one.commands and one.sent]
+
+        # the first device that is heard need not be one that takes commands
+        if not await until(announcing, self._pace.listen_s):
             self._no_orders("no state of its devices announces a command")
             return
-        device: DeviceConduct = announcing[0]
+        device = announcing()[0]
         topic = device.topic("commands")
         orders = Orders(self.judge, self._conduct, device, topic, listener.publish, self._pace)
         await orders.give()
