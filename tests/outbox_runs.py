@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 class Name(NamedTuple):

@@ -305,8 +305,8 @@ def main(folder: bytes) -> None:
             line, _, commands = commands.partition(b"\n")
             match line.split():
                 case [b"cut", seed, share]:
-                    disk.cut(int(seed), float(share))
                     boot_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+                    disk.cut(int(seed), float(share))
                     print("cut", boot_ms, flush=True)  # noqa: T201 - see above
                 case [b"boot"]:
                     mount.close()

@@ -332,6 +332,18 @@ class Outbox:
         ids = (self._next_id, next_id, book.next_id if book else 1, named_id + 1)
         self._next_id = max(*ids, *(number + 1 for number in self._undated), 1)
         self.last_id = named_id
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make what was found durable: a killed process may have been between a write and its sync."""
+        try:
+            self._segments.settle()
+            self._undated_file.settle()
+            self._disk.sync_folder(self.path)
+            self._disk.sync_folder(self.path.parent)
+        except OSError as error:  # then a new book comes first, and syncs the folder as well
+            log.error("the disk does not sync", extra={"reason": str(error)})
+            self._is_begun = False
 
     def _proven(
         self,

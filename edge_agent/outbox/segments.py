@@ -182,14 +182,17 @@ class Segments:
                 continue
             index = self._loaded(segment)
             if is_last:
-                with suppress(OSError):  # the next samples are synced with the file, or not at all
-                    self._disk.settle(segment.path, segment.size)
                 self._counters = index.counters
                 self._next_id = max(index.next_id, segment.last_id + 1)
         for stray in self.folder.glob("*.gone"):
             if not stray.with_suffix(".seg").exists():
                 stray.unlink(missing_ok=True)
         self.note()
+
+    def settle(self) -> None:
+        """Make what was found at the start durable: a killed process may have been about to."""
+        if self._all:
+            self._disk.settle(self._all[-1].path, self._all[-1].size)
 
     def counters(self) -> tuple[dict[str, Counter], int]:
         """Return how far the counters and the ids had come, as far as can be seen here at the start."""

@@ -39,6 +39,11 @@ class UndatedFile:
         self.torn |= self._size != len(data)
         return found
 
+    def settle(self) -> None:
+        """Make what was found at the start durable: a killed process may have been about to."""
+        if self._size:
+            self._disk.settle(self.path, self._size)
+
     def append(self, samples: Iterable[Undated]) -> None:
         """Make samples durable."""
         new = list(samples)

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.outbox_runs import DEADLINE_S, Account, Name, running
 
 LOST_MS = 2000
@@ -98,13 +100,12 @@ for number in range(40):
     assert any(data[1000:].startswith(b"\0") for data in every), "a size without its content"
 
 
+@pytest.mark.timeout(400)  # half a minute, on a machine that has nothing else to do
 async def test_a_power_cut_loses_at_most_the_last_two_seconds(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     chance, account = random.Random(seed), Account()
     lost = boots = 0
-    runs = [
-        (chance.choice(lines), share) for lines in (SOON, LATE, LATE) for share in (None, *SHARES)
-    ]
+    runs = [(chance.choice(lines), share) for lines in (SOON, LATE) for share in (None, *SHARES)]
     chance.shuffle(runs)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         async with mounted(tmp_path / "disk") as switch:
@@ -133,7 +134,7 @@ async def test_a_power_cut_loses_at_most_the_last_two_seconds(tmp_path: Path) ->
                     account.gone |= account.missing
                 for name in account.stamps:
                     assert name.epoch > epochs.get(name.device, 0), f"{where}: a new epoch"
-    assert boots == 9, f"{seed=}"
+    assert boots == 6, f"{seed=}"
     assert lost > 0, f"{seed=}: else nothing was cut"
 
 
@@ -146,11 +147,12 @@ def _check_lost(
 ) -> None:
     """Check that what was lost was taken within the last two seconds before the cut.
 
-    Shape: measured from the last sample whose taking had ended by then, so that a machine that stands still does not
-    count as a loss.
+    Shape: from the taking of what was lost to the last measurement whose taking had ended by then, so that a machine
+    that stands still in between does not count.
     """
     before = [stamp_ms for stamp_ms, done_ms in stamps.values() if done_ms <= cut_ms]
     newest_ms = max(before, default=0)
     for name in missing:
         assert name in stamps, f"{where}: {name} is of an earlier boot"
-        assert stamps[name][0] >= newest_ms - LOST_MS, f"{where}: {name}"
+        _, done_ms = stamps[name]
+        assert done_ms >= newest_ms - LOST_MS, f"{where}: {name}"
