@@ -262,7 +262,9 @@ class Agent:
         served = None if attended is None else self._served.get(attended.device.bus)
         if served is None:
             raise LinkLost(f"the bus of {device_id} is not served")
-        async with asyncio.timeout(deadline_s):  # what waited at the broker comes before a bus is open
+        async with asyncio.timeout(
+            deadline_s
+        ):  # what waited at the broker comes before a bus is open
             await served.bus.tried.wait()
         return await served.bus.command(device_id, name, args, deadline_s=deadline_s)
 
@@ -309,7 +311,14 @@ class Agent:
                 log.error("the configuration stays as it was", extra={"reason": str(error)})
             else:
                 say_problems(loaded.problems)
-                await self._take_up(loaded.config, changes(self.config, loaded.config), group)
+                found = changes(self.config, loaded.config)
+                if loaded.problems and found.disappeared:
+                    log.error(
+                        "a mistake would put devices out of service: the configuration stays as it was",
+                        extra={"devices": found.disappeared},
+                    )
+                else:
+                    await self._take_up(loaded.config, found, group)
             notify("READY=1")
 
     async def _take_up(self, new: Config, found: Changes, group: asyncio.TaskGroup) -> None:
@@ -321,6 +330,7 @@ class Agent:
             return
         await self._end_buses(found.end_buses)
         self.config = new
+        self._gateway.gateway = new.gateway
         self._attend(new.device)
         for bus in found.begin_buses:
             self._begin(group, bus)

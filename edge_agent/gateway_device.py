@@ -38,8 +38,8 @@ class GatewayDevice:
     def __init__(
         self, gateway: Gateway, outbox: Outbox, delivery: Delivery, health: Health, clock: Clock
     ) -> None:
-        """Everything measured is read from these."""
-        self._gateway = gateway
+        """Everything measured is read from these; `gateway` may be another one after a reload."""
+        self.gateway = gateway
         self._outbox = outbox
         self._delivery = delivery
         self._health = health
@@ -51,8 +51,8 @@ class GatewayDevice:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
-            await intake.put("gateway", self._gateway.id, self.measure())
-            due_s = max(due_s + self._gateway.interval_s, loop.time())
+            await intake.put("gateway", self.gateway.id, self.measure())
+            due_s = max(due_s + self.gateway.interval_s, loop.time())
             await asyncio.sleep(due_s - loop.time())
 
     def measure(self) -> dict[str, Value]:
@@ -71,7 +71,7 @@ class GatewayDevice:
         if (offset_s := self._clock.offset_s) is not None:
             metrics["clock_offset"] = round(1000 * offset_s, 3)
         with suppress(OSError):  # a folder that is gone is no reason to stop measuring
-            metrics["disk_free"] = float(shutil.disk_usage(self._gateway.state_dir).free)
+            metrics["disk_free"] = float(shutil.disk_usage(self.gateway.state_dir).free)
         if self._health.uplink_rtt_s is not None:
             metrics["uplink_rtt"] = round(self._health.uplink_rtt_s * 1000, 3)
         return metrics

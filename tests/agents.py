@@ -156,6 +156,7 @@ class Witness:
         self.states: dict[str, State] = {}
         self.state_changes: dict[str, int] = {}
         self.retained: set[str] = set()
+        self.retired: set[str] = set()
         self.wrong: list[str] = []
         self._client = client
 
@@ -175,7 +176,9 @@ class Witness:
             topic = parse_topic(str(message.topic))
             if topic.channel == "state":
                 state = decode_state(payload)
-                assert state is not None
+                if state is None:
+                    self.retired.add(topic.device)
+                    continue
                 self.states[topic.device] = state
                 self.state_changes[topic.device] = self.state_changes.get(topic.device, 0) + 1
                 if message.retain:
