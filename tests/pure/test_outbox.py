@@ -254,7 +254,7 @@ async def test_two_agents_cannot_have_one_outbox(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def full_disk(outbox: Outbox) -> AsyncIterator[None]:
-    """Let every write to the disk meet ENOSPC; a real full disk is in test_outbox_disk.py."""
+    """Let every write to the disk meet ENOSPC; a disk that is really full is in test_outbox_full_disk.py."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
