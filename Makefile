@@ -31,7 +31,8 @@ check: .venv/.stamp  ## ruff and mypy
 bench: .venv/.stamp  ## the measurements of docs/performance.md, on this machine (ARGS: which)
 	@sh scripts/system_packages.sh mosquitto dbus-daemon
 	@influxd=$$(sh scripts/find_influxd.sh) && telegraf=$$(sh scripts/build_telegraf.sh) && \
-	ONESTREET_INFLUXD="$$influxd" ONESTREET_TELEGRAF="$$telegraf" \
+	thingsboard=$$(sh scripts/install_thingsboard_gateway.sh) && \
+	ONESTREET_INFLUXD="$$influxd" ONESTREET_TELEGRAF="$$telegraf" ONESTREET_THINGSBOARD_GATEWAY="$$thingsboard" \
 	exec .venv/bin/python -m benchmarks $(ARGS)
 
 chaos: .venv/.stamp  ## faults while data flows, then the store against the truth (SEED, MINUTES; ARGS: further options)
