@@ -42,7 +42,7 @@ def _about_devices(examined: Examined, config: Config) -> Iterator[ConfigError]:
             allowed = "no location: will not be on the map 沒有位置，地圖上不會顯示"
             said.append(wrong("location", None, allowed))
         if device.interval_s < cadence_s:
-            allowed = f"its device has new values every {cadence_s:g} s only 裝置沒那麼快有新數值"
+            allowed = f"its device has new values every {cadence_s:g} s only 設備沒那麼快有新數值"
             said.append(wrong("interval_s", device.interval_s, allowed))
         for one in said:
             found.setdefault((one.file, one.allowed), []).append(one)
@@ -50,7 +50,7 @@ def _about_devices(examined: Examined, config: Config) -> Iterator[ConfigError]:
         yield from same[:EACH]
         if (further := len(same) - EACH) > 0:
             key, value = same[0].key.rpartition(".")[2], same[0].value
-            allowed = f"so are {further} further devices of this file 此檔另有 {further} 個裝置也是"
+            allowed = f"so are {further} further devices of this file 此檔另有 {further} 個設備也是"
             yield ConfigError(same[0].file, key, value, allowed)
 
 
@@ -59,7 +59,7 @@ def _about_buses(examined: Examined, config: Config) -> Iterator[ConfigError]:
         place = f"bus[{index}]"
         devices = [device for device in config.device if device.bus == bus.id]
         if not devices:
-            yield _said(examined, f"{place}.id", bus.id, "no device is on it 沒有裝置使用它")
+            yield _said(examined, f"{place}.id", bus.id, "no device is on it 沒有設備使用它")
         elif transport := transport_of(bus, devices):
             polls_s = ((_poll_s(transport, device), device.interval_s) for device in devices)
             share = sum(poll_s / interval_s for poll_s, interval_s in polls_s)

@@ -45,7 +45,7 @@ def parser(further: Sequence[str] = tuple(FURTHER)) -> argparse.ArgumentParser:
     words = "say all that is wrong with the configuration; exit status 1 if anything is 檢查設定"
     one = _action(actions, "check", words, _check)
     one.add_argument("config", type=Path, nargs="?", default=CONFIG, help="default: %(default)s")
-    one = _action(actions, "read", "read one device once and print the reading 讀取一個裝置", _read)
+    one = _action(actions, "read", "read one device once and print the reading 讀取一個設備", _read)
     one.add_argument("device", metavar="DEVICE", help="a device id of the configuration")
     one.add_argument(
         "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="default: 10"
@@ -135,7 +135,7 @@ def _read(arguments: argparse.Namespace) -> int:
             sys.stderr.write(f"problem 問題: {problem}\n")
         known = ", ".join(one.id for one in config.device)
         raise ConfigError(
-            str(arguments.config), "device", arguments.device, f"one of {known} 沒有這個裝置"
+            str(arguments.config), "device", arguments.device, f"one of {known} 沒有這個設備"
         )
     try:
         reading = asyncio.run(buses.read_once(config.bus_of(device), device, arguments.timeout))

@@ -126,7 +126,7 @@ class Commands:
             await self._ledger.open(self._clock.now_ms())
             self._is_open = True
             await self._answer_interrupted(
-                "the gateway restarted before there was a result 閘道器重新啟動，指令中斷"
+                "the gateway restarted before there was a result 閘道器重新啟動，命令中斷"
             )
         except LedgerBlocked as error:
             self._say("commands cannot be recorded, and are not carried out", error)
@@ -178,7 +178,7 @@ class Commands:
         if self._is_open:
             try:
                 await self._answer_interrupted(
-                    "the gateway stopped before there was a result 閘道器停止，指令中斷"
+                    "the gateway stopped before there was a result 閘道器停止，命令中斷"
                 )
             except LedgerBlocked as error:
                 self._say("results cannot be recorded", error)
@@ -239,12 +239,12 @@ class Commands:
                 await self._ledger.answer_again(command.id)
                 self.results.changed()
             else:
-                words = f"this id was used for {found.device} 指令代碼重複"
+                words = f"this id was used for {found.device} 命令代碼重複"
                 await self._reply(command.id, Outcome("rejected", words), results)
             return
         expired = _expires_ms(command) <= now_ms
         if found == "full":
-            words = "too many commands that have not expired were taken 未逾時的指令過多"
+            words = "too many commands that have not expired were taken 未逾時的命令過多"
             await self._reply(command.id, Outcome("rejected", words), results)
         elif found == "past":
             words = "it may have been carried out before 可能已執行過"
@@ -266,7 +266,7 @@ class Commands:
         if device is None:
             return "this gateway has no such device 閘道器無此設備"
         if command.name not in announced(device, self._settings):
-            return f"{command.name} is not a command of this device 設備無此指令"
+            return f"{command.name} is not a command of this device 設備無此命令"
         limits = device.package.profile.commands[command.name].args
         if command.args.keys() != limits.keys():
             takes = ", ".join(limits) or "no argument"
@@ -279,7 +279,7 @@ class Commands:
         if self._is_stopping:
             return "the gateway is stopping 閘道器停止中"
         if self._lanes[device.bus].waiting >= self._settings.queued:
-            return f"{self._settings.queued} commands wait for this bus already 等候的指令過多"
+            return f"{self._settings.queued} commands wait for this bus already 等候的命令過多"
         return ""
 
     # ----------------------------------------------------------------------------------------------- executing

@@ -505,7 +505,7 @@ class _Reader:
             return
         if isinstance(bus, SerialBus):
             allowed = (
-                f"a serial line has one device: {first.name} is on it 一條序列線只能接一個裝置"
+                f"a serial line has one device: {first.name} is on it 一條序列線只能接一個設備"
             )
             raise ConfigError("", "bus", device.bus, allowed)
         # two entries for one thing in the street would count it twice
@@ -602,7 +602,7 @@ def _checked_place(device: Device, bus: Bus) -> str:
         raise ConfigError("", "driver", device.driver, f"{error.allowed} 驅動程式不明") from error
     if transport == "ble" and completes != "advert":
         allowed = (
-            "a driver that listens to adverts: this agent does not connect yet 尚不支援連線式裝置"
+            "a driver that listens to adverts: this agent does not connect yet 尚不支援連線式設備"
         )
         raise ConfigError("", "driver", device.driver, allowed)
     kinds = BUS_KINDS[transport]

@@ -136,7 +136,7 @@ def check(programme: Programme, devices: Mapping[str, Device], *, located: bool 
     for lamp in lamps:
         if COMMAND not in lamp.package.profile.commands:
             allowed = (
-                f"takes no command {COMMAND}, its driver is {lamp.driver} 此設備不接受調光指令"
+                f"takes no command {COMMAND}, its driver is {lamp.driver} 此設備不接受調光命令"
             )
             raise ConfigError("", "devices", lamp.id, allowed)
     steps = list(programme.all_steps())

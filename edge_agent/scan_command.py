@@ -27,7 +27,7 @@ def add_parser(actions: _SubParsersAction[Any]) -> None:
     """Add the subcommand's arguments."""
     words = (
         "say what is connected and propose its configuration; nothing is written to any device"
-        " 掃描已連接的裝置並建議設定（唯讀，不寫入裝置）"
+        " 掃描已連接的設備並建議設定（唯讀，不寫入設備）"
     )
     more = (
         "Without arguments every serial port and the radio are listened to. A Modbus bus is asked only when it is"

@@ -86,12 +86,12 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="onestreet command",
-        description="Gives a device one command and waits for its result. 對一個設備下達指令，並等候結果。",
+        description="Gives a device one command and waits for its result. 對一個設備下達命令，並等候結果。",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("device", metavar="DEVICE", help="its id 設備代號, lamp-0231")
-    parser.add_argument("name", metavar="NAME", help="of the command 指令名稱, set_level")
+    parser.add_argument("name", metavar="NAME", help="of the command 命令名稱, set_level")
     parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="參數, level=40")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--broker", metavar="URL", help="mqtt[s]://[user@]host[:port]")
@@ -312,7 +312,7 @@ class _Issuer:
         takes = state.descriptor.commands
         if name not in takes:
             known = ", ".join(takes) or "none 無"
-            raise _Ended(2, f"it takes no {name} 不接受此指令; its commands 可用指令: {known}")
+            raise _Ended(2, f"it takes no {name} 不接受此命令; its commands 可用命令: {known}")
         if not state.online:
             _say("its gateway says that it is offline 閘道器表示設備離線")
         limits = _limits(target.topic.domain, name)

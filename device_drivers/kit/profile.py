@@ -104,7 +104,7 @@ def shared_transport(transports: Sequence[Transport], **given: float | str | Non
                 "",
                 key,
                 said,
-                "must be given: the devices of this bus differ 裝置的設定不同 必須指定",
+                "must be given: the devices of this bus differ 設備的設定不同 必須指定",
             )
         settings.setdefault(key, said[0])
     settings.setdefault("timeout_s", max(transport.timeout_s for transport in transports))

@@ -693,5 +693,5 @@ def test_a_line_that_has_no_time_for_its_polls(tmp_path: Path) -> None:
 def test_what_nobody_uses(tmp_path: Path) -> None:
     more = '[[bus]]\nid = "spare"\nkind = "modbus-tcp"\nhost = "127.0.0.1"\n[template.lamp]\n'
     said = doubts(write(tmp_path, more=more))
-    assert "47: bus[3].id = 'spare': no device is on it 沒有裝置使用它" in said
+    assert "47: bus[3].id = 'spare': no device is on it 沒有設備使用它" in said
     assert "50: template.lamp = 'lamp': no [[inventory]] uses it 沒有清單使用它" in said
