@@ -251,7 +251,8 @@ class Segments:
         index = Index() if is_new else self._index(segment)
         self._disk.append(segment.path, bytes(data), segment.size, is_new=is_new)
         if is_new:
-            self._all.append(segment)
+            if segment not in self._all:  # it may be there by its name alone, after a power cut
+                self._all.append(segment)
             self._remember(segment, index)
         segment.size += len(data)
         for (sample, _), place in zip(samples, places, strict=True):

@@ -371,6 +371,26 @@ async def test_wherever_a_file_is_cut_off_what_is_before_that_is_there(machine: 
     assert most > 190
 
 
+async def test_a_file_of_which_a_power_cut_left_the_name_alone_is_used(
+    machine: Machine, time: SteppedTime
+) -> None:
+    machine.settings = OutboxSettings(stage="disk")
+    outbox = await machine.start()
+    await outbox.take([taken("a", T0_MS)])
+    await outbox.close()
+    segment_of(machine).write_bytes(b"")
+    outbox = await machine.start()
+    first = await outbox.take([taken("a", T0_MS + 1000), taken("b", T0_MS)])
+    assert await everything(outbox) == first
+    assert outbox.depth == 2
+    await outbox.forget(keys(first))
+    second = await outbox.take([taken("a", T0_MS + 2000), taken("b", T0_MS + 1000)])
+    await machine.cut(time.rebooted("boot-2").clock())
+    outbox = await machine.start()
+    assert {key(one) for one in second} <= {key(one) for one in await everything(outbox)}
+    await outbox.close()
+
+
 async def test_damage_that_is_met_on_the_way_stops_nothing(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
