@@ -1,0 +1,19 @@
+"""The agent on a gateway.
+
+The way of a reading: buses (a driver's exchange) → attended (judging, reporting) → intake → outbox → packs → uplink,
+and its receipt back. The way of a command: uplink → commands (ledger) → buses (arbiter) → results → uplink.
+
+| Where | What |
+|---|---|
+| agent, changes | puts everything together; what a reload has to begin anew |
+| buses, arbiter, schedule, health | one task a bus: whose turn it is, when each device is asked, how it fares |
+| attended, judging, reporting | a device in service: what a value is worth, and whether it is worth sending |
+| intake, outbox/, clock | what was taken is kept, named and dated until its receipt; what time it is |
+| uplink, packs | the broker; what goes out next and how it is packed |
+| commands, ledger, results, lighting | at most once, and what came of it; lamp programmes |
+| states, gateway_device | what is retained of gateway and devices; the gateway as a device |
+| status, snapshot, metrics | how the agent is: the document, where it comes from, Prometheus' text |
+| config, inventory, advice | edge.toml, its tables of devices, what in it is hardly meant |
+| enrolment, scan | from a code to a certificate; what is connected |
+| command, enrolment_command, scan_command, status_command | the command line |
+"""

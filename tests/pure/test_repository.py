@@ -122,6 +122,17 @@ def test_a_moving_library_is_imported_in_one_file_of_a_room(room: str) -> None:
     assert {name: files for name, files in importers.items() if len(files) > 1} == {}
 
 
+def test_the_map_of_the_agent_names_every_module() -> None:
+    described = ast.get_docstring(ast.parse((ROOT / "edge_agent/__init__.py").read_text("utf-8")))
+    rows = re.findall(r"^\| (.+?) \|", described or "", re.MULTILINE)
+    told = sorted(name for row in rows[1:] for name in row.split(", "))
+    modules = {
+        path.relative_to(ROOT / "edge_agent").parts[0] for path in tracked("edge_agent/*.py")
+    }
+    modules = {name.removesuffix(".py") if name.endswith(".py") else f"{name}/" for name in modules}
+    assert told == sorted(name for name in modules if not name.startswith("__"))
+
+
 def test_every_branch_of_the_error_tree_is_drawn() -> None:
     tree = ast.get_docstring(ast.parse((ROOT / "exchange/errors.py").read_text("utf-8"))) or ""
     branches = {
