@@ -24,6 +24,7 @@ import msgspec
 
 from device_drivers.kit.driver import Value
 from edge_agent.commands import Outcome, WallClock
+from edge_agent.ledger import LedgerBlocked
 from exchange.errors import ConfigError
 from exchange.states import Location, Text
 from exchange.topics import END, Level
@@ -188,15 +189,14 @@ def _day(text: str, year: int) -> date:
     return date(int(given or year), int(month), int(day))
 
 
-@lru_cache(maxsize=1024)
 def _within(day: date, dates: str) -> bool:
-    try:
-        first, last = _ends(dates, day.year)
-    except ValueError:  # 02-29 in a year without
-        return False
+    """Compared as text, since an end of 02-29 is no day in most years."""
+    first, _, last = dates.partition("..")
+    last = last or first
+    text = day.isoformat()[-len(first) :]
     if first <= last:
-        return first <= day <= last
-    return day >= first or day <= last  # without a year, over its end
+        return first <= text <= last
+    return text >= first or text <= last  # without a year, over its end
 
 
 # ----------------------------------------------------------------------------------------------------- the times
@@ -422,8 +422,7 @@ class Lighting:
             due = holding[id(lamp.timeline)]
             if due is None or due == lamp.settled:
                 continue
-            settled_ms = lamp.settled.moment_ms if lamp.settled else 0
-            if due.moment_ms < settled_ms < now_ms + SLEW_MS:
+            if lamp.settled and now_ms < lamp.settled.moment_ms < now_ms + SLEW_MS:
                 continue  # the clock went back a little
             found.append((lamp, due))
         return found
@@ -434,7 +433,10 @@ class Lighting:
             lamp, due = pending[0]
             if not lamp.is_known:
                 lamp.is_known = True
-                issued_ms = await self._last_issued_ms(lamp.device.id, COMMAND)
+                try:
+                    issued_ms = await self._last_issued_ms(lamp.device.id, COMMAND)
+                except LedgerBlocked:  # light is better than asking on
+                    issued_ms = None
                 if issued_ms is not None and due.moment_ms <= issued_ms <= self._clock.now_ms():
                     lamp.settled = due  # somebody's command came after this step
                     continue

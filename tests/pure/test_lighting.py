@@ -21,6 +21,7 @@ from device_drivers.kit.driver import Value
 from edge_agent import lighting as lighting_module
 from edge_agent.commands import Outcome
 from edge_agent.config import Device
+from edge_agent.ledger import LedgerBlocked
 from edge_agent.lighting import Days, Lighting, Programme, Step, Timeline, check
 from exchange.configuration import converted
 from exchange.errors import ConfigError
@@ -120,6 +121,20 @@ def test_weekdays_dates_and_ranges_the_first_that_fits() -> None:
     }
     found = {day: level(line, f"{day}T12:00") for day in expected}
     assert found == expected
+
+
+def test_a_range_may_end_or_begin_on_a_day_that_the_year_does_not_have() -> None:
+    def lit(dates: str, text: str) -> bool:
+        line = timeline(Days(dates=[dates], steps=[Step(at="00:00", level=1)]))
+        return level(line, text) == 1
+
+    for year in (2027, 2028):
+        assert lit("02-01..02-29", f"{year}-02-28T12:00")
+        assert not lit("02-01..02-29", f"{year}-03-01T12:00")
+        assert lit("12-01..02-29", f"{year}-12-10T12:00")
+        assert lit("12-01..02-29", f"{year}-02-10T12:00")
+        assert lit("02-29..03-10", f"{year}-03-01T12:00")
+        assert not lit("02-29..03-10", f"{year}-02-28T12:00")
 
 
 def test_a_night_may_belong_to_its_evening() -> None:
@@ -429,6 +444,32 @@ async def test_a_lamp_of_two_programmes_has_the_first(caplog: pytest.LogCaptureF
     assert [record.message for record in caplog.records] == [
         "a device of two programmes has the first"
     ]
+
+
+async def test_a_step_that_is_taken_out_in_the_night_does_not_hold_any_more() -> None:
+    street, clock = Street(), Clock("2027-01-01T23:40")
+    async with switching(street, clock, lamp(1)) as lighting:
+        await settled(street, 1)
+        bright = [step for step in NIGHT if step.level != 50]
+        whole = Programme(id="p", steps=bright, devices=["lamp-1"], stagger_s=0)
+        lighting.serve([whole], [lamp(1)], TAIPEI, PLACE)
+        await settled(street, 2)
+    assert street.done == [("lamp-1", 50), ("lamp-1", 100)]
+
+
+async def test_a_ledger_that_cannot_be_asked_keeps_no_lamp_dark(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lighting_module, "LOOK_EVERY_S", 3600)
+
+    async def blocked(device: str, name: str) -> int | None:
+        raise LedgerBlocked("the disk is full")
+
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    monkeypatch.setattr(street, "last_issued_ms", blocked)
+    async with switching(street, clock, lamp(1), lamp(2)):
+        await settled(street, 2)
+    assert caplog.records == [], "who keeps the ledger says so"
 
 
 async def test_a_programme_that_is_changed_holds_at_once() -> None:
