@@ -1,8 +1,12 @@
 """The configurations in the documentation are good ones."""
 
+import tomllib
 from pathlib import Path
 
-from edge_agent.config import read_config
+import msgspec
+import pytest
+
+from edge_agent.config import Config, read_config
 from ingest.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -15,6 +19,13 @@ def test_the_agents_example_is_good() -> None:
         "intesis_dali",
         "bthome",
     }
+
+
+@pytest.mark.parametrize("table", ["outbox", "polling", "commands", "report", "metrics", "status"])
+def test_the_agents_example_shows_every_key_with_its_default(table: str) -> None:
+    shown = tomllib.loads((EXAMPLES / "edge.toml").read_text("utf-8"))[table]
+    [field] = [one for one in msgspec.structs.fields(Config) if one.name == table]
+    assert shown == msgspec.to_builtins(field.default)
 
 
 def test_the_ingests_example_is_good() -> None:
