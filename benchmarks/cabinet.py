@@ -18,6 +18,9 @@ from onestreet.town_process import TownProcess
 from simulators.plan import TownPlan, street_plan
 
 
+_AS_SERVED = {"MALLOC_ARENA_MAX": "2"}  # what the unit of the service sets, too
+
+
 class Street(msgspec.Struct, frozen=True, kw_only=True):
     """How many devices of each kind: lamps on Modbus, bays on BLE, air boxes each on a serial line."""
 
@@ -57,7 +60,7 @@ class Cabinet:
             config = self.folder / "edge.toml"
             config.write_text(self._settings(), encoding="utf-8")
             argv: list[str | Path] = [sys.executable, "-m", "edge_agent", config]
-            yield Launch(argv, ROOT, {**os.environ, **self._radio()})
+            yield Launch(argv, ROOT, {**os.environ, **_AS_SERVED, **self._radio()})
         finally:
             await self._town.stop()
 

@@ -124,6 +124,11 @@ class Schedule:
         """Go on to the next time on the grid; those that have passed meanwhile were missed and are counted."""
         if not slot.failures:
             slot.missed += int(max(0.0, now_s - slot.due_s) / slot.interval_s + _SOON_S)
+        elif all(other.failures for other in self.slots):
+            # It was the line, or we, that is back: nobody waits for a probe of its own.
+            self._may_press_s = now_s
+            for other in self.slots:
+                other.due_s = min(other.due_s, now_s - PATIENCE_S)
         slot.failures, slot.opened = 0, False
         slot.due_s = slot.grid_s(now_s)
 

@@ -236,3 +236,57 @@ def test_on_a_bus_without_gaps_the_dead_wait_their_patience_and_keep_to_their_sh
     assert asked[0] >= 2.0 + PATIENCE_S
     assert len(asked) <= 0.1 * 100.0 + 1
     assert min(b - a for a, b in pairwise(asked)) >= 10.0
+
+
+@pytest.mark.parametrize(("count", "interval_s", "timeout_s"), [(84, 1.0, 1.0), (32, 10.0, 0.2)])
+def test_when_all_had_failed_and_one_answers_the_others_are_asked_at_once(
+    count: int, interval_s: float, timeout_s: float
+) -> None:
+    """It was the line, or we: nobody waits for a probe of its own."""
+    schedule = Schedule([interval_s] * count, 0.0)
+    now_s, heard = run_until(schedule, 120.0, timeout_s, answers=False)
+    assert heard == set()
+    begins_s = max(now_s, min(slot.due_s for slot in schedule.slots))
+    lasts_s = 2 * count * 0.005
+    _, heard = run_until(schedule, begins_s + lasts_s, timeout_s, answers=True, now_s=begins_s)
+    assert len(heard) == count
+
+
+def test_those_that_stay_dead_then_keep_to_their_share() -> None:
+    schedule = Schedule([1.0] * 20, 0.0)
+    now_s, _ = run_until(schedule, 60.0, 0.5, answers=False)
+    revived = schedule.slots[0]
+    lost_s = 0.0
+    end_s = now_s + 300.0
+    while now_s < end_s:
+        slot, later_s = schedule.choice(now_s)
+        if slot is None:
+            now_s = later_s
+        elif slot is revived:
+            now_s += 0.01
+            schedule.answered(slot, now_s)
+        else:
+            poll_s = revived.due_s
+            now_s += 0.5
+            schedule.failed(slot, now_s - 0.5, now_s)
+            lost_s += max(0.0, now_s - max(poll_s, now_s - 0.5)) if not revived.failures else 0.0
+    assert lost_s <= 300.0 * (schedule.pacing.probe_share + 0.01)
+
+
+def run_until(
+    schedule: Schedule, end_s: float, timeout_s: float, *, answers: bool, now_s: float = 0.0
+) -> tuple[float, set[int]]:
+    """Serve a bus on which everybody answers, or nobody; return the time and who was heard."""
+    heard = set()
+    while now_s < end_s:
+        slot, later_s = schedule.choice(now_s)
+        if slot is None:
+            now_s = later_s
+        elif answers:
+            now_s += 0.005
+            schedule.answered(slot, now_s)
+            heard.add(slot.index)
+        else:
+            now_s += timeout_s
+            schedule.failed(slot, now_s - timeout_s, now_s)
+    return now_s, heard
