@@ -339,6 +339,7 @@ class _Reader:
         """Return the lamp programmes; one goes on without the lamps that were left out."""
         known = {device.id: device for device in devices}
         found: dict[str, Programme] = {}
+        switched: set[str] = set()
         for index, data in enumerate(self._listed("programme")):
             place = f"programme[{index}]"
             try:
@@ -357,6 +358,11 @@ class _Reader:
                 self._problem(error)
             else:
                 found[programme.id] = replace(programme, devices=lamps)
+                names = {lamp.id for lamp in found[programme.id].lamps(devices)}
+                if twice := sorted(names & switched):
+                    allowed = "a lamp goes by the first programme that names it 燈具重複，以第一個時程為準"
+                    self._problem(self._wrong(place, "devices", ", ".join(twice), allowed))
+                switched |= names
         return list(found.values())
 
     def _problem(self, error: ConfigError) -> None:

@@ -663,6 +663,21 @@ def test_a_wrong_programme_is_left_out(tmp_path: Path) -> None:
     ]
 
 
+def test_a_lamp_of_two_programmes_is_told_and_goes_by_the_first(tmp_path: Path) -> None:
+    lamps = device(**LAMP | {"circuit": '"L1"'})
+    other = """
+[[programme]]
+id = "square"
+circuits = ["L1"]
+steps = [{ at = "20:00", level = 100 }]
+"""
+    config, problems = load_config(write(tmp_path, more=lamps + NIGHT + other))
+    assert [one.id for one in config.programme] == ["night", "square"]
+    assert [(one.key, one.value, one.line is not None) for one in problems] == [
+        ("programme[1].devices", "lamp-2", True)
+    ]
+
+
 # ---------------------------------------------------------------------------------------- what is only doubtful
 
 
