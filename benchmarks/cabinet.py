@@ -17,7 +17,6 @@ from onestreet.edge_tables import bus_id, device_table, reached
 from onestreet.town_process import TownProcess
 from simulators.plan import TownPlan, street_plan
 
-
 _AS_SERVED = {"MALLOC_ARENA_MAX": "2"}  # what the unit of the service sets, too
 
 
