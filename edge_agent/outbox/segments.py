@@ -41,6 +41,8 @@ LOADED = (
     6  # segments whose index is in memory: the window of the delivery reaches over two or three
 )
 SET_ASIDE = 5  # damaged files that are kept for whoever wants to look
+_NUMBER = "[0-9]" * 20
+"""A file of another name in the folder, such as a copy that somebody made, is none of ours."""
 SEALED = b"SEAL"
 _TRAILER = struct.Struct("<4sI")
 _GONE = struct.Struct("<QQI")
@@ -172,7 +174,7 @@ class Segments:
 
     def open(self, boot_ms: int) -> None:
         """Find out what is there."""
-        self._all = [Segment(path) for path in sorted(self.folder.glob("*.seg"))]
+        self._all = [Segment(path) for path in sorted(self.folder.glob(f"{_NUMBER}.seg"))]
         for segment in self._all:
             segment.begun_ms = boot_ms
             is_last = segment is self._all[-1]
@@ -184,7 +186,7 @@ class Segments:
             if is_last:
                 self._counters = index.counters
                 self._next_id = max(index.next_id, segment.last_id + 1)
-        for stray in self.folder.glob("*.gone"):
+        for stray in self.folder.glob(f"{_NUMBER}.gone"):
             if not stray.with_suffix(".seg").exists():
                 stray.unlink(missing_ok=True)
         self.note()
@@ -526,9 +528,13 @@ def set_aside(path: Path, unsound: Path, data: bytes | None = None) -> Path:
     The file moves there; with `data` that is written there and the file stays.
     """
     unsound.mkdir(exist_ok=True)
-    there = sorted(unsound.iterdir(), key=lambda one: int(one.name.partition("-")[0]))
-    number = int(there[-1].name.partition("-")[0]) + 1 if there else 1
-    for old in there[: max(0, len(there) - SET_ASIDE + 1)]:
+    there = sorted(
+        (int(head), one)
+        for one in unsound.iterdir()
+        if (head := one.name.partition("-")[0]).isdecimal()
+    )
+    number = there[-1][0] + 1 if there else 1
+    for _, old in there[: max(0, len(there) - SET_ASIDE + 1)]:
         old.unlink()
     aside = unsound / f"{number}-{path.name}"
     if data is None:

@@ -478,6 +478,20 @@ async def test_what_a_later_version_wrote_is_set_aside_whole(
         assert len(waiting) == 100
 
 
+async def test_files_of_others_in_the_folder_stop_nothing(machine: Machine) -> None:
+    await filled(machine, 100)
+    strangers = [segment_of(machine).with_stem("00000000000000000001 copy")]
+    strangers += [machine.path / "notes.gone", machine.path / "unsound" / "readme.txt"]
+    (machine.path / "unsound").mkdir()
+    for stranger in strangers:
+        stranger.write_bytes(b"somebody's")
+    garbage(machine.path / NAME)
+    outbox = await machine.start()
+    assert outbox.depth == 100
+    await outbox.close()
+    assert [stranger.read_bytes() for stranger in strangers] == [b"somebody's"] * 3
+
+
 async def test_only_a_few_damaged_files_are_kept(machine: Machine) -> None:
     for _ in range(SET_ASIDE + 4):
         await filled(machine, 100)
