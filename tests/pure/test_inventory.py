@@ -378,7 +378,7 @@ TABLES = [
 TABLES += ["broker", "commands", "metrics", "status", "nonsense"]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(changed=st.dictionaries(st.sampled_from(TABLES), values, min_size=1, max_size=3))
 def test_whatever_a_file_says_is_read_or_named(
     tmp_path_factory: pytest.TempPathFactory, changed: dict[str, object]
