@@ -75,6 +75,13 @@ class Disk:
         finally:
             os.close(file)
 
+    def make_folder(self, folder: Path) -> None:
+        """Create a folder with those above it, durably. Raises: OSError."""
+        if not folder.is_dir():
+            self.make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self.sync_folder(folder.parent)
+
     def sync_folder(self, folder: Path) -> None:
         """Make what was created, renamed and removed in a folder durable. Raises: OSError."""
         file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -266,14 +266,13 @@ class Outbox:
 
     def _open(self) -> None:
         parent = self.path.parent
-        parent.mkdir(parents=True, exist_ok=True)
+        self._disk.make_folder(parent)
         self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o640)
         try:
             self._lock_alone(self._lock)
             self._take_over_first_version()
             if not self.path.exists():
-                self.path.mkdir()
-                self._disk.sync_folder(parent)
+                self._disk.make_folder(self.path)
             self._recover()
         except BaseException:
             os.close(self._lock)
@@ -339,8 +338,8 @@ class Outbox:
         try:
             self._segments.settle()
             self._undated_file.settle()
-            self._disk.sync_folder(self.path)
-            self._disk.sync_folder(self.path.parent)
+            for folder in (self.path, *self.path.parents[:2]):
+                self._disk.sync_folder(folder)
         except OSError as error:  # then a new book comes first, and syncs the folder as well
             log.error("the disk does not sync", extra={"reason": str(error)})
             self._is_begun = False
