@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from edge_agent.config import Config
@@ -206,10 +207,13 @@ class Packs:
             batch.append(Outgoing(sending, packed.topic, packed.payload))
         return batch
 
-    def _packed(self, samples: list[Waiting]) -> Iterator[_Packed]:
-        """Yield the samples as they travel, in halves for as long as they are too large."""
-        if not samples:
-            return
+    def _packed(self, samples: Sequence[Waiting]) -> Iterator[_Packed]:
+        """Yield the samples as they travel: each domain, which a reload may correct, on its own topic."""
+        for _, group in groupby(samples, attrgetter("domain")):
+            yield from self._fitting(list(group))
+
+    def _fitting(self, samples: list[Waiting]) -> Iterator[_Packed]:
+        """Yield samples of one topic, in halves for as long as they are too large."""
         gateway, first = self._gateway, samples[0]
         topic = Topic(
             gateway.county, gateway.site, gateway.id, first.domain, first.device, "readings"
@@ -217,8 +221,8 @@ class Packs:
         payload = encode_pack(topic, [one.sample for one in samples], self._settings.format)
         if len(payload) > MAX_PACK_BYTES and len(samples) > 1:
             middle = len(samples) // 2
-            yield from self._packed(samples[:middle])
-            yield from self._packed(samples[middle:])
+            yield from self._fitting(samples[:middle])
+            yield from self._fitting(samples[middle:])
         else:
             yield _Packed(samples, str(topic), payload, sha256(payload).hexdigest())
 

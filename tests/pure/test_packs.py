@@ -222,6 +222,23 @@ async def test_a_resend_that_is_too_large_goes_in_parts_that_are_refused_one_by_
     assert [one.key for one in settled] == parts[-1]
 
 
+async def test_samples_go_on_the_topic_of_the_domain_that_their_device_had(outbox: Outbox) -> None:
+    bench = Bench(outbox, window=5000, pack=100)
+    for number in range(4):  # a reload corrects it in the middle
+        domain = "parking" if number < 2 else "air"
+        metrics: dict[str, Value] = {"occupied": True} if number < 2 else {"pm2_5": 1.0}
+        taken = Taken(domain, "a", 1_800_000_000_000 + 1000 * number, metrics, "")
+        await outbox.take([taken])
+    bench.connect()
+    first = await bench.backlog()
+    assert [[key.seq for key in pack] for pack in first] == [[0, 1], [2, 3]]
+    for later_s in (100, PROOF_AGE_S + 1):  # receipts of what went later prove them lost
+        bench.clock.now_s += later_s
+        await bench.take("b")
+        await bench.receipt(flat(await bench.live()))
+    assert flat(await bench.again()) == flat(first)
+
+
 async def test_what_the_outbox_let_go_of_holds_no_room(outbox: Outbox) -> None:
     bench = Bench(outbox, window=10, pack=5)
     bench.connect()
