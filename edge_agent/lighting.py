@@ -457,7 +457,7 @@ class Lighting:
             return  # somebody's command came in between
         if outcome.status in ("done", "rejected"):
             lamp.settled = due
-        about = {"device": lamp.device.id, "level": due.level, "reason": outcome.reason}
+        about = {"device": lamp.device.id, "percent": due.level, "reason": outcome.reason}
         if outcome.status == "done":
             if lamp.tries:
                 log.info("a lamp could be switched again", extra=about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import tomllib
@@ -25,6 +26,7 @@ from edge_agent.ledger import LedgerBlocked
 from edge_agent.lighting import Days, Lighting, Programme, Step, Timeline, check
 from exchange.configuration import converted
 from exchange.errors import ConfigError
+from exchange.runtime import JsonLines
 from exchange.states import Location
 from tests.agents import until
 
@@ -435,6 +437,8 @@ async def test_a_dead_lamp_holds_up_nobody_and_gets_what_holds_when_it_is_back(
         await settled(street, 3)
     said = [record.message for record in caplog.records]
     assert said == ["a lamp could not be switched", "a lamp could be switched again"]
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert [(line["level"], line["percent"]) for line in lines] == [("warning", 100), ("info", 50)]
 
 
 async def test_a_lamp_of_two_programmes_has_the_first(caplog: pytest.LogCaptureFixture) -> None:
