@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol
 from uuid import UUID
@@ -108,8 +108,8 @@ class Commands:
         self._settings = settings or CommandSettings()
         self._devices: dict[str, Device] = {}
         self._lanes: dict[str, _Lane] = {}
-        self._queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(QUEUED)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._queue: asyncio.Queue[tuple[str, bytes, asyncio.Event]] = asyncio.Queue(QUEUED)
+        self._under_way: dict[asyncio.Task[None], UUID] = {}
         self._is_open = self._is_stopping = False
         self._said = ""
         self.serve(devices)
@@ -123,11 +123,11 @@ class Commands:
     async def open(self) -> None:
         """Open the ledger and answer what a process died over; a disk that takes nothing is tried again later."""
         try:
-            await self._ledger.open(self._clock.now_ms())
-            self._is_open = True
+            await self._ledger.open()
             await self._answer_interrupted(
                 "the gateway restarted before there was a result 閘道器重新啟動，命令中斷"
             )
+            self._is_open = True  # only now: what is taken from here on is not interrupted
         except LedgerBlocked as error:
             self._say("commands cannot be recorded, and are not carried out", error)
 
@@ -135,18 +135,26 @@ class Commands:
         """Close the ledger."""
         await self._ledger.close()
 
-    def put(self, topic: str, payload: bytes) -> None:
-        """Hand in a command as it came."""
+    def put(self, topic: str, payload: bytes) -> asyncio.Event:
+        """Hand in a command as it came; what is returned is set when it is recorded, or never will be."""
+        judged = asyncio.Event()
         try:
-            self._queue.put_nowait((topic, payload))
+            self._queue.put_nowait((topic, payload, judged))
         except asyncio.QueueFull:
             self.counts["lost"] += 1
             self._say("more commands come than can be looked at", "some are lost")
+            judged.set()
+        return judged
 
     async def run(self) -> None:
         """Take what is handed in, for ever."""
         while True:
-            topic, payload = await self._queue.get()
+            try:
+                async with asyncio.timeout(None if self._is_open else RETRY_LAST_S):
+                    topic, payload, judged = await self._queue.get()
+            except TimeoutError:  # who waits for what was interrupted need not wait for a command
+                await self.open()
+                continue
             try:
                 if not self._is_open:
                     await self.open()
@@ -159,6 +167,7 @@ class Commands:
                 log.exception("a command met an error", extra={"topic": topic})
             finally:
                 self._queue.task_done()
+            judged.set()
 
     async def drain(self, deadline_s: float) -> None:
         """Take no further one; those under way get so long, and then what is left is answered with failed."""
@@ -171,6 +180,7 @@ class Commands:
         except TimeoutError:
             log.warning("commands are interrupted", extra={"commands": len(self._under_way)})
         self._is_stopping = True
+        left = set(self._under_way.values())  # one that is being rejected just now is none of them
         while self._under_way:
             for task in self._under_way:
                 task.cancel()
@@ -178,7 +188,7 @@ class Commands:
         if self._is_open:
             try:
                 await self._answer_interrupted(
-                    "the gateway stopped before there was a result 閘道器停止，命令中斷"
+                    "the gateway stopped before there was a result 閘道器停止，命令中斷", left
                 )
             except LedgerBlocked as error:
                 self._say("results cannot be recorded", error)
@@ -233,7 +243,8 @@ class Commands:
         device = self._devices.get(place.device)
         if device is not None and device.domain != place.domain:
             device = None
-        found = await self._ledger.enter(command, place.device, results, now_ms)
+        is_known = self._clock.known
+        found = await self._ledger.enter(command, place.device, results, now_ms, is_known=is_known)
         if isinstance(found, Entry):
             if found.device == place.device:
                 await self._ledger.answer_again(command.id)
@@ -250,7 +261,7 @@ class Commands:
             words = "it may have been carried out before 可能已執行過"
             outcome = Outcome("expired") if expired else Outcome("rejected", words)
             await self._reply(command.id, outcome, results)
-        elif not self._clock.known:
+        elif not is_known:
             words = "the clock of the gateway is not set 閘道器時鐘尚未校時"
             await self._answer(command.id, Outcome("rejected", words), results)
         elif expired:
@@ -288,11 +299,11 @@ class Commands:
         lane = self._lanes[device.bus]
         lane.waiting += 1
         task = asyncio.create_task(self._see_through(device, command, results))
-        self._under_way.add(task)
+        self._under_way[task] = command.id
 
         def over(task: asyncio.Task[None]) -> None:
             lane.waiting -= 1
-            self._under_way.discard(task)
+            del self._under_way[task]
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._say("commands meet an error", error)
 
@@ -387,8 +398,11 @@ class Commands:
             readback=outcome.readback,
         )
 
-    async def _answer_interrupted(self, reason: str) -> None:
+    async def _answer_interrupted(self, reason: str, among: Collection[UUID] = ()) -> None:
+        """Answer these commands, or all, that have no last result."""
         for command, results in await self._ledger.interrupted():
+            if among and command not in among:
+                continue
             await self._answer(command, Outcome("failed", f"interrupted: {reason}"), results)
 
     def _unreadable(self, error: Exception) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ RESULTS_KEPT = 1000
 Kind = Literal["issued", "programme"]
 """Who ordered it: somebody through the broker, or a programme of this gateway."""
 _DAY_MS = 86_400_000
+_EVER_MS = 2**62
 _SCHEMA = """
 CREATE TABLE entry (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -58,9 +60,8 @@ CREATE TABLE result (
 );
 CREATE TABLE past (            -- what is known of orders that are not in the trail any more
     expired_ms INTEGER NOT NULL,  -- none was valid for longer
-    issued_ms INTEGER NOT NULL    -- or was issued after that, in a ledger that was set aside
+    issued_ms INTEGER NOT NULL    -- or was issued after that, in a ledger that was set aside; 2**62: when is not known
 );
-INSERT INTO past VALUES (0, 0);
 """
 
 
@@ -102,10 +103,12 @@ class Ledger:
         """Results that were let go without one."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._db: sqlite3.Connection | None = None
+        self._lost_s: float | None = None
+        """When one was set aside, if this process can tell: by a wall clock that is known it is told later."""
 
-    async def open(self, now_ms: int) -> None:
-        """Open or create it; a file that is none of ours, or is damaged, is set aside and said aloud."""
-        await self._run(lambda: self._open(now_ms))
+    async def open(self) -> None:
+        """Open or create it, unless it is; one that is none of ours, or is damaged, is set aside and said aloud."""
+        await self._run(self._open)
 
     async def close(self) -> None:
         """Close it after everything that was asked before."""
@@ -113,14 +116,14 @@ class Ledger:
         self._thread.shutdown()
 
     async def enter(
-        self, command: Command, device: str, topic: str, now_ms: int
+        self, command: Command, device: str, topic: str, now_ms: int, *, is_known: bool = True
     ) -> Entry | Literal["new", "past", "full"]:
         """Record a command, durably, before it is carried out; `topic` is where its results go.
 
         Shape: "new" alone may be carried out; an entry is what is known of one that came before; "past" is one that
-            may have been here and been let go; "full" says that too many have not expired yet.
+            may have been here and been let go; "full" says that too many have not expired yet. `is_known` is the time.
         """
-        return await self._run(lambda: self._enter(command, device, topic, now_ms))
+        return await self._run(lambda: self._enter(command, device, topic, now_ms, is_known))
 
     async def answer(self, result: Result, topic: str) -> None:
         """Keep a result until its receipt, and note it in the trail."""
@@ -174,10 +177,12 @@ class Ledger:
             raise LedgerBlocked(f"{self.path}: not open")
         return self._db
 
-    def _open(self, now_ms: int) -> None:
+    def _open(self) -> None:
+        if self._db is not None:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = self._connect()
+            db = self._connect()
         except sqlite3.OperationalError:
             raise  # a full disk, a lock: setting the file aside would lose it
         except (sqlite3.DatabaseError, _Unsound) as error:
@@ -186,9 +191,8 @@ class Ledger:
                 "the ledger of commands was unsound and set aside",
                 extra={"reason": str(error), "aside": str(aside)},
             )
-            self._db = self._connect()
-            # what was issued before may have been carried out: the file that knew is gone
-            self._db.execute("UPDATE past SET issued_ms = ?", (now_ms,))
+            db = self._connect()
+        self._db = db
         self._count()
 
     def _connect(self) -> sqlite3.Connection:
@@ -199,12 +203,19 @@ class Ledger:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             if version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+                # what was issued before may have been carried out: the file that knew is gone
+                issued_ms = _EVER_MS if self._aside(1).exists() else 0
+                past = f"INSERT INTO past VALUES (0, {issued_ms});"  # noqa: S608 - our own number
+                db.executescript(
+                    f"BEGIN; {_SCHEMA} {past} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+                )
             elif version != SCHEMA_VERSION:
                 raise _Unsound(f"schema {version}, this agent knows {SCHEMA_VERSION}")
             check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if check != "ok":
                 raise _Unsound(check)
+            if db.execute("SELECT issued_ms FROM past").fetchone()[0] == _EVER_MS:
+                self._lost_s = time.monotonic()
         except BaseException:
             db.close()
             raise
@@ -212,7 +223,7 @@ class Ledger:
 
     def _set_aside(self) -> Path:
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.unsound-{number}")).exists():
+        while (aside := self._aside(number)).exists():
             number += 1
         for suffix in ("", "-wal", "-shm"):
             part = Path(f"{self.path}{suffix}")
@@ -220,15 +231,21 @@ class Ledger:
                 part.rename(f"{aside}{suffix}")
         return aside
 
+    def _aside(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.unsound-{number}")
+
     def _close(self) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
 
     def _enter(
-        self, command: Command, device: str, topic: str, now_ms: int
+        self, command: Command, device: str, topic: str, now_ms: int, is_known: bool
     ) -> Entry | Literal["new", "past", "full"]:
         with _transaction(self._open_db) as db:
+            if is_known and self._lost_s is not None:  # each time: the clock may have been wrong
+                ago_ms = _ms(time.monotonic() - self._lost_s)
+                db.execute("UPDATE past SET issued_ms = ?", (now_ms - ago_ms,))
             query = f"SELECT {_COLUMNS} FROM entry WHERE id = ?"  # noqa: S608 - our own columns
             if row := db.execute(query, (str(command.id),)).fetchone():
                 return Entry(*row)

@@ -19,6 +19,7 @@ import pytest
 
 from device_drivers.errors import CommandRejected, DeviceSilent, LinkLost
 from device_drivers.kit.driver import Value
+from edge_agent import commands as commands_module
 from edge_agent import ledger as ledger_module
 from edge_agent.commands import Commands, CommandSettings, announced
 from edge_agent.config import Device, Gateway
@@ -347,7 +348,7 @@ async def test_one_that_was_interrupted_is_answered_and_never_carried_out_again(
     path = tmp_path / "commands.sqlite"
     order = command(40)
     ledger = Ledger(path)
-    await ledger.open(NOW_MS)
+    await ledger.open()
     topic = TOPIC.format("lamp-1").replace("commands", "results")
     assert await ledger.enter(order, "lamp-1", topic, NOW_MS) == "new"
     await ledger.close()  # as kill -9 leaves it: recorded, and nothing more
@@ -452,7 +453,7 @@ async def test_a_damaged_ledger_is_set_aside_and_what_was_issued_before_is_not_c
 ) -> None:
     path = tmp_path / "commands.sqlite"
     path.write_bytes(b"no ledger of ours" * 1000)
-    before, clock = command(10), Clock()
+    before, clock = command(10, age_s=30), Clock()
     clock.now += 1000
     async with bench(tmp_path, clock) as one:
         one.give(before)
@@ -461,6 +462,56 @@ async def test_a_damaged_ledger_is_set_aside_and_what_was_issued_before_is_not_c
         await one.answered(after.id, "done")
     assert (tmp_path / "commands.sqlite.unsound-1").exists()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_when_a_ledger_was_set_aside_is_told_by_a_clock_that_is_right(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "commands.sqlite"
+    before, clock, bus = command(10, age_s=30), Clock(), Bus()
+    path.write_bytes(b"no ledger of ours" * 1000)
+    clock.now, clock.known = 1_577_836_800_000, False  # a board without a clock of its own
+    async with bench(tmp_path, clock, bus):
+        pass
+    async with bench(tmp_path, clock, bus) as one:
+        clock.now, clock.known = NOW_MS, True
+        one.give(before)
+        assert "before" in (await one.answered(before.id, "rejected")).reason
+        one.give(after := command(20, age_s=-2))
+        await one.answered(after.id, "done")
+
+    path.write_bytes(b"no ledger of ours" * 1000)
+    clock.now = NOW_MS + 70 * 365 * 86_400_000
+    async with bench(tmp_path, clock, bus) as one:
+        one.give(expired := command(30, age_s=-2))
+        await one.answered(expired.id, "expired")
+        clock.now = NOW_MS
+        one.give(before)
+        assert "before" in (await one.answered(before.id, "rejected")).reason
+        one.give(last := command(40, age_s=-2))
+        await one.answered(last.id, "done")
+    assert [level for _, level in bus.done] == [20, 40]
+
+
+async def test_one_that_was_interrupted_is_answered_once_the_disk_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands_module, "RETRY_LAST_S", 0.02)
+    order, topic = command(40), TOPIC.format("lamp-1").replace("commands", "results")
+    ledger = Ledger(tmp_path / "commands.sqlite")
+    await ledger.open()
+    assert await ledger.enter(order, "lamp-1", topic, NOW_MS) == "new"
+    await ledger.close()
+    with closing(sqlite3.connect(tmp_path / "commands.sqlite")) as db:
+        full = "CREATE TRIGGER full BEFORE INSERT ON result BEGIN SELECT raise(ABORT, 'full'); END"
+        db.execute(full)  # what a full disk does: it is read, and takes nothing
+    async with bench(tmp_path) as one:
+        assert one.commands._said
+        assert await one.answers(order.id) == []
+        await one.ledger._run(lambda: one.ledger._open_db.execute("DROP TRIGGER full"))
+        assert (await one.answered(order.id, "failed")).reason.startswith("interrupted")
+        one.give(after := command(50))
+        await one.answered(after.id, "done")
 
 
 async def test_a_disk_that_takes_nothing_carries_out_nothing(tmp_path: Path) -> None:
@@ -484,7 +535,7 @@ async def test_two_agents_do_not_share_a_ledger(tmp_path: Path) -> None:
     async with bench(tmp_path):
         other = Ledger(tmp_path / "commands.sqlite")
         with pytest.raises(LedgerBlocked):
-            await other.open(NOW_MS)
+            await other.open()
         await other.close()
 
 
@@ -523,7 +574,7 @@ def test_a_state_announces_what_the_device_takes() -> None:
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
     one = Ledger(tmp_path / "commands.sqlite")
-    await one.open(NOW_MS)
+    await one.open()
     yield one
     await one.close()
 
