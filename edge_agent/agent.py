@@ -19,7 +19,7 @@ from edge_agent.buses import BusTask, Line
 from edge_agent.changes import Changes, changes, is_described_otherwise_only
 from edge_agent.clock import Clock
 from edge_agent.commands import Commands, announced
-from edge_agent.config import Config, Device, load_config
+from edge_agent.config import Config, Device, Loaded, load_config
 from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import DeviceHealth, Health
 from edge_agent.intake import Intake
@@ -262,11 +262,12 @@ class Agent:
         served = None if attended is None else self._served.get(attended.device.bus)
         if served is None:
             raise LinkLost(f"the bus of {device_id} is not served")
-        async with asyncio.timeout(
-            deadline_s
-        ):  # what waited at the broker comes before a bus is open
+        began_s = time.monotonic()
+        # what waited at the broker comes before a bus is open
+        async with asyncio.timeout(deadline_s):
             await served.bus.tried.wait()
-        return await served.bus.command(device_id, name, args, deadline_s=deadline_s)
+        left_s = max(0.0, deadline_s - (time.monotonic() - began_s))
+        return await served.bus.command(device_id, name, args, deadline_s=left_s)
 
     # ---------------------------------------------------------------------------------------------------- buses
 
@@ -304,22 +305,35 @@ class Agent:
             asked.clear()
             notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
-                loaded = load_config(Path(self._file))
-                loaded.config.broker.context(self._file)
-                loaded.config.broker.password(self._file)
-            except ConfigError as error:
-                log.error("the configuration stays as it was", extra={"reason": str(error)})
+                loaded = await asyncio.to_thread(self._read)  # thousands of rows take their time
+            except Exception as error:  # whatever is in a file ends no agent that runs
+                bug = None if isinstance(error, ConfigError) else error
+                log.error(
+                    "the configuration stays as it was",
+                    extra={"reason": str(error) or type(error).__name__},
+                    exc_info=bug,
+                )
             else:
                 say_problems(loaded.problems)
                 found = changes(self.config, loaded.config)
-                if loaded.problems and found.disappeared:
+                kept = {programme.id for programme in loaded.config.programme}
+                gone = [one.id for one in self.config.programme if one.id not in kept]
+                if loaded.problems and (found.disappeared or gone):
                     log.error(
-                        "a mistake would put devices out of service: the configuration stays as it was",
-                        extra={"devices": found.disappeared},
+                        "a mistake would put devices or programmes out of service:"
+                        " the configuration stays as it was",
+                        extra={"devices": found.disappeared, "programmes": gone},
                     )
                 else:
                     await self._take_up(loaded.config, found, group)
             notify("READY=1")
+
+    def _read(self) -> Loaded:
+        """Return the configuration as it is now, its secrets in place. Raises: ConfigError."""
+        loaded = load_config(Path(self._file))
+        loaded.config.broker.context(self._file)
+        loaded.config.broker.password(self._file)
+        return loaded
 
     async def _take_up(self, new: Config, found: Changes, group: asyncio.TaskGroup) -> None:
         if found.restart:
