@@ -160,7 +160,7 @@ class Uplink:
 
     def _client(self) -> aiomqtt.Client:
         broker = self._config.broker
-        return aiomqtt.Client(
+        client = aiomqtt.Client(
             *broker.address,
             identifier=self._config.gateway.id,
             username=broker.username or None,
@@ -174,6 +174,8 @@ class Uplink:
             max_inflight_messages=2 * CONCURRENT_PUBLISHES,
             logger=self._library_log,
         )
+        client._client.manual_ack_set(True)  # noqa: SLF001 - aiomqtt has no name of its own for it
+        return client
 
     def _report(self, group: ExceptionGroup[Exception]) -> None:
         """Log what ended a session, once for as long as it is the same."""
@@ -193,9 +195,12 @@ class Uplink:
         async for message in client.messages:
             payload = message.payload if isinstance(message.payload, bytes) else b""
             topic = str(message.topic)
-            if topic != self._receipts_topic:
-                if self._commands is not None:
-                    self._commands.put(topic, payload)
+            is_command = topic != self._receipts_topic
+            if is_command and self._commands is not None:
+                await self._commands.put(topic, payload).wait()
+            # only now, and in order, as MQTT asks: what dies with us unrecorded the broker gives again
+            client._client.ack(message.mid, message.qos)  # noqa: SLF001 - as above
+            if is_command:
                 continue
             try:
                 receipt = decode_receipt(payload)

@@ -23,6 +23,7 @@ import pytest
 
 from device_drivers.kit.driver import Value
 from device_drivers.kit.registry import load
+from edge_agent import agent as agent_module
 from edge_agent.ledger import Ledger
 from exchange.commands import Command, Result, decode_result, encode_command
 from exchange.configuration import toml_table
@@ -195,7 +196,7 @@ async def test_a_command_switches_a_lamp_once_and_is_answered_for_ever(
             assert one.results[order.id] == [result] * 3
     assert lamps.given == [(1, 40)]
     ledger = Ledger(path.parent / "state" / "commands.sqlite")
-    await ledger.open(0)
+    await ledger.open()
     assert [(entry.name, entry.status) for entry in await ledger.trail()] == [
         ("set_level", "expired"),
         ("set_level", "rejected"),
@@ -218,6 +219,49 @@ async def test_a_command_that_came_while_the_gateway_was_away_is_carried_out_whi
         async with running_agent(path):
             await one.answered(late, "expired")
             await one.answered(valid, "done")
+    assert lamps.given == [(1, 60)]
+
+
+async def test_a_command_that_was_not_recorded_is_given_again(
+    broker: Mosquitto, street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "EXCHANGE_S", 0.2)
+    lamps, path = street(1)
+    order, recording = command(60), asyncio.Event()
+
+    async def enter(*_: object, **__: object) -> str:
+        recording.set()
+        return await asyncio.Future()  # the process ends before the disk has it
+
+    async with issuer(broker) as one:
+        async with running_agent(path) as agent:
+            await until(lambda: agent.health.devices["lamp-1"].readings)
+            monkeypatch.setattr(agent.commands._ledger, "enter", enter)
+            await one.give(order)
+            async with asyncio.timeout(20):
+                await recording.wait()
+        async with running_agent(path):
+            await one.answered(order, "done")
+    assert lamps.given == [(1, 60)]
+
+
+async def test_a_command_that_comes_with_the_farewell_is_given_again(
+    broker: Mosquitto, street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lamps, path = street(1)
+    order = command(60)
+    async with issuer(broker) as one:
+        async with running_agent(path) as agent:
+            await until(lambda: agent.health.devices["lamp-1"].readings)
+            whole = agent.uplink.farewell
+
+            async def farewell() -> None:
+                await one.give(order)
+                await whole()
+
+            monkeypatch.setattr(agent.uplink, "farewell", farewell)
+        async with running_agent(path):
+            await one.answered(order, "done")
     assert lamps.given == [(1, 60)]
 
 
@@ -334,7 +378,7 @@ async def test_a_programme_switches_thirty_lamps_without_a_burst_and_polls_go_on
         assert set(lamps.levels.values()) == {35}
     broker.start()
     async with running_agent(path):
-        await until(lambda: len(lamps.given) >= 60)  # what should hold is said again after a start
+        await until(lambda: len(lamps.given) >= 60, 60)  # what should hold is said again after a start
     assert Counter(lamps.given) == {(number, 35): 2 for number in range(1, 31)}
 
 
@@ -356,7 +400,7 @@ async def test_somebodys_command_holds_until_the_next_step_and_over_a_restart(
             assert lamps.levels == {1: 80, 2: 35}
     assert lamps.given[-1] == (2, 35)
     ledger = Ledger(path.parent / "state" / "commands.sqlite")
-    await ledger.open(0)
+    await ledger.open()
     trail = [(entry.kind, entry.device, entry.status) for entry in await ledger.trail()]
     assert Counter(trail) == {
         ("programme", "lamp-1", "done"): 1,
