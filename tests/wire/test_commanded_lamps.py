@@ -378,7 +378,8 @@ async def test_a_programme_switches_thirty_lamps_without_a_burst_and_polls_go_on
         assert set(lamps.levels.values()) == {35}
     broker.start()
     async with running_agent(path):
-        await until(lambda: len(lamps.given) >= 60, 60)  # what should hold is said again after a start
+        # what should hold is said again after a start
+        await until(lambda: len(lamps.given) >= 60, 60)
     assert Counter(lamps.given) == {(number, 35): 2 for number in range(1, 31)}
 
 
