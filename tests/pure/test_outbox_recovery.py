@@ -117,7 +117,7 @@ class Model:
                 assert drawn > epoch
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(steps=STEPS, stage=st.sampled_from(["memory", "disk"]))
 def test_whatever_happens_names_are_unique_and_losses_within_the_promise(
     steps: list[tuple[str, object]], stage: str
