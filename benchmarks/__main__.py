@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,6 +172,9 @@ def main(argv: Sequence[str]) -> int:
     except BenchmarkFailed as error:
         print(f"no figure: {error}", file=sys.stderr)
         return 1
+    except asyncio.CancelledError:
+        print("no figure: told to stop", file=sys.stderr)
+        return 128 + signal.SIGTERM
     finally:
         if asked.json:
             content = msgspec.json.encode({"machine": facts, "results": results})
@@ -179,7 +183,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _measured(name: str, asked: argparse.Namespace) -> object:
-    """Run one benchmark, print its table, and return its figures."""
+    """Run one benchmark, print its table, and return its figures. SIGTERM ends it with all that it started."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     if name in EDGE:
         return await _edge(name, asked)
     match name:

@@ -32,11 +32,11 @@ from exchange.receipts import decode_receipt
 from exchange.topics import PREFIX
 
 INFLUX_SETTINGS = {
-    "storage-cache-snapshot-memory-size": "1g",
-    "storage-cache-max-memory-size": "4g",
+    "storage-cache-snapshot-memory-size": "256m",
+    "storage-cache-max-memory-size": "2g",
 }
 """For hundreds of thousands of series: the default of 25 MB holds a few seconds of them, and each snapshot of the cache
-writes, sorts and later compacts an index of all."""
+writes, sorts and later compacts an index of all. With 1 GB for each of four the heap outgrew 20 GB within the hour."""
 NATION = 2_000_000
 """Devices, one sample a minute each: what the figures are projected to."""
 _LOST_AFTER_S = 60.0
