@@ -151,7 +151,9 @@ def test_tls_of_a_further_worker_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_fewer_certificates_than_workers_are_named(tmp_path: Path) -> None:
     file = written(tmp_path, f"workers = 3\n{MINIMAL}{BY_CERTIFICATE}")
-    with pytest.raises(ConfigError, match=r"ingest.toml:\d+: worker = 1: for worker 3 there must be"):
+    with pytest.raises(
+        ConfigError, match=r"ingest.toml:\d+: worker = 1: for worker 3 there must be"
+    ):
         load_config(file)
     assert load_config(file, workers=2).workers == 2
     # without certificates the broker tells clients apart by their ids alone
