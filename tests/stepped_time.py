@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from edge_agent.clock import Clock, ClockSettings, Kernel, System
 
 T0_MS = 1_795_000_000_000
@@ -50,5 +52,5 @@ class SteppedTime:
 
     def clock(self, *, by_kernel: bool = False, wait_s: float = 300.0) -> Clock:
         """Return a clock that reads this."""
-        synchronised = "kernel" if by_kernel else "assumed"
+        synchronised: Literal["kernel", "assumed"] = "kernel" if by_kernel else "assumed"
         return Clock(ClockSettings(synchronised=synchronised, wait_s=wait_s), self)
