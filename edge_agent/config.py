@@ -146,7 +146,7 @@ class ModbusTcpBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="mod
 
 
 class BleBus(_Table, frozen=True, kw_only=True, tag_field="kind", tag="ble"):
-    """A Bluetooth adapter that listens."""
+    """A Bluetooth adapter that listens and connects."""
 
     id: Level
     adapter: Annotated[str, msgspec.Meta(pattern=rf"^hci\d+{END}")] = "hci0"
@@ -603,14 +603,9 @@ def _checked_place(device: Device, bus: Bus) -> str:
         raise ConfigError("", "domain", device.domain, f"one of {', '.join(domains)} 沒有這個領域")
     try:
         package = device.package
-        transport, completes = package.profile.transport.kind, package.profile.completes
+        transport = package.profile.transport.kind
     except ConfigError as error:
         raise ConfigError("", "driver", device.driver, f"{error.allowed} 驅動程式不明") from error
-    if transport == "ble" and completes != "advert":
-        allowed = (
-            "a driver that listens to adverts: this agent does not connect yet 尚不支援連線式設備"
-        )
-        raise ConfigError("", "driver", device.driver, allowed)
     kinds = BUS_KINDS[transport]
     if bus.__struct_config__.tag not in kinds:
         allowed = f"{device.driver} needs a bus of kind {' or '.join(kinds)} 匯流排種類不符"
