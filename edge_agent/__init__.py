@@ -1,13 +1,13 @@
 """The agent on a gateway.
 
-The way of a reading: buses (a driver's exchange) → attended (judging, reporting) → intake → outbox → packs → uplink,
-and its receipt back. The way of a command: uplink → commands (ledger) → buses (arbiter) → results → uplink.
+The way of a reading: buses (a driver's exchange) → attended (quality, report_by_exception) → intake → outbox → packs →
+uplink, and its receipt back. The way of a command: uplink → commands (ledger) → buses (arbiter) → results → uplink.
 
 | Where | What |
 |---|---|
 | agent, changes | puts everything together; what a reload has to begin anew |
 | buses, arbiter, schedule, health | one task a bus: whose turn it is, when each device is asked, how it fares |
-| attended, judging, reporting | a device in service: what a value is worth, and whether it is worth sending |
+| attended, quality, report_by_exception | a device in service: what a value is worth, and whether it is worth sending |
 | intake, outbox/, clock | what was taken is kept, named and dated until its receipt; what time it is |
 | uplink, packs | the broker; what goes out next and how it is packed |
 | commands, ledger, results, lighting | at most once, and what came of it; lamp programmes |

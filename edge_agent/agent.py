@@ -27,7 +27,7 @@ from edge_agent.ledger import Ledger
 from edge_agent.lighting import Lighting, zone
 from edge_agent.metrics import ALIVE, answering_scrapes
 from edge_agent.outbox import Outbox, OutboxBlocked, Waiting
-from edge_agent.reporting import WithheldLog
+from edge_agent.report_by_exception import WithheldLog
 from edge_agent.snapshot import snapshot
 from edge_agent.states import device_state, gateway_state, state_topic
 from edge_agent.status import NAME, AgentStatus, answering_status

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_agent.judging import Judge, named
-from edge_agent.reporting import Reporter
+from edge_agent.quality import Judge, named
+from edge_agent.report_by_exception import Reporter
 
 if TYPE_CHECKING:
     from device_drivers.kit.driver import Reading
     from edge_agent.config import Device
     from edge_agent.health import DeviceHealth
-    from edge_agent.reporting import WithheldLog
+    from edge_agent.report_by_exception import WithheldLog
 
 
 class Attended:

@@ -17,7 +17,7 @@ import msgspec
 
 from edge_agent.advice import advice
 from edge_agent.config import Examined, examine, load_config
-from edge_agent.judging import fitted
+from edge_agent.quality import fitted
 from exchange.configuration import located
 from exchange.errors import ConfigError, DeviceError
 

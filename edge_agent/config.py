@@ -23,11 +23,11 @@ from edge_agent import lighting
 from edge_agent.clock import ClockSettings
 from edge_agent.commands import CommandSettings
 from edge_agent.inventory import TEMPLATE, Inventory, Row, Rows, read_rows
-from edge_agent.judging import Limits, check_limits
 from edge_agent.lighting import Programme
 from edge_agent.metrics import Endpoint
 from edge_agent.outbox import OutboxSettings
-from edge_agent.reporting import ReportRule, ReportSettings, check_report
+from edge_agent.quality import Limits, check_limits
+from edge_agent.report_by_exception import ReportRule, ReportSettings, check_report
 from edge_agent.schedule import Pacing
 from edge_agent.status import Socket
 from exchange.configuration import TomlFile, check_zone, converted, secret, type_at

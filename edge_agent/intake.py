@@ -13,8 +13,8 @@ from collections.abc import Callable
 from device_drivers.kit.driver import Reading
 from edge_agent.clock import Clock
 from edge_agent.config import Device
-from edge_agent.judging import fitted
 from edge_agent.outbox import Outbox, OutboxBlocked, Taken, Waiting
+from edge_agent.quality import fitted
 from exchange.readings import Value
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from datetime import datetime
 from edge_agent.attended import model_of
 from edge_agent.config import Device, Gateway
 from edge_agent.gateway_device import METRICS
-from edge_agent.reporting import paces
+from edge_agent.report_by_exception import paces
 from exchange.states import Descriptor, State, encode_state
 from exchange.topics import Topic
 

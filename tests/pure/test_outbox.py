@@ -17,8 +17,8 @@ from device_drivers.kit.driver import Reading
 from edge_agent import intake as intake_module
 from edge_agent.config import Device
 from edge_agent.intake import Intake
-from edge_agent.judging import fitted
 from edge_agent.outbox import SLEW_MS, Outbox, OutboxBlocked, OutboxSettings, Taken, Waiting
+from edge_agent.quality import fitted
 from exchange.delivery import Key
 from tests.stepped_time import T0_MS, SteppedTime
 

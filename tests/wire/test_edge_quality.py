@@ -13,7 +13,7 @@ import pytest
 
 from device_drivers.kit.driver import Value
 from device_drivers.kit.registry import load
-from edge_agent.reporting import WITHHELD_FILE
+from edge_agent.report_by_exception import WITHHELD_FILE
 from onestreet.cli import main
 from tests.agents import air, lamp, running_agent, until, witness, write_config
 from tests.brokers import Mosquitto

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from device_drivers.kit.driver import Reading, Value
 from edge_agent.config import Device
-from edge_agent.reporting import (
+from edge_agent.report_by_exception import (
     WITHHELD_FILE,
     Reporter,
     ReportRule,

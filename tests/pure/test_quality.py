@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from device_drivers.kit.driver import Reading
 from edge_agent.config import Device
-from edge_agent.judging import (
+from edge_agent.quality import (
     DAY_S,
     SILENT_INTERVALS,
     STUCK_AFTER_S,
