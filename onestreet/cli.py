@@ -45,7 +45,9 @@ SUBCOMMANDS = {
         "onestreet.street:run", "all", "every gateway of an office's towns, simulated"
     ),
     "command": Subcommand(
-        "onestreet.command:run", "ingest", "gives a device one command and waits for its result"
+        "onestreet.command_issuing:run",
+        "ingest",
+        "gives a device one command and waits for its result",
     ),
     "decode": Subcommand(
         "onestreet.decode:run", "edge", "what a driver makes of bytes given in hex"

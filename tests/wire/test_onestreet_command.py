@@ -18,14 +18,14 @@ import pytest
 from exchange.commands import Command, Result, Status, decode_command, encode_result
 from exchange.errors import ConfigError
 from exchange.states import Descriptor, State, encode_state
-from onestreet.command import run
+from onestreet.command_issuing import run
 from provisioning.authority import Authority
 from provisioning.files import write_private, write_public
 from tests.brokers import Mosquitto
 from tests.ports import free_port
 
 GATEWAY = "city/v1/tw-tpe/street/gw-1/streetlight/lamp-1"
-RUN = "import sys; from onestreet.command import run; sys.exit(run(sys.argv[1:]))"
+RUN = "import sys; from onestreet.command_issuing import run; sys.exit(run(sys.argv[1:]))"
 Answers = Callable[[Command], list[tuple[Status, str]]]
 
 
@@ -57,6 +57,7 @@ class Device:
 
     def __init__(self, client: aiomqtt.Client, answers: Answers) -> None:
         self.commands: list[Command] = []
+        self.topics: list[str] = []
         self._client, self._answers = client, answers
 
     async def state(
@@ -77,6 +78,7 @@ class Device:
             assert isinstance(message.payload, bytes)
             command = decode_command(message.payload)
             self.commands.append(command)
+            self.topics.append(str(message.topic))
             results = str(message.topic).replace("/commands", "/results")
             for status, reason in self._answers(command):
                 result = Result(
@@ -151,6 +153,59 @@ async def test_a_command_is_given_and_its_result_is_the_exit_status(broker: Mosq
         )
         assert said["id"] == str(command.id)
         assert "已受理" in ran.err
+
+
+@asynccontextmanager
+async def long_way(broker: Mosquitto, packet_s: float) -> AsyncIterator[int]:
+    """Give a port from which each packet of the broker takes so long to come."""
+
+    async def to_broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            writer.write(data)
+
+    async def packet(reader: asyncio.StreamReader) -> bytes:
+        head, length, shift = await reader.readexactly(1), 0, 0
+        while True:
+            head += (byte := await reader.readexactly(1))
+            length += (byte[0] & 0x7F) << shift
+            shift += 7
+            if byte[0] < 0x80:
+                return head + await reader.readexactly(length)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, up = await asyncio.open_connection(broker.host, broker.port)
+        forth = asyncio.create_task(to_broker(reader, up))
+        try:
+            while True:
+                data = await packet(upstream)
+                await asyncio.sleep(packet_s)
+                writer.write(data)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            forth.cancel()
+            up.close()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("newest", ["gw-0", "gw-1"])
+async def test_on_a_long_way_the_newest_of_its_gateways_gets_the_command(
+    broker: Mosquitto, newest: str
+) -> None:
+    async with device(broker, "done") as one, long_way(broker, 0.4) as port:
+        for gateway in ("gw-0", "gw-1"):
+            topic = GATEWAY.replace("gw-1", gateway)
+            await one.state(topic, epoch=2 if gateway == newest else 1)
+        url = f"mqtt://127.0.0.1:{port}"
+        ran = await give("lamp-1", "set_level", "level=40", "--broker", url)
+        assert ran.status == 0, ran.err
+        assert [topic.split("/")[4] for topic in one.topics] == [newest]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from getpass import getuser
 from pathlib import Path
@@ -33,6 +34,9 @@ DONE, FAILED, UNREACHABLE, EXPIRED, REJECTED, UNANSWERED = 0, 1, 3, 4, 5, 6
 _STATUSES = {"done": DONE, "failed": FAILED, "expired": EXPIRED, "rejected": REJECTED}
 CONNECT_S = 10.0
 STATE_S = 5.0
+QUIET_S = 0.2
+"""A broker gives what it retains in one go: it has given all when nothing more comes for so long, or for as long as the
+connection took, which is several times the way there and back."""
 GRACE_S = 5.0
 """After the expiry a result may still be on its way."""
 _EPILOG = """exit status 結束代碼:
@@ -97,10 +101,8 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--broker", metavar="URL", help="mqtt[s]://[user@]host[:port]")
     where.add_argument("--config", type=Path, metavar="FILE", help="with county and [broker]")
     parser.add_argument("--county", help="such as tw-tpe 縣市代碼; default: any that may be read")
-    parser.add_argument(
-        "--expires", type=_seconds, default=60.0, metavar="SECONDS",
-        help="how long it is valid 有效秒數; default: 60",
-    )  # fmt: skip
+    words = "how long it is valid 有效秒數; default: 60"
+    parser.add_argument("--expires", type=_seconds, default=60.0, metavar="SECONDS", help=words)
     parser.add_argument("--issued-by", default="", help="for people 下達者; default: your login")
     door = parser.add_argument_group("credentials, with --broker 憑證")
     password = door.add_mutually_exclusive_group()
@@ -272,8 +274,10 @@ class _Issuer:
             await asyncio.gather(running, working, return_exceptions=True)
 
     async def _work(self) -> int:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         await self._client.wait_connected(CONNECT_S)
-        target = await self._target()
+        target = await self._target(max(QUIET_S, loop.time() - began_s))
         self._check(target)
         now = datetime.now(UTC)
         command = Command(
@@ -289,14 +293,16 @@ class _Issuer:
         _say(f"sent 已送出 {self._id}, valid until 有效至 {rfc3339(command.expires_at)}")
         return await self._result()
 
-    async def _target(self) -> _Target:
-        """Return the device: the one whose state has the newest epoch."""
-        try:
-            async with asyncio.timeout(STATE_S):
-                await self._heard.wait()
-                await asyncio.sleep(0.2)  # another gateway's state of it would come at once
-        except TimeoutError:
-            pass
+    async def _target(self, quiet_s: float) -> _Target:
+        """Return the device: of all that are retained the one whose state has the newest epoch."""
+        wait_s = STATE_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STATE_S + quiet_s):  # one that speaks without a pause
+                while True:
+                    async with asyncio.timeout(wait_s):
+                        await self._heard.wait()
+                    self._heard.clear()
+                    wait_s = quiet_s
         if not self._targets:
             words = f"no state of it in {STATE_S:g} s: no such device, or not for you to read"
             raise _Ended(UNANSWERED, f"{words} 找不到設備狀態，代號有誤或沒有讀取權限")
