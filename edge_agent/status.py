@@ -1,19 +1,19 @@
 """How the agent is: one snapshot, made when somebody asks, of which Prometheus and `onestreet edge status` are views.
 
-Whoever may connect to the socket reads one JSON document and can change nothing.
+Whoever may connect to the socket reads JSON documents and can change nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from exchange.health import WELL, answering_at
+from exchange.health import WELL, Document, answering_at
 from exchange.moments import Moment
 from exchange.readings import Value
 
@@ -133,15 +133,21 @@ decode_status = msgspec.json.Decoder(AgentStatus).decode
 
 
 @asynccontextmanager
-async def answering_status(path: Path, snapshot: Callable[[], AgentStatus]) -> AsyncIterator[None]:
-    """Give whoever connects to `path` a snapshot. Without a socket the agent does its work all the same."""
+async def answering_status(
+    path: Path, snapshot: Callable[[], AgentStatus], more: Mapping[str, Document] | None = None
+) -> AsyncIterator[None]:
+    """Give whoever connects to `path` a snapshot, or what of `more` it names.
 
-    async def document() -> bytes:
+    Without a socket the agent does its work all the same.
+    """
+
+    async def status() -> bytes:
         return encode_status(snapshot())
 
     async with AsyncExitStack() as served:
         try:
-            await served.enter_async_context(answering_at(path, document, mode=MODE))
+            documents = {"": status, **(more or {})}
+            await served.enter_async_context(answering_at(path, documents, mode=MODE))
         except OSError as error:
             reason = f"{path}: {error.strerror or error}"
             log.warning("the status cannot be asked for", extra={"reason": reason})

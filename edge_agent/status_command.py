@@ -167,10 +167,13 @@ def _places(config: Path) -> Places:
 
 async def _snapshot(socket: Path) -> AgentStatus | Down:
     try:
-        return decode_status(await asked(socket, ANSWER_S))
+        document = await asked(socket, deadline_s=ANSWER_S)
+        if not document:
+            raise TimeoutError
+        return decode_status(document)
     except FileNotFoundError:
         return Down("the agent is not running", str(socket))
-    except ConnectionError:
+    except ConnectionRefusedError:
         return Down("the agent was ended without a farewell (power cut or kill)", str(socket))
     except PermissionError:
         return Down("not allowed: use sudo, or join the group of", str(socket))

@@ -28,7 +28,10 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, `fields`, and whatever `extra` held."""
+    """One JSON object a line: time, level, logger, message, `fields`, and whatever `extra` held.
+
+    What of `extra` has the name of one of these goes under `extra_` and that name.
+    """
 
     def __init__(self, **fields: object) -> None:
         super().__init__()
@@ -43,9 +46,12 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             **self._fields,
         }
-        line |= {key: value for key, value in vars(record).items() if key not in _PLAIN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        own = frozenset(line)
+        for key, value in vars(record).items():
+            if key not in _PLAIN:
+                line[f"extra_{key}" if key in own else key] = value
         return _encode(line).decode()
 
 

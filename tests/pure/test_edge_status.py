@@ -7,11 +7,13 @@ import asyncio
 import json
 import os
 import re
+import select
+import socket
 import stat
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,71 @@ async def test_without_a_socket_the_agent_goes_on(
     assert [record.message for record in caplog.records] == ["the status cannot be asked for"]
 
 
+async def test_the_socket_has_documents_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+
+    async def trail() -> bytes:
+        return b"[]"
+
+    async def by_hand(words: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(words)
+        writer.write_eof()
+        with closing(writer):
+            return await reader.read()
+
+    async with answering_status(path, status, {"commands": trail}), asyncio.timeout(DEADLINE_S):
+        assert await asked(path, "commands") == b"[]"
+        assert await asked(path, "nonsense") == b""
+        assert decode_status(await by_hand(b"")) == status(), "as `socat - UNIX:… </dev/null`"
+        assert decode_status(await by_hand(b"\n")) == status()
+        assert await by_hand(b"\xff\n") == b""
+        assert await by_hand(b"commands" * 10_000) == b""
+
+
+@pytest.mark.parametrize("words", [b"\n", b""], ids=["never reads", "never asks"])
+async def test_a_client_that_does_nothing_is_let_go(tmp_path: Path, words: bytes) -> None:
+    """Its answer is larger than what the kernel keeps for it."""
+    path = tmp_path / "status.sock"
+    lasting = status(gateway="g" * 1_000_000)
+    async with answering_status(path, lambda: lasting):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.send(words)
+            poller = select.poll()
+            poller.register(client, select.POLLRDHUP)
+            hung_up = await asyncio.to_thread(poller.poll, DEADLINE_S * 1000)
+            assert hung_up, "the agent keeps what it holds for this client"
+        assert decode_status(await asked(path)) == lasting
+
+
+async def test_of_hundreds_of_clients_sixteen_are_served(tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+    lasting = status(gateway="g" * 1_000_000)
+    made = 0
+
+    def counted() -> AgentStatus:
+        nonlocal made
+        made += 1
+        return lasting
+
+    async with answering_status(path, counted), AsyncExitStack() as clients:
+        for _ in range(500):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            await asyncio.sleep(0)  # it is let in, or turned away
+            with suppress(OSError):
+                client.send(b"\n")
+        async with asyncio.timeout(DEADLINE_S):
+            while True:  # once those that were let in are let go
+                with suppress(OSError):
+                    if document := await asked(path):
+                        break
+                await asyncio.sleep(0.05)
+        assert decode_status(document) == lasting
+    assert made <= 100, "every other one was turned away"
+
+
 # -------------------------------------------------------------------------------------------------------- view
 
 
@@ -455,9 +522,11 @@ async def test_an_agent_that_was_killed_or_hangs_is_told_apart(
         await end.wait_closed()
     garbage = tmp_path / "garbage.sock"
 
-    def nonsense(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
         writer.write(b"ready")
         writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_unix_server(nonsense, garbage)
     code, out = await asyncio.to_thread(command, capsys, "--socket", str(garbage))

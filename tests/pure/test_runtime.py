@@ -116,6 +116,25 @@ def test_an_event_is_one_line_of_json(logger: tuple[logging.Logger, io.StringIO]
     }
 
 
+def test_what_an_event_is_about_overwrites_nothing_of_the_line(
+    logger: tuple[logging.Logger, io.StringIO],
+) -> None:
+    """A lamp's level is no severity: whoever filters by it would never see the warning."""
+    log, stream = logger
+    about = {"level": 100, "time": "18:00", "logger": "a", "device": "lamp-1", "exception": "none"}
+    try:
+        raise ValueError("no such lamp")
+    except ValueError:
+        log.warning("could not be switched", extra=about, exc_info=True)
+    line = json.loads(stream.getvalue())
+    assert (line["level"], line["logger"]) == ("warning", "tests.of.json.lines")
+    assert datetime.fromisoformat(line["time"])
+    assert line["exception"].endswith("ValueError: no such lamp")
+    assert line["device"] == "lamp-1"
+    kept = {key: line[f"extra_{key}"] for key in ("level", "time", "logger", "exception")}
+    assert kept == {key: about[key] for key in kept}
+
+
 def test_an_exception_stays_on_its_line(logger: tuple[logging.Logger, io.StringIO]) -> None:
     log, stream = logger
     try:

@@ -51,7 +51,7 @@ class Keeper:
         self._port = port
 
     async def status(self) -> AgentStatus:
-        return decode_status(await asked(self.socket, LONG_S))
+        return decode_status(await asked(self.socket, deadline_s=LONG_S))
 
     async def get(self, path: str) -> tuple[int, str]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
