@@ -121,9 +121,9 @@ _AGENT: Sequence[_Family[AgentStatus]] = (
     ),
     _Family(
         "gauge",
-        "outbox_hours_left",
+        "outbox_left_seconds",
         "How long the outbox takes what comes in now, until it drops.",
-        lambda of: of.outbox.hours_left,
+        lambda of: None if of.outbox.hours_left is None else 3600 * of.outbox.hours_left,
     ),
     _Family(
         "gauge",
@@ -171,9 +171,6 @@ _DEVICE: Sequence[_Family[DeviceStatus]] = (
         "1 while the device is only probed, because it did not answer.",
         lambda of: of.breaker != "closed",
     ),
-    _Family(
-        "gauge", "device_age_seconds", "Age of the device's last reading.", lambda of: of.age_s
-    ),
 )
 
 
@@ -195,15 +192,36 @@ def _lines(status: AgentStatus) -> Iterator[str]:
     yield from _family(
         "counter",
         "commands",
-        "Commands by what became of them.",
-        [({"status": name}, number) for name, number in status.commands.items()],
+        "Commands by who gave them and what became of them.",
+        [
+            ({"by": giver, "status": name}, number)
+            for giver, results in status.commands.items()
+            for name, number in results.items()
+        ],
     )
     for bus in _BUS:
         samples = [({"bus": one.id}, bus.read(one)) for one in status.bus]
         yield from _family(bus.kind, bus.name, bus.words, samples)
     for device in _DEVICE:
-        of = [({"bus": one.bus, "device": one.id}, device.read(one)) for one in status.device]
+        of = [(_labels(one), device.read(one)) for one in status.device]
         yield from _family(device.kind, device.name, device.words, of)
+    yield from _family(
+        "gauge",
+        "device_last_reading_timestamp_seconds",
+        "When the device's last reading was, in Unix time; nothing while the time is not known.",
+        [(_labels(one), _last_reading_s(status, one)) for one in status.device],
+    )
+
+
+def _labels(device: DeviceStatus) -> dict[str, str]:
+    return {"bus": device.bus, "device": device.id}
+
+
+def _last_reading_s(status: AgentStatus, device: DeviceStatus) -> float | None:
+    """A moment, not an age: who scrapes seldom, or in vain, sees it grow older."""
+    if device.age_s is None or not status.clock.known:
+        return None
+    return round(status.at.timestamp() - device.age_s, 3)
 
 
 def _family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def snapshot(agent: Agent) -> AgentStatus:
         clock=ClockStatus(
             known=agent.clock.known, offset_s=agent.clock.offset_s, jumps=agent.clock.jumped
         ),
-        commands=dict(agent.commands.counts),
+        commands=_commands(agent.commands.counts),
         bus=[
             BusStatus(
                 id=task.bus.id,
@@ -67,6 +68,15 @@ def snapshot(agent: Agent) -> AgentStatus:
         ],
         device=[_device(one, now_s, boot_ms) for one in agent.devices.values()],
     )
+
+
+def _commands(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Return the counts of `Commands` by who gave the command; what has no giver in its name came by the broker."""
+    found: dict[str, dict[str, int]] = {}
+    for name, number in counts.items():
+        giver, _, status = name.rpartition(" ")
+        found.setdefault(giver or "office", {})[status] = number
+    return found
 
 
 def _uplink(agent: Agent, now_s: float) -> UplinkStatus:

@@ -102,7 +102,10 @@ class ClockStatus(_Part, frozen=True, kw_only=True):
 
 
 class AgentStatus(_Part, frozen=True, kw_only=True):
-    """The whole snapshot. `commands` counts results by their status."""
+    """The whole snapshot.
+
+    Shape: `commands` counts results by who gave the command, `office` or `programme`, and their status.
+    """
 
     v: Literal[1] = 1
     version: str
@@ -116,7 +119,7 @@ class AgentStatus(_Part, frozen=True, kw_only=True):
     uplink: UplinkStatus
     outbox: OutboxStatus
     clock: ClockStatus
-    commands: dict[str, int] = {}
+    commands: dict[str, dict[str, int]] = {}
     bus: list[BusStatus] = []
     device: list[DeviceStatus] = []
 

@@ -67,6 +67,8 @@ _CHINESE = {
     "set": "被調整",
     "times": "次",
     "commands": "命令",
+    "office": "市府",
+    "programme": "時程",
     "state": "狀態",
     "open": "正常",
     "lost": "中斷",
@@ -265,8 +267,7 @@ def shown(
         _clock(status, say),
     ]
     if status.commands:
-        done = GAP.join(f"{name} {number}" for name, number in sorted(status.commands.items()))
-        lines.append(Text(f"{say('commands')}  {done}"))
+        lines.append(_commands(status, say))
     lines += [Text(""), *_buses(status, say, earlier), Text("")]
     devices = _devices(status, say)
     if height is not None and len(lines) + len(devices) > height:
@@ -341,6 +342,14 @@ def _clock(status: AgentStatus, say: _Speaker) -> Text:
     if clock.jumps:
         words.append(f"{say('set')} {clock.jumps} {say('times')}")
     return Text(GAP.join(words), "" if clock.known else "bad")
+
+
+def _commands(status: AgentStatus, say: _Speaker) -> Text:
+    words = [say("commands")]
+    for giver, results in status.commands.items():
+        done = ", ".join(f"{name} {number}" for name, number in sorted(results.items()))
+        words.append(f"{say(giver)}: {done}")
+    return Text(plain(GAP.join(words)))
 
 
 def _buses(status: AgentStatus, say: _Speaker, earlier: AgentStatus | None) -> list[Text]:

@@ -71,7 +71,7 @@ def status(**changes: Any) -> AgentStatus:
             depth=1234, size_bytes=1_200_000, hours_left=71.5, dropped={"full": 0}
         ),
         "clock": ClockStatus(known=True, offset_s=0.002),
-        "commands": {"done": 3, "failed": 1},
+        "commands": {"office": {"failed": 1, "done": 3}, "programme": {"done": 4}},
         "bus": [
             BusStatus(id="air", kind="serial", tried=True, is_open=True, opened=2, busy_s=108000.0),
             BusStatus(
@@ -141,9 +141,16 @@ def test_the_numbers_are_those_of_the_snapshot() -> None:
     assert values(of, "bus_losses")["lamps",] == 1
     assert values(of, "bus_busy_seconds")["air",] == 108000
     assert values(of, "outbox_samples") == {(): 1234}
-    assert values(of, "outbox_hours_left") == {(): 71.5}
+    assert values(of, "outbox_left_seconds") == {(): 71.5 * 3600}
+    assert values(of, "device_last_reading_timestamp_seconds") == {
+        ("air", "aq-7"): of.at.timestamp() - 3.2
+    }
     assert values(of, "outbox_dropped") == {("full",): 0}
-    assert values(of, "commands") == {("done",): 3, ("failed",): 1}
+    assert values(of, "commands") == {
+        ("office", "done"): 3,
+        ("office", "failed"): 1,
+        ("programme", "done"): 4,
+    }
     assert values(of, "delivery_unreceipted") == {(): 12}
     assert values(of, "uplink_round_trip_seconds") == {(): 0.21}
     assert values(of, "clock_known") == {(): 1}
@@ -154,6 +161,7 @@ def test_what_is_not_known_has_no_sample() -> None:
     unknown = ClockStatus(known=False)
     assert values(status(clock=unknown), "clock_offset_seconds") == {}
     assert values(status(clock=unknown), "clock_known") == {(): 0}
+    assert values(status(clock=unknown), "device_last_reading_timestamp_seconds") == {}
 
 
 def test_labels_are_escaped() -> None:
@@ -346,7 +354,7 @@ def test_the_view_says_what_matters() -> None:
         "uplink  connected  for 2 h  mqtt.example.org:8883  receipt after 0.21 s",
         "outbox  1234 samples  1.2 MB  left 71 h  unreceipted 12",
         "clock  known  off by +0.002 s",
-        "commands  done 3  failed 1",
+        "commands  office: done 3, failed 1  programme: done 4",
     ):
         assert wanted in text
     assert re.search(r"^air +open +25% +0$", text, re.MULTILINE)
