@@ -30,7 +30,8 @@ from device_drivers.kit.driver import (
 )
 from device_drivers.kit.profile import shared_transport
 from device_drivers.links.ble import Scanner, open_gatt, open_scanner, power_cycle
-from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.modbus import open_modbus_rtu
+from device_drivers.links.modbus_tcp import open_modbus_tcp
 from device_drivers.links.serial import open_serial
 from edge_agent.arbiter import Arbiter, Urgency
 from edge_agent.config import BleBus, Bus, Device, ModbusRtuBus, ModbusTcpBus, SerialBus

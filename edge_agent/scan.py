@@ -18,12 +18,13 @@ from typing import Any, Final, Literal, NamedTuple, cast
 import msgspec
 import psutil
 
-from device_drivers.errors import DeviceRefused, DeviceSilent, FrameError, LinkLost
+from device_drivers.errors import DeviceRefused, DeviceSilent, FrameError, LinkLost, PortInUse
 from device_drivers.kit.driver import Advert, AdvertDriver, ModbusBus, Reading, Value
 from device_drivers.kit.profile import Fingerprint
 from device_drivers.kit.registry import DriverPackage, driver_ids, load
 from device_drivers.links.ble import open_scanner
-from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.modbus import open_modbus_rtu
+from device_drivers.links.modbus_tcp import open_modbus_tcp
 from device_drivers.links.serial import found_ports, open_serial
 from exchange.configuration import toml_table
 from exchange.dictionary import dictionary
@@ -215,11 +216,15 @@ async def sweep_rtu(
     lost: LinkLost | None = None
     is_opened = False
     for line in lines:
+        if asyncio.get_running_loop().time() >= ends_s:
+            break
         settings = line._asdict()
         try:
             async with open_modbus_rtu(port, timeout_s=timeout_s, **settings) as bus:
                 is_opened = True
                 await _sweep(bus, units, ends_s, looked)
+        except PortInUse as error:
+            return _lost(looked, error)
         except LinkLost as error:
             lost = error  # not every port takes every setting
         if looked.outcome == "found":
@@ -240,7 +245,7 @@ async def sweep_tcp(
             places = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         if _is_connected({place[4][:2] for place in places}):
             # Many such gateways take one or two connections: a further one may cut off the agent's.
-            raise LinkLost("this machine is connected to it, in use")
+            raise PortInUse("this machine is connected to it 本機已連線")
         async with open_modbus_tcp(host, port=port, timeout_s=timeout_s) as bus:
             await _sweep(bus, units, ends_s, looked)
     except (LinkLost, OSError, UnicodeError) as error:
@@ -466,6 +471,5 @@ def _lost(looked: Looked, error: Exception) -> Looked:
     looked.detail = str(error) or type(error).__name__
     if looked.units:
         return looked  # what answered before is there
-    is_held = "in use" in looked.detail or "lock" in looked.detail
-    looked.outcome = "in use" if is_held else "failed"
+    looked.outcome = "in use" if isinstance(error, PortInUse) else "failed"
     return looked

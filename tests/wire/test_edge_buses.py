@@ -24,7 +24,8 @@ from device_drivers.kit.twin import ModbusException
 from device_drivers.links import modbus as modbus_link
 from device_drivers.links import serial as serial_link
 from device_drivers.links.ble import open_scanner, power_cycle
-from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.modbus import open_modbus_rtu
+from device_drivers.links.modbus_tcp import open_modbus_tcp
 from edge_agent import buses as buses_module
 from edge_agent import schedule as schedule_module
 from edge_agent.config import BleBus, Device, ModbusRtuBus, ModbusTcpBus, SerialBus

@@ -21,7 +21,8 @@ from device_drivers.kit import registry
 from device_drivers.kit.driver import Value
 from device_drivers.kit.registry import load
 from device_drivers.kit.twin import ModbusException
-from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.modbus import open_modbus_rtu
+from device_drivers.links.modbus_tcp import open_modbus_tcp
 from device_drivers.links.serial import open_serial
 from edge_agent.config import read_config
 from onestreet.cli import main

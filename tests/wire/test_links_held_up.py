@@ -17,7 +17,8 @@ import uvloop
 from device_drivers.errors import DeviceSilent
 from device_drivers.kit.driver import ModbusBus
 from device_drivers.kit.register_table import sealed
-from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.modbus import open_modbus_rtu
+from device_drivers.links.modbus_tcp import open_modbus_tcp
 
 UNIT, VALUE = 7, 4711
 TIMEOUT_S, HELD_UP_S, DEADLINE_S = 0.3, 0.7, 20.0

@@ -17,7 +17,8 @@ from device_drivers.kit.driver import ModbusBus, Value
 from device_drivers.kit.register_table import sealed
 from device_drivers.kit.registry import load
 from device_drivers.kit.twin import ModbusException
-from device_drivers.links.modbus import open_modbus_rtu, open_modbus_tcp
+from device_drivers.links.modbus import open_modbus_rtu
+from device_drivers.links.modbus_tcp import open_modbus_tcp
 
 Open: TypeAlias = Callable[..., AbstractAsyncContextManager[ModbusBus]]
 
