@@ -89,7 +89,7 @@ class Agent:
         self.commands = Commands(
             config.gateway, [], ledger, self.clock, self._execute, config.commands
         )
-        self._lighting = Lighting(self.clock, self.commands.order, ledger.last_issued_ms)
+        self._lighting = Lighting(self.clock, self.commands.order, ledger.last_issued)
         self.commands.on_done = self._lighting.overridden
         self.uplink = Uplink(
             config,
@@ -236,6 +236,8 @@ class Agent:
         if attended is None:
             return  # it went with a reload, while its bus was ending
         sent = attended.take(reading, self.clock.boot_ms())
+        was_away = attended.health.was_away
+        self._lighting.heard(line.device.id, reading.metrics, was_away=was_away)
         if sent is not None:
             device = attended.device
             await self.intake.put(device.domain, device.id, sent.metrics, sent.quality)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 
+from device_drivers.errors import DeviceRefused, DeviceSilent, LinkLost
 from edge_agent.schedule import Breaker
 from exchange.errors import DeviceError
 
 log = logging.getLogger(__name__)
+
+_AWAY = {DeviceSilent.__name__, DeviceRefused.__name__, LinkLost.__name__}
 
 
 class DeviceHealth:
@@ -32,6 +35,11 @@ class DeviceHealth:
         self.breaker: Breaker = "closed"
         self.next_probe_s: float | None = None
         self._told: set[str] = set()
+
+    @property
+    def was_away(self) -> bool:
+        """Whether it was silent, its bus lost, or what stands before it without it, since its last reading."""
+        return not self._told.isdisjoint(_AWAY)
 
     def answered(self) -> None:
         """Note a reading."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
-from exchange.commands import Command, Result, encode_command, encode_result
+from exchange.commands import Command, Result, decode_command, encode_command, encode_result
 from exchange.errors import OnestreetError
+from exchange.readings import Value
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ CREATE TABLE entry (
     result TEXT NOT NULL       -- the newest result as it travels
 );
 CREATE INDEX entry_by_kind ON entry (kind, number);
+CREATE INDEX entry_by_device ON entry (device, name, status, at_ms);
 CREATE TABLE result (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL,
@@ -89,6 +91,14 @@ class Entry(NamedTuple):
     status: str
     detail: str
     result: str
+
+
+class Issued(NamedTuple):
+    """A command of somebody that was carried out. Units: `at_ms` since 1970 UTC."""
+
+    id: str
+    at_ms: int
+    args: dict[str, Value]
 
 
 class Ledger:
@@ -155,9 +165,9 @@ class Ledger:
         """Let go of results that were receipted, named by command id and status."""
         await self._run(lambda: self._receipted(results))
 
-    async def last_issued_ms(self, device: str, name: str) -> int | None:
-        """Return when the device last carried out a command of that name that somebody issued."""
-        return await self._run(lambda: self._last_issued_ms(device, name))
+    async def last_issued(self, device: str, name: str) -> Issued | None:
+        """Return the last command of that name that somebody issued and the device carried out."""
+        return await self._run(lambda: self._last_issued(device, name))
 
     async def trail(self, limit: int = 100) -> list[Entry]:
         """Return the newest entries, newest first."""
@@ -327,13 +337,17 @@ class Ledger:
     def _count(self) -> None:
         self.unreceipted = self._open_db.execute("SELECT count(*) FROM result").fetchone()[0]
 
-    def _last_issued_ms(self, device: str, name: str) -> int | None:
-        found: int | None = self._open_db.execute(
-            "SELECT max(at_ms) FROM entry"
-            " WHERE kind = 'issued' AND device = ? AND name = ? AND status = 'done'",
+    def _last_issued(self, device: str, name: str) -> Issued | None:
+        row = self._open_db.execute(
+            "SELECT id, at_ms, detail FROM entry WHERE device = ? AND name = ? AND status = 'done'"
+            " AND kind = 'issued' ORDER BY at_ms DESC LIMIT 1",
             (device, name),
-        ).fetchone()[0]
-        return found
+        ).fetchone()
+        if row is None:
+            return None
+        args = decode_command(row[2].encode()).args
+        numbers = {name: value for name, value in args.items() if not isinstance(value, str)}
+        return Issued(row[0], row[1], numbers)
 
     def _trail(self, limit: int) -> list[Entry]:
         rows = self._open_db.execute(

@@ -2,8 +2,9 @@
 
 A programme gives the steps of each civil day in the town's zone; the step whose moment passed last holds. So after a
 start, an outage or a jump of the clock what should hold now is plain, however long ago its moment was. Nothing here
-needs the uplink. A command that somebody issued holds until the next step. While the clock is not known nothing is
-switched: the lamps stay as they are.
+needs the uplink. A command that somebody issued holds until the next step. A lamp that was away is given what holds
+again: power that returns has set it to a level of its own. While the clock is not known nothing is switched: the lamps
+stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import msgspec
 
 from device_drivers.kit.driver import Value
 from edge_agent.commands import Outcome, WallClock
-from edge_agent.ledger import LedgerBlocked
+from edge_agent.ledger import Issued, LedgerBlocked
 from exchange.errors import ConfigError
 from exchange.states import Location, Text
 from exchange.topics import END, Level
@@ -39,6 +40,8 @@ LOOK_EVERY_S = 15.0  # a clock that is set is noticed by then
 ORDER_S = 60.0
 RETRY_FIRST_S = 2.0
 RETRY_LAST_S = 300.0
+POWER_CYCLE: Final = "power_cycle"
+"""How a metric ends, of whatever maker, that says: power returned, and no level was given since (IEC 62386-102)."""
 SLEW_MS = 120_000
 """A clock that goes back by less does not bring back the step before."""
 _LOOK_BACK_DAYS = (3, 30, 400)
@@ -325,8 +328,8 @@ class _Lamp(msgspec.Struct, eq=False):
     timeline: Timeline
     settled: Due | None = None
     """The step that it has, or that was overridden."""
-    is_known: bool = False
-    """Whether it was looked up if somebody's command holds from before the start."""
+    is_power_new: bool = False
+    """Whether it says itself that power has returned."""
     tries: int = 0
     retry_s: float = 0.0
 
@@ -338,12 +341,12 @@ class Lighting:
         self,
         clock: WallClock,
         order: Order,
-        last_issued_ms: Callable[[str, str], Awaitable[int | None]],
+        last_issued: Callable[[str, str], Awaitable[Issued | None]],
     ) -> None:
-        """`last_issued_ms` says when a device last carried out a command that somebody issued."""
+        """`last_issued` tells a device's last command that somebody issued and it carried out."""
         self._clock = clock
         self._order = order
-        self._last_issued_ms = last_issued_ms
+        self._last_issued = last_issued
         self._lamps: dict[str, _Lamp] = {}
         self._looking: dict[str, asyncio.Task[None]] = {}
 
@@ -368,15 +371,25 @@ class Lighting:
                     continue
                 lamp = _Lamp(device, programme, timeline)
                 if (known := before.get(device.id)) is not None:
-                    lamp.settled, lamp.is_known = known.settled, known.is_known
+                    lamp.settled, lamp.is_power_new = known.settled, known.is_power_new
                 self._lamps[device.id] = lamp
 
     def overridden(self, device: str, name: str, at_ms: int) -> None:
         """Somebody's command was carried out: it holds until the next step."""
         lamp = self._lamps.get(device)
         if lamp is not None and name == COMMAND:
-            lamp.settled, lamp.is_known = lamp.timeline.holding(at_ms), True
+            lamp.settled = lamp.timeline.holding(at_ms)
             lamp.tries, lamp.retry_s = 0, 0.0
+
+    def heard(self, device: str, metrics: Mapping[str, Value], *, was_away: bool) -> None:
+        """A device was read; one that was away, or had no power, is given its level again."""
+        lamp = self._lamps.get(device)
+        if lamp is None:
+            return
+        is_power_new = any(value for name, value in metrics.items() if name.endswith(POWER_CYCLE))
+        if was_away or (is_power_new and not lamp.is_power_new):
+            lamp.settled, lamp.retry_s = None, 0.0
+        lamp.is_power_new = is_power_new
 
     async def run(self) -> None:
         """See to it, for ever, that every lamp has the level that holds."""
@@ -431,33 +444,39 @@ class Lighting:
         """Switch the lamps of one bus, one after the other."""
         while pending := self._pending(bus):
             lamp, due = pending[0]
-            if not lamp.is_known:
-                lamp.is_known = True
-                try:
-                    issued_ms = await self._last_issued_ms(lamp.device.id, COMMAND)
-                except LedgerBlocked:  # light is better than asking on
-                    issued_ms = None
-                if issued_ms is not None and due.moment_ms <= issued_ms <= self._clock.now_ms():
-                    lamp.settled = due  # somebody's command came after this step
-                    continue
             await self._set(lamp, due)
             await asyncio.sleep(lamp.programme.stagger_s)
 
+    async def _overriding(self, lamp: _Lamp, due: Due) -> Issued | None:
+        """Return somebody's command that came after this step, and so holds."""
+        try:
+            issued = await self._last_issued(lamp.device.id, COMMAND)
+        except LedgerBlocked:  # light is better than asking on
+            return None
+        if issued is None or not due.moment_ms <= issued.at_ms <= self._clock.now_ms():
+            return None
+        return issued
+
     async def _set(self, lamp: _Lamp, due: Due) -> None:
         before = lamp.settled
+        args: dict[str, Value] = {"level": due.level}
+        by = f"programme {lamp.programme.id}"
+        if (issued := await self._overriding(lamp, due)) is not None:
+            args, by = issued.args, f"command {issued.id}"
         outcome = await self._order(
             lamp.device.id,
             COMMAND,
-            {"level": due.level},
-            by=f"programme {lamp.programme.id}",
+            args,
+            by=by,
             deadline_s=ORDER_S,
             again=lamp.tries > 0,
         )
         if lamp.settled != before:
-            return  # somebody's command came in between
+            lamp.settled = None  # somebody's command came in between, and may have been overruled
+            return
         if outcome.status in ("done", "rejected"):
             lamp.settled = due
-        about = {"device": lamp.device.id, "percent": due.level, "reason": outcome.reason}
+        about = {"device": lamp.device.id, "percent": args["level"], "reason": outcome.reason}
         if outcome.status == "done":
             if lamp.tries:
                 log.info("a lamp could be switched again", extra=about)

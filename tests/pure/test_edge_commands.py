@@ -23,7 +23,7 @@ from edge_agent import commands as commands_module
 from edge_agent import ledger as ledger_module
 from edge_agent.commands import Commands, CommandSettings, announced
 from edge_agent.config import Device, Gateway
-from edge_agent.ledger import Ledger, LedgerBlocked
+from edge_agent.ledger import Issued, Ledger, LedgerBlocked
 from edge_agent.results import Results
 from exchange.commands import Command, Result, decode_result, encode_command
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_LAST_S
@@ -171,8 +171,9 @@ async def test_a_command_is_carried_out_and_answered_with_what_the_device_reads(
         assert result.at == datetime.fromtimestamp(NOW_MS / 1000, UTC)
         assert one.bus.done == [("lamp-1", 40)]
         assert done == [("lamp-1", "set_level", NOW_MS)]
-        assert await one.ledger.last_issued_ms("lamp-1", "set_level") == NOW_MS
-        assert await one.ledger.last_issued_ms("lamp-2", "set_level") is None
+        issued = Issued(str(order.id), NOW_MS, {"level": 40})
+        assert await one.ledger.last_issued("lamp-1", "set_level") == issued
+        assert await one.ledger.last_issued("lamp-2", "set_level") is None
 
 
 @pytest.mark.parametrize(
@@ -560,7 +561,7 @@ async def test_what_a_programme_does_is_in_the_trail(tmp_path: Path) -> None:
         assert msgspec.json.decode(trail[1].detail) == {"by": "programme p", "args": {"level": 10}}
         assert msgspec.json.decode(trail[0].result)["reason"] == "LinkLost: gone"
         assert one.ledger.unreceipted == 0, "nobody asked, nobody is answered"
-        assert await one.ledger.last_issued_ms("lamp-1", "set_level") is None
+        assert await one.ledger.last_issued("lamp-1", "set_level") is None
 
 
 def test_a_state_announces_what_the_device_takes() -> None:

@@ -22,7 +22,7 @@ from device_drivers.kit.driver import Value
 from edge_agent import lighting as lighting_module
 from edge_agent.commands import Outcome
 from edge_agent.config import Device
-from edge_agent.ledger import LedgerBlocked
+from edge_agent.ledger import Issued, LedgerBlocked
 from edge_agent.lighting import Days, Lighting, Programme, Step, Timeline, check
 from exchange.configuration import converted
 from exchange.errors import ConfigError
@@ -302,7 +302,8 @@ class Street:
         self.asked: Counter[str] = Counter()
         self.dead: set[str] = set()
         self.failed: set[str] = set()
-        self.issued: dict[str, int] = {}
+        self.issued: dict[str, Issued] = {}
+        self.by: list[str] = []
         self.at_once: Counter[str] = Counter()
         self.most_at_once = 0
 
@@ -316,8 +317,9 @@ class Street:
         deadline_s: float,
         again: bool,
     ) -> Outcome:
-        assert (name, by) == ("set_level", "programme p")
+        assert name == "set_level"
         assert deadline_s > 0
+        self.by.append(by)
         assert again == (self.asked[device_id] > 0 and device_id in self.failed)
         self.asked[device_id] += 1
         self.at_once["rs485"] += 1
@@ -331,7 +333,11 @@ class Street:
         self.done.append((device_id, int(args["level"])))
         return Outcome("done")
 
-    async def last_issued_ms(self, device: str, name: str) -> int | None:
+    def give(self, device: str, level: int, at_ms: int) -> None:
+        """Somebody's command was carried out."""
+        self.issued[device] = Issued(f"id-{level}", at_ms, {"level": level})
+
+    async def last_issued(self, device: str, name: str) -> Issued | None:
         assert name == "set_level"
         return self.issued.get(device)
 
@@ -346,7 +352,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 async def switching(
     street: Street, clock: Clock, *lamps: Device, **more: Any
 ) -> AsyncIterator[Lighting]:
-    lighting = Lighting(clock, street.order, street.last_issued_ms)
+    lighting = Lighting(clock, street.order, street.last_issued)
     ids = [one.id for one in lamps]
     whole: dict[str, Any] = {"id": "p", "steps": NIGHT, "devices": ids, "stagger_s": 0} | more
     lighting.serve([Programme(**whole)], lamps, TAIPEI, PLACE)
@@ -385,6 +391,7 @@ async def test_a_command_of_somebody_holds_until_the_next_step() -> None:
     street, clock = Street(), Clock("2027-01-01T20:00")
     async with switching(street, clock, lamp(1), lamp(2)) as lighting:
         await settled(street, 2)
+        street.give("lamp-1", 80, clock.now)
         lighting.overridden("lamp-1", "set_level", clock.now)
         lighting.overridden("lamp-1", "blink", clock.now)
         clock.now = ms("2027-01-01T23:29")
@@ -396,12 +403,65 @@ async def test_a_command_of_somebody_holds_until_the_next_step() -> None:
 
 async def test_after_a_start_a_command_of_somebody_still_holds() -> None:
     street, clock = Street(), Clock("2027-01-01T20:00")
-    street.issued = {"lamp-1": ms("2027-01-01T19:00"), "lamp-2": ms("2027-01-01T12:00")}
+    street.give("lamp-1", 80, ms("2027-01-01T19:00"))
+    street.give("lamp-2", 90, ms("2027-01-01T12:00"))
     async with switching(street, clock, lamp(1), lamp(2), lamp(3)):
-        await settled(street, 2)
-        assert street.done == [("lamp-2", 100), ("lamp-3", 100)]
+        await settled(street, 3)  # lamps may have begun anew with the gateway
+        assert street.done == [("lamp-1", 80), ("lamp-2", 100), ("lamp-3", 100)]
+        assert street.by == ["command id-80", "programme p", "programme p"]
         clock.now = ms("2027-01-02T00:00")
-        await settled(street, 5)
+        await settled(street, 6)
+        assert {level for _, level in street.done[3:]} == {50}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "was_away"),
+    [({}, True), ({"x-intesis-power_cycle": True, "level": 100}, False)],
+)
+async def test_a_lamp_that_was_away_is_given_what_holds_again(
+    metrics: dict[str, Value], was_away: bool
+) -> None:
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    well: dict[str, Value] = {"x-intesis-power_cycle": False, "level": 100}
+    async with switching(street, clock, lamp(1), lamp(2), lamp(3)) as lighting:
+        await settled(street, 3)
+        street.give("lamp-2", 80, clock.now)
+        lighting.overridden("lamp-2", "set_level", clock.now)
+        for name in ("lamp-1", "lamp-2", "lamp-3", "air-1"):
+            lighting.heard(name, well, was_away=False)
+        await settled(street, 3)
+        street.done.clear()
+        for name in ("lamp-1", "lamp-2", "air-1"):
+            lighting.heard(name, metrics, was_away=was_away)
+        await settled(street, 2)
+        assert street.done == [("lamp-1", 100), ("lamp-2", 80)], "somebody's command holds, too"
+        for name in ("lamp-1", "lamp-2", "lamp-3"):
+            lighting.heard(name, metrics, was_away=False)
+            lighting.heard(name, metrics, was_away=False)
+        await settled(street, 3 if metrics else 2)
+        street.done.clear()
+        clock.now = ms("2027-01-01T23:30")
+        lighting.heard("lamp-2", {}, was_away=True)
+        await settled(street, 3)
+        assert {level for _, level in street.done} == {50}, "until the next step"
+
+
+async def test_a_command_of_somebody_that_comes_between_is_given_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    whole = street.order
+
+    async def order(device_id: str, *about: Any, **more: Any) -> Outcome:
+        if not street.issued:
+            street.give(device_id, 80, clock.now)
+            lighting.overridden(device_id, "set_level", clock.now)
+        return await whole(device_id, *about, **more)
+
+    monkeypatch.setattr(street, "order", order)
+    async with switching(street, clock, lamp(1)) as lighting:
+        await settled(street, 2)
+    assert street.done == [("lamp-1", 100), ("lamp-1", 80)]
 
 
 async def test_while_the_clock_is_not_known_the_lamps_stay_as_they_are() -> None:
@@ -442,7 +502,7 @@ async def test_a_dead_lamp_holds_up_nobody_and_gets_what_holds_when_it_is_back(
 
 
 async def test_a_lamp_of_two_programmes_has_the_first(caplog: pytest.LogCaptureFixture) -> None:
-    lighting = Lighting(Clock("2027-01-01T20:00"), Street().order, Street().last_issued_ms)
+    lighting = Lighting(Clock("2027-01-01T20:00"), Street().order, Street().last_issued)
     two = [Programme(id=name, steps=NIGHT, devices=["lamp-1"]) for name in ("a", "b")]
     lighting.serve(two, [lamp(1)], TAIPEI, PLACE)
     assert [record.message for record in caplog.records] == [
@@ -466,11 +526,11 @@ async def test_a_ledger_that_cannot_be_asked_keeps_no_lamp_dark(
 ) -> None:
     monkeypatch.setattr(lighting_module, "LOOK_EVERY_S", 3600)
 
-    async def blocked(device: str, name: str) -> int | None:
+    async def blocked(device: str, name: str) -> Issued | None:
         raise LedgerBlocked("the disk is full")
 
     street, clock = Street(), Clock("2027-01-01T20:00")
-    monkeypatch.setattr(street, "last_issued_ms", blocked)
+    monkeypatch.setattr(street, "last_issued", blocked)
     async with switching(street, clock, lamp(1), lamp(2)):
         await settled(street, 2)
     assert caplog.records == [], "who keeps the ledger says so"
