@@ -10,7 +10,8 @@ from pathlib import Path
 
 from device_drivers.kit.driver import Reading
 from edge_agent.buses import BusTask, Line
-from edge_agent.config import Config, read_config
+from edge_agent.config import Config
+from edge_agent.config_reading import read_config
 from edge_agent.health import DeviceHealth
 from exchange.runtime import log_to_stderr, run, stop_on_signals
 

@@ -13,7 +13,8 @@ uplink, and its receipt back. The way of a command: uplink → commands (ledger)
 | commands, ledger, results, lighting | at most once, and what came of it; lamp programmes |
 | states, gateway_device | what is retained of gateway and devices; the gateway as a device |
 | status, snapshot, metrics | how the agent is: the document, where it comes from, Prometheus' text |
-| config, inventory, advice | edge.toml, its tables of devices, what in it is hardly meant |
+| config, config_reading, config_checks | edge.toml: its types, how it is read, what no type can say |
+| inventory, advice | tables of devices; what is allowed and hardly meant |
 | enrolment, scan | from a code to a certificate; what is connected |
 | command, enrolment_command, scan_command, status_command | the command line |
 """

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from device_drivers.kit.profile import Transport
 from device_drivers.kit.requests import requests
-from edge_agent.config import Config, Device, Examined, transport_of
+from edge_agent.config import Config, Device
+from edge_agent.config_checks import transport_of
+from edge_agent.config_reading import Examined
 from exchange.errors import ConfigError
 
 EACH = 3
@@ -40,10 +42,10 @@ def _about_devices(examined: Examined, config: Config) -> Iterator[ConfigError]:
         said = []
         if device.location is None:
             allowed = "no location: will not be on the map 沒有位置，地圖上不會顯示"
-            said.append(wrong("location", None, allowed))
+            said.append(wrong(ConfigError("", "location", None, allowed)))
         if device.interval_s < cadence_s:
             allowed = f"its device has new values every {cadence_s:g} s only 設備沒那麼快有新數值"
-            said.append(wrong("interval_s", device.interval_s, allowed))
+            said.append(wrong(ConfigError("", "interval_s", device.interval_s, allowed)))
         for one in said:
             found.setdefault((one.file, one.allowed), []).append(one)
     for same in found.values():

@@ -19,7 +19,8 @@ from edge_agent.buses import BusTask, Line
 from edge_agent.changes import Changes, changes, is_described_otherwise_only
 from edge_agent.clock import Clock
 from edge_agent.commands import Commands, announced
-from edge_agent.config import Config, Device, Loaded, load_config
+from edge_agent.config import Config, Device
+from edge_agent.config_reading import Loaded, load_config
 from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import DeviceHealth, Health
 from edge_agent.intake import Intake

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_agent.advice import advice
-from edge_agent.config import Examined, examine, load_config
+from edge_agent.config_reading import Examined, examine, load_config
 from edge_agent.quality import fitted
 from exchange.configuration import located
 from exchange.errors import ConfigError, DeviceError

@@ -82,19 +82,17 @@ class Row(NamedTuple):
             for step in path:
                 table = table.setdefault(step, {})
                 if not isinstance(table, dict):
-                    raise self.wrong(
-                        key, cell.text, f"{step} is no table in the template 範本中不是表格"
-                    )
+                    allowed = f"{step} is no table in the template 範本中不是表格"
+                    raise self.wrong(ConfigError("", key, cell.text, allowed))
             table[last] = number_or_text(cell.text, kind_of(key), decimal_comma=self.decimal_comma)
         return data
 
-    def wrong(self, key: str, value: object, allowed: str) -> ConfigError:
-        """Return an error of this row; what every row lacks, or has too much, is the header's."""
-        column = self.columns.get(key, "")
-        is_lacking = allowed.startswith("this key is required") and key not in self.columns
-        is_all = is_lacking or allowed.startswith("unknown key")
-        line = self.header if is_all else self.line
-        return ConfigError(self.file, key, value, allowed, line=line, column=column)
+    def wrong(self, error: ConfigError) -> ConfigError:
+        """Return an error of the device as this row's; what every row lacks, or has too much, is the header's."""
+        is_lacking = error.kind == "missing" and error.key not in self.columns
+        line = self.header if is_lacking or error.kind == "unknown" else self.line
+        column = self.columns.get(error.key, "")
+        return error.elsewhere(self.file, error.key, line=line, column=column)
 
 
 class Rows(NamedTuple):
@@ -165,15 +163,14 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             allowed = f"must be a file of {MAX_BYTES // 1024 // 1024} MiB at most 檔案過大"
-            raise ConfigError(str(path), "file", path.stat().st_size, allowed)
+            raise ConfigError(str(path), "file", path.stat().st_size, allowed, kind="file")
         data = path.read_bytes()
     except OSError as error:
         allowed = f"must be a readable file 檔案無法讀取: {error.strerror or error}"
-        raise ConfigError(str(path), "file", path.name, allowed) from error
+        raise ConfigError(str(path), "file", path.name, allowed, kind="file") from error
     except ValueError as error:  # a name with a null in it
-        raise ConfigError(
-            str(path), "file", str(path), f"must name a file 檔名無效: {error}"
-        ) from error
+        allowed = f"must name a file 檔名無效: {error}"
+        raise ConfigError(str(path), "file", str(path), allowed, kind="file") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

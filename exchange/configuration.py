@@ -21,10 +21,12 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import inspect
 
-from exchange.errors import ConfigError
+from exchange.errors import ConfigError, ConfigMistake
 from exchange.toml_lines import Place, places, statements
 
 T = TypeVar("T")
+MAX_MISTAKES = 20
+"""Of one table: who has more wrong than that has put something else there."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
@@ -49,14 +51,14 @@ class TomlFile:
             )  # Notepad's mark at the beginning, too
         except (OSError, UnicodeDecodeError) as error:
             allowed = "must be a readable TOML file"
-            raise ConfigError(self.name, "file", str(error), allowed) from error
+            raise ConfigError(self.name, "file", str(error), allowed, kind="file") from error
         try:
             self.data = tomllib.loads(self._text)
         except (ValueError, RecursionError) as error:  # numbers and nesting without end, too
             at = _AT_LINE.search(str(error))
             line = int(at[1]) if at else None
             raise ConfigError(
-                self.name, "file", str(error), "must be valid TOML", line=line
+                self.name, "file", str(error), "must be valid TOML", line=line, kind="file"
             ) from error
 
     @cached_property
@@ -101,25 +103,63 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
         found: object = value
         path = (key + inner).lstrip(".")
         choices = _choices(kind)
+        mistake: ConfigMistake = "value" if path else "file"
         if unknown := _UNKNOWN.match(message):
             name, allowed = unknown[1], _keys(_chosen(kind, value))
             found = value.get(name) if isinstance(value, Mapping) else value
-            path = f"{path}.{name}".lstrip(".")
+            path, mistake = f"{path}.{name}".lstrip("."), "unknown"
             message = (
                 f"unknown key{_hint(name, allowed)}; allowed are {', '.join(allowed)} 沒有這個鍵"
             )
         elif missing := _MISSING.match(message):
             name = missing[1]
-            path, found = f"{path}.{name}".lstrip("."), None
-            message = "this key is required"
-            if choices and name == _tag_field(kind):
-                message += f": one of {', '.join(choices)}"
-            message += " 此鍵必填"
+            path, found, mistake = f"{path}.{name}".lstrip("."), None, "missing"
+            message = _required(choices if name == _tag_field(kind) else ())
         elif choices and message.startswith("Invalid"):
             message = f"one of {', '.join(choices)}{_hint(str(found), choices)} 只能是其中之一"
         else:
             message += _expected_in_chinese(message)
-        raise ConfigError(file, path or "file", found, message) from error
+        raise ConfigError(file, path or "file", found, message, kind=mistake) from error
+
+
+def mistakes(data: object, shape: type[Any], file: str, key: str = "") -> list[ConfigError]:
+    """Return what is wrong with a table and those in it, of each key the first mistake; nothing when it is right."""
+    try:
+        converted(data, shape, file, key)
+    except ConfigError as error:
+        first = error
+    else:
+        return []
+    kind = _chosen(inspect.type_info(shape), data)
+    if not isinstance(kind, inspect.StructType) or not isinstance(data, Mapping):
+        return [first]
+    types = {field.encode_name: field.type for field in kind.fields}
+    tag = {kind.tag_field: kind.tag} if kind.tag_field else {}
+    found: list[ConfigError] = []
+    for name, value in data.items():
+        path = f"{key}.{name}".lstrip(".")
+        inner = _chosen(types[name], value) if name in types else None
+        if isinstance(inner, inspect.StructType) and isinstance(value, Mapping):
+            found += mistakes(value, inner.cls, file, path)
+            continue
+        try:
+            converted(tag | {name: value}, shape, file, key)
+        except ConfigError as error:
+            if error.kind != "missing" or error.key.startswith((f"{path}.", f"{path}[")):
+                found.append(error)  # else it is a key beside this one
+    unknown = [name for name in data if name not in types and name not in tag]
+    meant = {match for name in unknown for match in get_close_matches(name, types, 1)}
+    for field in kind.fields:
+        name = field.encode_name
+        if field.required and name not in data and name not in meant:
+            path = f"{key}.{name}".lstrip(".")
+            found.append(ConfigError(file, path, None, _required(), kind="missing"))
+    return found[:MAX_MISTAKES] or [first]
+
+
+def _required(choices: Sequence[str] = ()) -> str:
+    one_of = f": one of {', '.join(choices)}" if choices else ""
+    return f"this key is required{one_of} 此鍵必填"
 
 
 def _expected_in_chinese(message: str) -> str:
@@ -137,12 +177,15 @@ def _expected_in_chinese(message: str) -> str:
     return words
 
 
-def check_zone(file: str, key: str, name: str) -> None:
-    """Check the name of a time zone. Raises: ConfigError."""
+def check_zone(file: str, key: str, name: str) -> ZoneInfo:
+    """Return the time zone that has this name. Raises: ConfigError."""
     try:
-        ZoneInfo(name)
+        return ZoneInfo(name)
     except (ValueError, OSError, KeyError):  # a folder's name, a path, no such zone
-        allowed = "must be a name of the IANA time zone database, such as Asia/Taipei"
+        allowed = (
+            "must be a name of the IANA time zone database, such as Asia/Taipei"
+            " 須為時區名稱; a small system may lack the package tzdata"
+        )
         raise ConfigError(file, key, name, allowed) from None
 
 

@@ -22,6 +22,11 @@ Final and retryable errors are different classes, so that a caller never has to 
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+ConfigMistake: TypeAlias = Literal["value", "missing", "unknown", "file"]
+"""A value is wrong, a key is missing, a key is none that is known, or the whole cannot be taken."""
+
 
 class OnestreetError(Exception):
     """Root of every error raised on purpose."""
@@ -31,7 +36,7 @@ class ConfigError(OnestreetError):
     """A setting is wrong.
 
     `key` is the path to it (`device[2].interval_s`), `allowed` says what would be right. `line` is where it stands in
-    the file, and `column` in which column of a table of rows, where that is known.
+    the file, and `column` in which column of a table of rows, where that is known. By `kind` a caller decides.
     """
 
     def __init__(
@@ -43,11 +48,20 @@ class ConfigError(OnestreetError):
         *,
         line: int | None = None,
         column: str = "",
+        kind: ConfigMistake = "value",
     ) -> None:
         """Say where, what was found and what is allowed."""
         super().__init__(file, key, value, allowed)
         self.file, self.key, self.value, self.allowed = file, key, value, allowed
-        self.line, self.column = line, column
+        self.line, self.column, self.kind = line, column, kind
+
+    def elsewhere(
+        self, file: str, key: str, *, line: int | None = None, column: str = ""
+    ) -> ConfigError:
+        """Return the same mistake as one of another place."""
+        return ConfigError(
+            file, key, self.value, self.allowed, line=line, column=column, kind=self.kind
+        )
 
     def __str__(self) -> str:
         """`file:line: key = value: allowed`."""

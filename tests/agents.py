@@ -15,7 +15,7 @@ import msgspec
 
 from edge_agent.agent import Agent
 from edge_agent.clock import Clock
-from edge_agent.config import read_config
+from edge_agent.config_reading import read_config
 from exchange.configuration import toml_table
 from exchange.delivery import Key
 from exchange.readings import Sample, decode_pack

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange.configuration import TomlFile, converted, read_toml, toml_table, toml_value
+from exchange.configuration import (
+    TomlFile,
+    converted,
+    mistakes,
+    read_toml,
+    toml_table,
+    toml_value,
+)
 from exchange.errors import ConfigError
 
 
@@ -131,6 +138,39 @@ def test_a_part_of_a_file_is_named_with_its_place() -> None:
     with pytest.raises(ConfigError) as caught:
         converted([1], Place, "x.toml")
     assert caught.value.key == "file"
+
+
+def test_by_its_kind_a_mistake_is_told_and_not_by_its_words() -> None:
+    def kinds(data: object) -> list[tuple[str, str]]:
+        return [(one.key, one.kind) for one in mistakes(data, House, "f")]
+
+    assert kinds({"name": "a"}) == []
+    assert kinds(7) == [("file", "file")]
+    assert kinds({}) == [("name", "missing")]
+    assert kinds({"name": 7, "zzz": 1, "place": {"lat": 91, "lon": 0}, "mode": "x"}) == [
+        ("name", "value"),
+        ("zzz", "unknown"),
+        ("place.lat", "value"),
+        ("place.lon", "unknown"),
+        ("mode", "value"),
+    ]
+    # a list says its first alone; what a key in it lacks is its own affair
+    bus = [{"kind": "wire"}, {"kind": "wire", "prt": 1}]
+    assert kinds({"name": "a", "bus": bus}) == [("bus[0].port", "missing")]
+    assert kinds({"bus": bus, "nam": "a"}) == [("bus[0].port", "missing"), ("nam", "unknown")]
+
+
+def test_of_a_table_with_a_tag_the_tag_comes_first() -> None:
+    union: Any = Wire | Radio
+    assert [(one.key, one.kind) for one in mistakes({"port": 7}, union, "f")] == [
+        ("kind", "missing")
+    ]
+    wrong = {"kind": "wire", "parity": "X", "kin": 1}
+    assert [(one.key, one.kind) for one in mistakes(wrong, union, "f", "bus[1]")] == [
+        ("bus[1].parity", "value"),
+        ("bus[1].kin", "unknown"),
+        ("bus[1].port", "missing"),
+    ]
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import enrolment as gateway_side
-from edge_agent.config import read_config
+from edge_agent.config_reading import read_config
 from exchange.configuration import toml_value, with_tables
 from exchange.enrolment import BrokerAddress, EnrolmentError, Grant, is_inventory, read_message
 from exchange.errors import ConfigError

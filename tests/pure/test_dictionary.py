@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from device_drivers.kit.registry import driver_ids, load
-from edge_agent.config import read_config
+from edge_agent.config_reading import read_config
 from exchange.dictionary import RESERVED, VENDOR_METRIC, Domain, Metric, Profile, dictionary
 from exchange.readings import MAX_NUMBER, Pack, Sample, decode_pack, encode_pack
 from exchange.states import Descriptor

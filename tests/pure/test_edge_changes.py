@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.changes import Changes, changes
-from edge_agent.config import Config, read_config
+from edge_agent.config import Config
+from edge_agent.config_reading import read_config
 
 BEFORE = """\
 [gateway]

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from edge_agent.advice import advice
-from edge_agent.config import Config, SerialBus, examine, load_config, read_config
+from edge_agent.config import Config, SerialBus
+from edge_agent.config_reading import examine, load_config, read_config
+from exchange.configuration import MAX_MISTAKES
 from exchange.errors import ConfigError
 from exchange.tls import Tls
 from onestreet.cli import main
+from tests.driver_packages import RADON, installed
 
 GOOD = """\
 [gateway]
@@ -593,6 +596,59 @@ def test_of_two_that_claim_one_thing_the_first_stays(tmp_path: Path) -> None:
     assert "must be unique: device[1] has it, too" in said[0]
 
 
+def test_all_that_is_wrong_with_a_device_is_said_at_once(tmp_path: Path) -> None:
+    """By types, and beyond them: an installer corrects a file once."""
+    lamp = {"intervall_s": "2", "location": '{ lat = 91, lon = "e" }', "colour": '"red"'}
+    lamp |= {"settings": '{ short_address = 64, unitt = 1, channel = "x" }'}
+    lamp = {"id": '"L 2"', "driver": '"intesis_dali"', "bus": '"rs485"', **lamp}
+    _, _, said = loaded(write(tmp_path, more=device(**lamp)))
+    assert [one.partition(" = ")[0].partition(": ")[2] for one in said] == [
+        "device[3].id",
+        "device[3].intervall_s",  # and not that interval_s is missing
+        "device[3].location.lat",
+        "device[3].location.lon",
+        "device[3].colour",
+        "device[3].domain",
+        "device[3].settings.short_address",
+        "device[3].settings.unitt",
+        "device[3].settings.channel",
+    ]
+    beyond = LAMP | {"id": '"gw-1"', "domain": '"noise"', "driver": '"lamp"', "bus": '"rs1"'}
+    _, _, said = loaded(write(tmp_path, more=device(**beyond)))
+    assert [one.partition(" = ")[0].partition(": ")[2] for one in said] == [
+        "device[3].domain",
+        "device[3].driver",
+        "device[3].id",
+        "device[3].bus",
+    ]
+
+
+def test_all_that_is_wrong_with_a_bus_and_with_the_gateway_is_said_at_once(tmp_path: Path) -> None:
+    edits = [
+        ('port = "/dev/ttyUSB1"', 'prot = "/dev/ttyUSB1"\nbaudrate = 1\nparity = "X"'),
+        ('"gw-1"', "7"),
+        ('"localhost"', '"localhost"\nkeepalive_s = 1\ntls = { ca = "x" }'),
+    ]
+    found = examine(write(tmp_path, *edits))
+    assert found.config is None
+    assert [one.key for one in found.problems] == [
+        "gateway.id",
+        "broker.keepalive_s",
+        "broker.tls.ca",
+        "broker.tls.ca_file",
+        "bus[1].prot",
+        "bus[1].baudrate",
+        "bus[1].parity",
+    ]
+    assert all(one.line is not None for one in found.problems)
+
+
+def test_a_table_of_another_kind_is_not_listed_key_by_key(tmp_path: Path) -> None:
+    keys = {f"key_{n}": "1" for n in range(1000)}
+    _, _, said = loaded(write(tmp_path, more=device(**keys)))
+    assert len(said) == MAX_MISTAKES
+
+
 def test_a_table_that_nobody_reads_is_said(tmp_path: Path) -> None:
     devices, _, said = loaded(write(tmp_path, more='[[devices]]\nid = "x"\n'))
     assert len(devices) == 3
@@ -643,6 +699,18 @@ id = "night"
 devices = ["lamp-1", "lamp-2"]
 steps = [{ at = "18:00", level = 100 }, { at = "06:00", level = 0 }]
 """
+
+
+def test_a_driver_that_connects_is_as_good_as_one_that_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    radon = {"id": '"radon-1"', "domain": '"air"', "driver": '"acme_radon"', "bus": '"hci0"'}
+    radon |= {"interval_s": "60", "settings": '{ address = "C8:28:32:12:34:56" }'}
+    with installed("acme_radon", RADON, tmp_path, monkeypatch):
+        config = read_config(write(tmp_path, more=device(**radon)))
+        assert config.device[-1].package.profile.completes == "poll"
+        _, _, said = loaded(write(tmp_path, more=device(**radon | {"bus": '"rs485"'})))
+    assert "acme_radon needs a bus of kind ble" in said[0]
 
 
 def test_a_programme_goes_on_without_a_lamp_that_is_left_out(tmp_path: Path) -> None:

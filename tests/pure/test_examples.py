@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.config import Config, read_config
+from edge_agent.config import Config
+from edge_agent.config_reading import read_config
 from ingest.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.advice import advice
-from edge_agent.config import Config, examine, load_config, read_config
+from edge_agent.config import Config
+from edge_agent.config_reading import examine, load_config, read_config
 from edge_agent.inventory import letters
 from exchange.configuration import toml_value
 from exchange.errors import ConfigError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.config import read_config
+from edge_agent.config_reading import read_config
 from exchange.errors import ConfigError
 from onestreet.cli import main
 from onestreet.street import LOG_BYTES, _trim, agent_file, posts, town_plan

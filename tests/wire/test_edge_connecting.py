@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.buses import read_once
-from edge_agent.config import load_config
+from edge_agent.config_reading import load_config
 from simulators.peripheral import Characteristic, Peripheral
 from simulators.pytest_plugin import BluezBench
 from tests.agents import DEADLINE_S, until

@@ -24,7 +24,7 @@ from device_drivers.kit.twin import ModbusException
 from device_drivers.links.modbus import open_modbus_rtu
 from device_drivers.links.modbus_tcp import open_modbus_tcp
 from device_drivers.links.serial import open_serial
-from edge_agent.config import read_config
+from edge_agent.config_reading import read_config
 from onestreet.cli import main
 from simulators.peripheral import Peripheral
 from simulators.pytest_plugin import Bench, BluezBench
