@@ -6,6 +6,7 @@ DeviceError
 ├── DeviceRefused     the device answered with an error of its own (a Modbus exception); raw code kept
 ├── CommandRejected   a command the device or its profile cannot take; final
 └── LinkLost          the port, adapter or connection is gone; the link is opened again
+    └── PortInUse     somebody else has it open
 """
 
 from __future__ import annotations
@@ -45,3 +46,7 @@ class CommandRejected(DeviceError):
 
 class LinkLost(DeviceError):
     """The port, adapter or connection is gone."""
+
+
+class PortInUse(LinkLost):
+    """Somebody else has the port open, or is connected to what takes one connection."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import termios
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final, Literal
 
-from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
+from pymodbus.client import AsyncModbusSerialClient
 from pymodbus.exceptions import ConnectionException, ModbusException
 from pymodbus.pdu import ModbusPDU
+from pymodbus.transport import ModbusProtocol
 
 from device_drivers.errors import DeviceRefused, DeviceSilent, FrameError, LinkLost
 from device_drivers.kit.driver import ModbusBus
 from device_drivers.kit.register_table import crc16, exception_words, parse_response
-from device_drivers.links.serial import port_path
+from device_drivers.links.serial import PortTransport, attached
 
 _LATE_S: Final = 0.25
 """A unit that gave no answer is not asked again for so long: its answer may be late, and nothing in an RTU answer
@@ -56,7 +55,7 @@ class _Bus:
     def __init__(self, name: str, timeout_s: float, wire: _Wire | None = None) -> None:
         """`wire` is that of a serial line; over TCP an answer names its request."""
         self.transactions = 0
-        self.client: AsyncModbusSerialClient | AsyncModbusTcpClient
+        self.client: AsyncModbusSerialClient
         self.timeout_s = timeout_s
         self.name, self._wire = name, wire
         self._one_at_a_time = asyncio.Lock()
@@ -220,19 +219,12 @@ async def _connected(bus: _Bus, missing: str) -> AsyncIterator[ModbusBus]:
                 is_connected = await bus.client.connect()
         except TimeoutError:
             is_connected = False
-        except termios.error as error:
-            raise LinkLost(f"{bus.name}: takes no such settings: {error}") from error
         if not is_connected:
             raise LinkLost(missing)
         yield bus
     finally:
         bus.client.close()
         await asyncio.sleep(0)  # the transport closes in the loop's next round
-
-
-def _why_not(path: str) -> str:
-    """Say why a port cannot be opened: pymodbus keeps the reason to itself."""
-    return "in use, or may not be opened" if Path(path).exists() else "there is no such port"
 
 
 @asynccontextmanager
@@ -249,42 +241,21 @@ async def open_modbus_rtu(
 
     Shape: `port` is a path or names an adapter (kit.port_names).
     Units: `timeout_s` from the end of a request to the begin of its answer.
-    Raises: LinkLost when there is no such port, it is in use, or it may not be opened.
+    Raises: PortInUse; LinkLost when there is no such port, it may not be opened, or it hangs.
     """
-    path = port_path(port)
     bus = _Bus(port, timeout_s, _Wire(baudrate))
     bus.client = AsyncModbusSerialClient(
-        path,
-        baudrate=baudrate,
-        bytesize=bytesize,
-        parity=parity,
-        stopbits=stopbits,
-        timeout=_NEVER_S,
-        retries=0,
-        reconnect_delay=0,
-        trace_packet=bus.overhear,
+        port, timeout=_NEVER_S, retries=0, reconnect_delay=0, trace_packet=bus.overhear
     )
-    async with _connected(bus, f"{port}: {_why_not(path)}") as opened:
-        yield opened
+    protocol = bus.client.ctx
+    async with attached(
+        port, protocol, baudrate=baudrate, bytesize=bytesize, parity=parity, stopbits=stopbits
+    ) as transport:
 
+        async def given() -> tuple[PortTransport, ModbusProtocol]:
+            return transport, protocol
 
-@asynccontextmanager
-async def open_modbus_tcp(
-    host: str, *, port: int = 502, timeout_s: float = 1.0
-) -> AsyncIterator[ModbusBus]:
-    """Connect to a Modbus TCP device or gateway. Requests are not repeated: the schedule asks again.
-
-    Raises: LinkLost when it cannot be reached.
-    """
-    name = f"{host}:{port}"
-    bus = _Bus(name, timeout_s)
-    bus.client = AsyncModbusTcpClient(
-        host,
-        port=port,
-        timeout=_NEVER_S,
-        retries=0,
-        reconnect_delay=0,
-        trace_packet=bus.overhear,
-    )
-    async with _connected(bus, f"{name}: no connection") as opened:
-        yield opened
+        # the library's own would wait for the kernel when it opens and closes
+        protocol.call_create = given
+        async with _connected(bus, f"{port}: not attached") as opened:
+            yield opened
