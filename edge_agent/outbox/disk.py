@@ -23,13 +23,17 @@ class Disk:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
         try:
             try:
+                if os.fstat(file).st_size > at:  # what an attempt left that could not be undone
+                    os.ftruncate(file, at)
                 _write(file, data, at)
                 os.fdatasync(file)
+                if is_new:
+                    self.sync_folder(path.parent)
             except OSError:
                 os.ftruncate(file, at)
+                if is_new:
+                    path.unlink()
                 raise
-            if is_new:
-                self.sync_folder(path.parent)
         finally:
             os.close(file)
         self.written += BLOCK * ((at + len(data) - 1) // BLOCK - at // BLOCK + 1)

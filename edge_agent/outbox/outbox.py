@@ -33,6 +33,7 @@ from edge_agent.outbox.records import (
     Record,
     Undated,
     Waiting,
+    advance,
     encode,
     kept,
     ranges,
@@ -373,11 +374,11 @@ class Outbox:
         for record in records:
             match record:
                 case Counters(counters, next_id):
-                    self._counters.update(counters)
+                    self._counters = _further(self._counters, counters)
                     self._next_id = max(self._next_id, next_id)
                 case Kept():
                     counter = Counter(record.epoch, record.seq + 1, record.time_ms)
-                    self._counters[record.device] = counter
+                    advance(self._counters, record.device, counter)
                     undated.pop(record.id, None)
                     self._next_id = max(self._next_id, record.id + 1)
                     if record.id > last_id:
@@ -643,6 +644,14 @@ class Outbox:
         """Bring what is old enough to the disk, once it takes something again."""
         if self._stage is None:
             return
+        if (
+            self._stage.grown > STAGE_BYTES
+            and self._stage.size > STAGE_BYTES + 2 * self._fresh_bytes
+        ):
+            with suppress(
+                OSError
+            ):  # then it grows on, and an append that fails sends all to the disk
+                self._stage.begin(self._token, self._clock.boot_id, self._staged())
         now_ms = self._clock.boot_ms()
         if self._trouble and now_ms < self._retry_ms:
             return
@@ -652,8 +661,6 @@ class Outbox:
         try:
             if came_ms and now_ms - min(came_ms) >= SPILL_AFTER_MS:
                 self._spill()
-            elif self._stage.size > STAGE_BYTES + 2 * self._fresh_bytes:
-                self._stage.begin(self._token, self._clock.boot_id, self._staged())
         except OSError as error:
             self._complain(str(error))
             self._retry_ms = now_ms + RETRY_MS
@@ -818,15 +825,10 @@ class _Batch:
 
 
 def _further(one: dict[str, Counter], other: dict[str, Counter]) -> dict[str, Counter]:
-    """Return of each device the counter that had come further; an epoch that has ended goes on nowhere."""
-
-    def how_far(counter: Counter) -> tuple[int, float]:
-        return counter.epoch, math.inf if counter.next_seq == ENDED else counter.next_seq
-
+    """Return of each device the counter that had come further."""
     found = dict(one)
     for device, counter in other.items():
-        if device not in found or how_far(counter) > how_far(found[device]):
-            found[device] = counter
+        advance(found, device, counter)
     return found
 
 

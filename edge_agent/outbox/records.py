@@ -9,6 +9,7 @@ Version 2 is frozen: records and fields are appended, never changed. The golden 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -79,6 +80,17 @@ class Counter(NamedTuple):
 
 
 ENDED = -1
+
+
+def advance(counters: dict[str, Counter], device: str, counter: Counter) -> None:
+    """Move a device's counter on, never back: an epoch that has ended goes on nowhere."""
+    before = counters.get(device)
+    if before is None or _reach(counter) > _reach(before):
+        counters[device] = counter
+
+
+def _reach(counter: Counter) -> tuple[int, float]:
+    return counter.epoch, math.inf if counter.next_seq == ENDED else counter.next_seq
 
 
 class Counters(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -27,19 +27,20 @@ from edge_agent.outbox.records import (
     Kept,
     Seal,
     Waiting,
+    advance,
     frame_at,
     framed,
     framed_body,
     frames,
     ranges,
 )
+from exchange.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
 SEGMENT_HOURS = 1  # then a new one is begun, so that age can be dropped by the hour
-LOADED = (
-    6  # segments whose index is in memory: the window of the delivery reaches over two or three
-)
+LOADED = 6
+"""Segments whose index is in memory: the window of the delivery reaches over two or three."""
 SET_ASIDE = 5  # damaged files that are kept for whoever wants to look
 _NUMBER = "[0-9]" * 20
 """A file of another name in the folder, such as a copy that somebody made, is none of ours."""
@@ -170,7 +171,9 @@ class Segments:
         self._indexes: OrderedDict[int, Index] = OrderedDict()
         self._counters: dict[str, Counter] = {}
         self._next_id = 0
-        self._is_silent = False
+        self._trouble = Trouble(
+            log, "receipted samples stay on disk for now", "receipted samples leave the disk again"
+        )
 
     def open(self, boot_ms: int) -> None:
         """Find out what is there."""
@@ -289,12 +292,6 @@ class Segments:
         self._all.remove(segment)
         self._indexes.pop(segment.number, None)
 
-    def _clear(self) -> None:
-        """Remove the files from which everything has left."""
-        for segment in self._all[:-1]:
-            if not segment.depth:
-                self._remove(segment)
-
     # ------------------------------------------------------------------------------------------------- reading
 
     def between(self, after_id: int, up_to_id: int, limit: int) -> list[Waiting]:
@@ -340,18 +337,24 @@ class Segments:
 
     def note(self) -> None:
         """Write down what has left, and remove the files from which everything has."""
-        try:
-            for segment in self._all:
-                if segment.unnoted and (segment.depth or segment is self._all[-1]):
+        reasons = []
+        for segment in list(self._all):  # removals before notes: they make the room for those
+            try:
+                if not segment.depth and segment is not self._all[-1]:
+                    self._remove(segment)
+            except OSError as error:
+                reasons.append(str(error))
+        for segment in self._all:
+            try:
+                if segment.unnoted:
                     self._disk.note(segment.aside, b"".join(_gone(*one) for one in segment.unnoted))
                     segment.unnoted = []
-            self._clear()
-        except OSError as error:
-            if not self._is_silent:
-                log.warning("receipted samples stay on disk for now", extra={"reason": str(error)})
-            self._is_silent = True
+            except OSError as error:
+                reasons.append(str(error))
+        if reasons:
+            self._trouble.report(reasons[0])
         else:
-            self._is_silent = False
+            self._trouble.over()
 
     def _holding(self, wanted: dict[Series, list[int]]) -> Iterator[tuple[Segment, list[Series]]]:
         """Yield the segments in which some of the named samples may be, with the series that it is about."""
@@ -410,9 +413,8 @@ class Segments:
             self.damaged += max(1, believed - len(index.ids))
             self._mend(segment, data, len(index.ids))
             index, end, _ = _indexed(_whole(segment.path), segment)
-        elif end != len(
-            data
-        ):  # what was being written when everything stopped; nobody was told that it is there
+        elif end != len(data) or not index.next_id:
+            # what was being written when everything stopped; nobody was told that it is there
             self.torn |= segment is self._all[-1]
         segment.size = end
         for first, last in [*_departed(segment.aside), *segment.unnoted]:
@@ -464,7 +466,7 @@ def _indexed(data: bytes, segment: Segment) -> tuple[Index, int, int]:
             case Kept() as sample:
                 index.add(sample, frame.start, frame.end)
                 counter = Counter(sample.epoch, sample.seq + 1, sample.time_ms)
-                index.counters[sample.device] = counter
+                advance(index.counters, sample.device, counter)
             case Counters() as begun:
                 index.counters.update(begun.counters)
                 index.next_id = begun.next_id

@@ -28,8 +28,14 @@ class Stage:
         name = hashlib.sha256(os.fsencode(outbox.absolute())).hexdigest()[:16]
         self.path = folder / f"{name}{SUFFIX}"
         self.size = 0
+        self._begun_size = 0
         self._outbox = str(outbox.absolute())
         self._files = Disk()  # its count is not flash
+
+    @property
+    def grown(self) -> int:
+        """Bytes that were added since it was begun."""
+        return self.size - self._begun_size
 
     def recover(self, token: str, boot_id: str) -> list[Record] | None:
         """Return what the stage of this name and this boot holds, None when there is no such stage."""
@@ -58,7 +64,7 @@ class Stage:
         new.unlink(missing_ok=True)
         self._files.note(new, data)
         new.replace(self.path)
-        self.size = len(data)
+        self.size = self._begun_size = len(data)
 
     def append(self, bodies: Iterable[bytes]) -> None:
         """Add encoded records: all of them, or none."""

@@ -240,6 +240,46 @@ async def test_a_container_that_begins_anew_without_its_memory_begins_new_epochs
     await outbox.close()
 
 
+async def test_counters_never_go_back_when_the_stage_is_written_anew(
+    machine: Machine, time: SteppedTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.outbox.outbox.STAGE_BYTES", 2000)
+    outbox = await machine.start()
+    first, second = await outbox.take([taken("a", T0_MS), taken("a", T0_MS + 200)])
+    await outbox.forget([key(second)])  # the later one's receipt comes first
+    (stage,) = machine.stages.iterdir()
+    size, number = 0, 0
+    while stage.stat().st_size > size:  # until it is written anew
+        size, number = stage.stat().st_size, number + 1
+        others = await outbox.take([taken("b", T0_MS + number, pm10=1.0)] * 5)
+        await outbox.forget(keys(others))
+        await outbox.tend()
+    await machine.kill()
+    outbox = await machine.start()
+    assert await everything(outbox) == [first]
+    (third,) = await outbox.take([taken("a", T0_MS + 400)])
+    assert key(third) == Key("a", T0_MS, 2)
+    await outbox.close()
+
+
+@pytest.mark.parametrize("left", [b"", b"\xf5\x5a half a head"])
+async def test_a_segment_that_was_only_just_created_hides_no_counters(
+    tmp_path: Path, time: SteppedTime, left: bytes
+) -> None:
+    machine = Machine(tmp_path, time.clock(), settings=OutboxSettings(stage="disk"))
+    outbox = await machine.start()
+    first = await outbox.take([taken("a", T0_MS)])
+    for number in range(9):
+        first += await outbox.take([taken("a", T0_MS + 200 * (number + 1))])
+    await outbox.forget(keys(first))
+    await machine.kill()  # between the creation of the next segment and its first sample
+    (machine.path / f"{outbox.last_id + 1:020d}.seg").write_bytes(left)
+    outbox = await machine.start()
+    second = await outbox.take([taken("a", T0_MS + 200 * n) for n in range(20)])
+    assert not set(keys(first)) & set(keys(second))
+    await outbox.close()
+
+
 async def test_where_no_memory_is_the_disk_is_used_and_it_is_said(
     tmp_path: Path, time: SteppedTime, caplog: pytest.LogCaptureFixture
 ) -> None:

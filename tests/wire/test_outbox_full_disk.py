@@ -78,6 +78,59 @@ async def test_nothing_that_was_taken_is_lost_and_it_goes_on_when_there_is_room(
     await outbox.close()
 
 
+@pytest.mark.parametrize("stage", ["memory", "disk"])
+async def test_what_fills_the_disk_itself_is_freed_by_receipts(
+    disk: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = SteppedTime()
+    settings = OutboxSettings(stage="disk" if stage == "disk" else "memory")
+    outbox = Outbox(disk / "outbox", settings, time.clock(), stage_folder=tmp_path)
+    monkeypatch.setattr(outbox._segments, "_segment_bytes", 30_000)
+    await outbox.open()
+    waiting: list[Waiting] = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutboxBlocked, match="No space left"):
+        patch.setattr("edge_agent.outbox.outbox.STAGE_MOST_BYTES", 20_000)
+        for _ in range(5000):
+            time.step(2)
+            waiting += await outbox.take([taken("a", None, time.boot_ms())] * 20)
+    for start in range(0, len(waiting), 100):
+        await outbox.forget(keys(waiting[start : start + 100]))
+        await outbox.tend()
+    assert outbox.size_bytes <= 32_000, "the newest is left"
+    time.step(2)
+    more = await outbox.take([taken("a", None, time.boot_ms())])
+    time.step(2)
+    await outbox.tend()
+    await outbox.close()
+    outbox = Outbox(disk / "outbox", settings, time.clock(), stage_folder=tmp_path)
+    await outbox.open()
+    assert await outbox.after(0, 100_000) == more, "what has its receipt does not come back"
+    await outbox.close()
+
+
+async def test_one_sample_without_a_receipt_makes_no_stage_grow_for_ever(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.outbox.outbox.STAGE_BYTES", 50_000)
+    time = SteppedTime()
+    outbox = Outbox(disk / "outbox", clock=time.clock(), stage_folder=tmp_path)
+    await outbox.open()
+    stuck = await outbox.take([taken("a", None, time.boot_ms()), taken("b", None, time.boot_ms())])
+    await outbox.forget(keys(stuck[1:]))
+    await asyncio.to_thread(fill, disk)
+    (stage,) = await asyncio.to_thread(lambda: list(tmp_path.glob("*.stage")))
+    sizes = []
+    for _ in range(100):
+        time.step(1)
+        waiting = await outbox.take([taken("b", None, time.boot_ms())] * 100)
+        await outbox.forget(keys(waiting))
+        await outbox.tend()
+        sizes.append(stage.stat().st_size)
+    assert 40_000 < max(sizes) < 70_000
+    assert await outbox.after(0, 10) == stuck[:1]
+    await outbox.close()
+
+
 async def test_an_outbox_on_a_full_disk_opens_and_can_be_emptied(
     disk: Path, tmp_path: Path
 ) -> None:
