@@ -16,5 +16,5 @@ uplink, and its receipt back. The way of a command: uplink → commands (ledger)
 | config, config_reading, config_checks | edge.toml: its types, how it is read, what no type can say |
 | inventory, advice | tables of devices; what is allowed and hardly meant |
 | enrolment, scan | from a code to a certificate; what is connected |
-| command, enrolment_command, scan_command, status_command | the command line |
+| cli, enrolment_command, scan_command, status_command | the command line |
 """

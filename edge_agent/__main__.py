@@ -2,7 +2,7 @@
 
 import sys
 
-from edge_agent.command import run
+from edge_agent.cli import run
 from exchange.errors import ConfigError, OnestreetError
 
 if __name__ == "__main__":

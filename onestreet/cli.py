@@ -29,7 +29,7 @@ SUBCOMMANDS = {
     "demo": Subcommand(
         "onestreet.demo.command:run", "all", "a simulated town, end to end, with an audit"
     ),
-    "edge": Subcommand("edge_agent.command:run", "edge", "the agent on a gateway"),
+    "edge": Subcommand("edge_agent.cli:run", "edge", "the agent on a gateway"),
     "ingest": Subcommand("ingest.command:run", "ingest", "from the broker into the store"),
     "quarantine": Subcommand(
         "ingest.quarantine_command:run", "ingest", "what was refused: list, show, replay, purge"
@@ -38,9 +38,7 @@ SUBCOMMANDS = {
     "conform": Subcommand(
         "exchange.conformance.command:run", "conform", "whether a party keeps to the exchange"
     ),
-    "town": Subcommand(
-        "provisioning.command:run", "town", "a town's keys, accounts, broker and store"
-    ),
+    "town": Subcommand("provisioning.cli:run", "town", "a town's keys, accounts, broker and store"),
     "street": Subcommand(
         "onestreet.street:run", "all", "every gateway of an office's towns, simulated"
     ),

@@ -29,7 +29,7 @@ from exchange.enrolment import (
 )
 from exchange.errors import ConfigError
 from exchange.states import Label, Location
-from provisioning import configurations
+from provisioning import kept_configurations
 from provisioning.access import gateway_user
 from provisioning.authority import issuer_of, names_of, requested_key
 from provisioning.broker import password_hash, read_passwords, written_passwords
@@ -145,7 +145,9 @@ def grant(office: Office, request: Request, *, now: datetime | None = None) -> G
     ):
         raise EnrolmentRefused("withdrawn", entry.name)
     password = _password(entry, secret) if entry.salt else ""
-    configurations.kept(office, entry.county, entry.gateway)  # one that is damaged uses no code up
+    kept_configurations.kept(
+        office, entry.county, entry.gateway
+    )  # one that is damaged uses no code up
     if entry.used is None:
         if not password:
             signed = office.sign_gateway(entry.county, entry.gateway, request.request.encode())
@@ -175,7 +177,7 @@ def _granted(office: Office, entry: Entry, password: str) -> Grant:
         location=Location(lat=site.location.lat, lon=site.location.lon),
         township=site.township,
         intervals=town.intervals,
-        files=configurations.kept(office, entry.county, entry.gateway),
+        files=kept_configurations.kept(office, entry.county, entry.gateway),
     )
 
 

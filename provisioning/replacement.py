@@ -19,7 +19,7 @@ from exchange.errors import ConfigError, UplinkLost
 from exchange.mqtt import Client, Message, Settings, Subscription
 from exchange.tls import Tls
 from exchange.topics import LEVEL, PREFIX, Topic
-from provisioning import configurations, enrolment
+from provisioning import enrolment, kept_configurations
 from provisioning.access import OFFICE, gateway_user
 from provisioning.authority import serial_of
 from provisioning.files import write_private, write_public
@@ -46,11 +46,11 @@ def replace_gateway(
         if not office.is_revoked(county, old):
             office.revoke_gateway(county, old)
     else:
-        configurations.rename(office, county, old, new)
+        kept_configurations.rename(office, county, old, new)
         try:
             office.rename_gateway(county, old, new)
         except ConfigError:
-            configurations.rename(office, county, new, old)
+            kept_configurations.rename(office, county, new, old)
             raise
     office.admit_gateway(county, new, hand_out=hand_out)
     return one.site

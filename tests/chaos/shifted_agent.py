@@ -19,7 +19,7 @@ def main(offset: Path) -> int:
 
     time.time_ns = wrong_ns
     time.time = lambda: wrong_ns() / 1e9
-    from edge_agent.command import run  # its defaults take the clock when they are imported
+    from edge_agent.cli import run  # its defaults take the clock when they are imported
 
     return run(["run", *sys.argv[2:]])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.command import parser
+from edge_agent.cli import parser
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
 UNIT = FOLDER / "onestreet-edge.service"

@@ -121,7 +121,8 @@ def test_what_the_terminal_says_is_told_as_it_is() -> None:
         for name in ("messages.md", "messages.zh-TW.md")
     ]
     assert told[0] == told[1]
-    paths = [*(ROOT / "edge_agent").glob("*command.py"), ROOT / "onestreet" / "cli.py"]
+    paths = [*(ROOT / "edge_agent").glob("*_command.py")]
+    paths += [ROOT / "edge_agent" / "cli.py", ROOT / "onestreet" / "cli.py"]
     said = "\n".join(
         words for path in paths for words in literals(ast.parse(path.read_text("utf-8")))
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edge_agent import enrolment as gateway_side
 from edge_agent import enrolment_command
-from edge_agent.command import run
+from edge_agent.cli import run
 from edge_agent.config_reading import read_config
 from exchange.enrolment import (
     WORDS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from provisioning.command import parser
+from provisioning.cli import parser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "security"

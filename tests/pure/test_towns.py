@@ -19,7 +19,7 @@ from msgspec import inspect
 
 from exchange.errors import ConfigError
 from exchange.towns import Bucket, Store, Town, read_town, read_towns
-from provisioning.command import parser
+from provisioning.cli import parser
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "towns").glob("*.toml"))

@@ -20,7 +20,7 @@ from exchange.configuration import toml_value, with_tables
 from exchange.enrolment import BrokerAddress, EnrolmentError, Grant, is_inventory, read_message
 from exchange.errors import ConfigError
 from onestreet.cli import main
-from provisioning import configurations
+from provisioning import kept_configurations
 from provisioning.office import Office, init, opened
 from provisioning.replacement import replace_gateway
 from tests.offices import broker_table, town_text
@@ -92,13 +92,13 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_what_is_kept_replaces_what_was(office: Office, file: Path) -> None:
-    assert configurations.kept(office, "tw-tpe", "gw-1") == {}
-    assert configurations.keep(office, "tw-tpe", "gw-1", file) == ["edge.toml", "路燈.csv"]
-    kept = configurations.kept(office, "tw-tpe", "gw-1")
+    assert kept_configurations.kept(office, "tw-tpe", "gw-1") == {}
+    assert kept_configurations.keep(office, "tw-tpe", "gw-1", file) == ["edge.toml", "路燈.csv"]
+    kept = kept_configurations.kept(office, "tw-tpe", "gw-1")
     assert kept == {"edge.toml": EDGE, "路燈.csv": ROWS[1:].replace("\r\n", "\n")}
     file.write_text(EDGE[: EDGE.index("[[inventory]]")], encoding="utf-8")
-    assert configurations.keep(office, "tw-tpe", "gw-1", file) == ["edge.toml"]
-    assert list(configurations.kept(office, "tw-tpe", "gw-1")) == ["edge.toml"]
+    assert kept_configurations.keep(office, "tw-tpe", "gw-1", file) == ["edge.toml"]
+    assert list(kept_configurations.kept(office, "tw-tpe", "gw-1")) == ["edge.toml"]
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_only_inventories_beside_it_are_kept(
 ) -> None:
     file.write_text(EDGE.replace('"路燈.csv"', name), encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
-        configurations.keep(office, "tw-tpe", "gw-1", file)
+        kept_configurations.keep(office, "tw-tpe", "gw-1", file)
     assert caught.value.line == 31
-    assert not configurations.folder_of(office, "tw-tpe", "gw-1").exists()
+    assert not kept_configurations.folder_of(office, "tw-tpe", "gw-1").exists()
 
 
 def test_what_is_too_large_is_refused(office: Office, file: Path) -> None:
     (file.parent / "路燈.csv").write_text("x" * 4_000_000)
     with pytest.raises(ConfigError, match="bytes at most"):
-        configurations.keep(office, "tw-tpe", "gw-1", file)
+        kept_configurations.keep(office, "tw-tpe", "gw-1", file)
 
 
 def test_the_command_says_what_is_wrong(
@@ -144,9 +144,9 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_a_bundle_is_all_that_a_gateway_needs(office: Office, file: Path, tmp_path: Path) -> None:
-    configurations.keep(office, "tw-tpe", "gw-p", file)
+    kept_configurations.keep(office, "tw-tpe", "gw-p", file)
     replace_gateway(office, "tw-tpe", "gw-p", "gw-q", hand_out=True)
-    more = configurations.handed(office, "tw-tpe", "gw-q")
+    more = kept_configurations.handed(office, "tw-tpe", "gw-q")
     bundle = tmp_path / "bundle"
     with tarfile.open(fileobj=io.BytesIO(office.bundle("tw-tpe", "gw-q", more))) as tar:
         tar.extractall(bundle, filter="data")
@@ -267,10 +267,10 @@ def test_a_gateway_is_renamed_where_it_stands(folder: Path, written: str) -> Non
     text = f"{written}{text}" if at_top else f"{text}\n{written}"
     town.write_text(text, encoding="utf-8")
     with opened(folder) as office:
-        configurations.folder_of(office, "tw-tpe", "gw-1").mkdir(parents=True)
+        kept_configurations.folder_of(office, "tw-tpe", "gw-1").mkdir(parents=True)
         assert replace_gateway(office, "tw-tpe", "gw-1", "gw-9") == "street"
         assert "gw-9" in [one.id for one in office.town("tw-tpe").gateways]
-        assert configurations.folder_of(office, "tw-tpe", "gw-9").exists()
+        assert kept_configurations.folder_of(office, "tw-tpe", "gw-9").exists()
         assert office.authority.valid("tw-tpe.gw-1") == []
     after = town.read_text("utf-8")
     assert len(after.splitlines()) == len(text.splitlines())
@@ -281,11 +281,11 @@ def test_a_name_that_is_taken_or_none_changes_nothing(folder: Path, file: Path) 
     town = folder / "towns" / "tw-tpe.toml"
     before = town.read_bytes()
     with opened(folder) as office:
-        configurations.keep(office, "tw-tpe", "gw-1", file)
+        kept_configurations.keep(office, "tw-tpe", "gw-1", file)
         for name in ("gw-p", "GW 9", "", "..", "../../towns", 'gw"'):
             with pytest.raises(ConfigError):
                 replace_gateway(office, "tw-tpe", "gw-1", name)
-            assert configurations.kept(office, "tw-tpe", "gw-1")
+            assert kept_configurations.kept(office, "tw-tpe", "gw-1")
         with pytest.raises(ConfigError, match="one of gw-1, gw-p"):
             replace_gateway(office, "tw-tpe", "gw-7", "gw-8")
         assert town.read_bytes() == before

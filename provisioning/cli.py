@@ -17,9 +17,9 @@ from exchange.towns import read_towns
 from provisioning import (
     backup,
     compose,
-    configurations,
     enrolment,
     enrolment_service,
+    kept_configurations,
     replacement,
     store,
 )
@@ -411,7 +411,7 @@ def _replace(arguments: argparse.Namespace) -> int:
             _show(code, arguments, f"{county}/{new}")
         else:
             _hand_over(office, county, new, arguments.bundle)
-        if not configurations.kept(office, county, new):
+        if not kept_configurations.kept(office, county, new):
             keep = f"onestreet town gateway configure {county}/{new} EDGE.toml"
             _say(f"its edge.toml is not kept here: bring it, or {keep}", "辦公室沒有保存設定檔")
         if told:
@@ -465,7 +465,7 @@ def _clear(arguments: argparse.Namespace) -> int:
 def _configure(arguments: argparse.Namespace) -> int:
     county, gateway = arguments.gateway
     with opened(arguments.into, arguments.ca_passphrase_file) as office:
-        files = configurations.keep(office, county, gateway, arguments.file)
+        files = kept_configurations.keep(office, county, gateway, arguments.file)
         _say(f"{county}/{gateway}: kept {', '.join(files)}", "已保存，註冊時一併送達")
     return 0
 
@@ -569,7 +569,7 @@ def _hand_over(office: Office, county: str, gateway: str, bundle: Path | None) -
         folder = office.gateway_folder(county, gateway)
         _say(f"take {folder} to the gateway, then delete it here", "交付後請刪除此資料夾")
     else:
-        more = configurations.handed(office, county, gateway)
+        more = kept_configurations.handed(office, county, gateway)
         write_private(bundle, office.bundle(county, gateway, more))
         _say(f"take {bundle} to the gateway, then delete it: it is a key", "內含金鑰，交付後請刪除")
 
