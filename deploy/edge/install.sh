@@ -71,7 +71,6 @@ fi
 mkdir -p /usr/local/bin
 point /usr/local/bin/onestreet "$BASE/current/bin/onestreet"
 point "$BASE/current" "$new"
-if [ -n "$old" ] && [ "$old" != "$new" ]; then point "$BASE/previous" "$old"; fi
 
 if [ -d /run/systemd/system ]; then # else it is an image that is being prepared
     modprobe -a usbserial cdc_acm || true # not every kernel has them
@@ -84,6 +83,7 @@ if [ -d /run/systemd/system ]; then # else it is an image that is being prepared
     fi
 fi
 systemctl enable --quiet "$UNIT"
+if [ -n "$old" ] && [ "$old" != "$new" ]; then point "$BASE/previous" "$old"; fi
 
 kept=$(readlink "$BASE/previous" || true)
 for folder in "$BASE"/*; do # what neither runs nor is kept to go back to

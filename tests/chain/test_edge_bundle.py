@@ -86,6 +86,7 @@ version fourth 0
 : >/run/fail
 if sh install.sh; then exit 1; fi
 [ "$(readlink /opt/onestreet/current)" = "$second" ]
+[ "$(readlink /opt/onestreet/previous)" = "$first" ]
 [ "$(grep -c '^restart' /run/told)" = 2 ]
 
 echo '== another one; what is not needed any more is gone'
