@@ -327,6 +327,12 @@ class Agent:
                         " the configuration stays as it was",
                         extra={"devices": found.disappeared, "programmes": gone},
                     )
+                elif found.lost_half:
+                    log.error(
+                        "an inventory lacks more than half of the devices:"
+                        " the configuration stays as it was",
+                        extra={"devices": len(loaded.config.device), "served": len(self.devices)},
+                    )
                 else:
                     await self._take_up(loaded.config, found, group)
             notify("READY=1")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.config import Bus, Config, Device
+from edge_agent.config import PARTS, Bus, Config, Device
 
 DESCRIPTION = frozenset(
     {"label", "location", "asset_id", "cabinet", "circuit", "township", "serial", "installed"}
@@ -17,8 +17,6 @@ HANDLING = frozenset({"report", "limits"})
 """Keys of a device that concern its readings after they were taken."""
 LIVE = frozenset({"gateway.label", "gateway.location", "gateway.township", "gateway.interval_s"})
 """Keys of the gateway that its state says, or that are looked at each time."""
-TABLES = frozenset({"bus", "device", "programme", "template", "inventory"})
-"""What is compared by name."""
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,35 +33,14 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """Devices that are new."""
     disappeared: list[str] = []
     """Devices that are no more: their states are to be retired."""
-    described: list[str] = []
-    """Devices whose state says something else, and that may go on as they are."""
-    handled: list[str] = []
-    """Devices whose readings are judged or reported otherwise; their buses go on."""
-    programmes: bool = False
-    """Whether the lamp programmes, or the lamps they are for, changed."""
-    gateway_described: bool = False
-    """Whether the gateway's own state says something else."""
+    republish: bool = False
+    """Whether retained states are other ones now."""
     reconnect: list[str] = []
     """Keys of the broker: a new connection takes them up."""
     restart: list[str] = []
     """Keys that only a new start takes up; all the rest may be taken up without one."""
-
-    @property
-    def is_none(self) -> bool:
-        """Whether nothing is to be done."""
-        return self == Changes()
-
-    @property
-    def republish(self) -> bool:
-        """Whether retained states are other ones now."""
-        return bool(
-            self.appeared
-            or self.disappeared
-            or self.described
-            or self.handled
-            or self.begin_buses
-            or self.gateway_described
-        )
+    lost_half: bool = False
+    """Whether the same inventories have less than half of the devices: as one has that is still being copied."""
 
 
 def changes(old: Config, new: Config) -> Changes:
@@ -71,20 +48,19 @@ def changes(old: Config, new: Config) -> Changes:
     before, after = _buses(old), _buses(new)
     was = {device.id: device for device in old.device}
     now = {device.id: device for device in new.device}
-    both = [name for name in now if name in was]
-    keys = {name: set(_differing(was[name], now[name])) for name in both}
-    whole = [key for key in _keys(old, new) if key not in LIVE]
+    whole = _keys(old, new)
+    begin_buses = sorted(name for name in after if after[name] != before.get(name))
     return Changes(
         end_buses=sorted(name for name in before if before[name] != after.get(name)),
-        begin_buses=sorted(name for name in after if after[name] != before.get(name)),
+        begin_buses=begin_buses,
         appeared=sorted(now.keys() - was.keys()),
         disappeared=sorted(was.keys() - now.keys()),
-        described=sorted(name for name in both if keys[name] & DESCRIPTION),
-        handled=sorted(name for name in both if keys[name] & HANDLING),
-        programmes=_switching(old) != _switching(new),
-        gateway_described=any(key in LIVE for key in _keys(old, new)),
+        republish=was != now or bool(begin_buses) or not LIVE.isdisjoint(whole),
         reconnect=[key for key in whole if key.startswith("broker.")],
-        restart=[key for key in whole if not key.startswith("broker.")],
+        restart=[key for key in whole if not key.startswith("broker.") and key not in LIVE],
+        lost_half=bool(old.inventory)
+        and old.inventory == new.inventory
+        and 2 * len(now) < len(was),
     )
 
 
@@ -123,15 +99,6 @@ def _keys(old: Config, new: Config) -> list[str]:
     return [
         f"{table}.{key}"
         for table in _differing(old, new)
-        if table not in TABLES
+        if table not in PARTS
         for key in _differing(getattr(old, table), getattr(new, table))
     ]
-
-
-def _switching(config: Config) -> object:
-    """Return all that lamp programmes go by, beside the zone and the place of the gateway."""
-    lamps = [
-        [(lamp.id, lamp.bus) for lamp in programme.lamps(config.device)]
-        for programme in config.programme
-    ]
-    return config.programme, lamps, config.gateway.location

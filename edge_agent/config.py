@@ -196,3 +196,7 @@ class Config(_Table, frozen=True, kw_only=True):
     def bus_of(self, device: Device) -> Bus:
         """Return the bus that a checked device names."""
         return next(bus for bus in self.bus if bus.id == device.bus)
+
+
+PARTS = frozenset({"bus", "device", "programme", "template", "inventory"})
+"""Tables whose entries stand or fall one by one; each of the others does as a whole."""

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from device_drivers.kit.registry import load
 from edge_agent import lighting
-from edge_agent.config import Bus, Config, Device, SerialBus
+from edge_agent.config import PARTS, Bus, Config, Device, SerialBus
 from edge_agent.config_checks import (
     check_broker,
     check_port,
@@ -86,8 +86,6 @@ def examine(path: Path) -> Examined:
 
 
 _BUS: Any = Bus
-_PARTS = ("bus", "device", "template", "inventory", "programme")
-"""What is read one by one; the rest stands or falls as a whole."""
 
 
 class _Reader:
@@ -110,7 +108,7 @@ class _Reader:
 
     def read(self) -> Examined:
         data = self._toml.data
-        whole = self._whole({key: data[key] for key in data if key not in _PARTS})
+        whole = self._whole({key: data[key] for key in data if key not in PARTS})
         gateway = data.get("gateway")
         self._gateway_id = gateway.get("id") if isinstance(gateway, dict) else None
         self._read_buses()

@@ -106,7 +106,7 @@ def read_rows(path: Path, names: Mapping[str, str], keys: frozenset[str]) -> Row
     """Return the rows of a file.
 
     Shape: `names` are the inventory's `columns`; `keys` what a column may begin with.
-    Raises: ConfigError when the file cannot be read, or its first row names no device's keys.
+    Raises: ConfigError when the file cannot be read, its first row names no device's keys, or no row follows.
     """
     file = str(path)
     text = _text(path)
@@ -147,6 +147,9 @@ def read_rows(path: Path, names: Mapping[str, str], keys: frozenset[str]) -> Row
     if header is None:
         allowed = "must have a first row that names the columns, such as id 第一列應為欄位名稱"
         raise ConfigError(file, "header", "", allowed, line=1)
+    if not rows and not problems:  # as one is that is still being copied
+        allowed = "must have a row for each device; it has none 清單中沒有任何設備"
+        raise ConfigError(file, "row", "", allowed, line=header_line)
     return Rows(rows, problems)
 
 

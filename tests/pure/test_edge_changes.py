@@ -66,7 +66,8 @@ bus = "rs485"
 interval_s = 30
 settings = { short_address = 2 }
 """
-ON_RS485 = Changes(end_buses=["rs485"], begin_buses=["rs485"])
+ON_RS485 = Changes(end_buses=["rs485"], begin_buses=["rs485"], republish=True)
+SAID = Changes(republish=True)
 
 
 def read(folder: Path, text: str) -> Config:
@@ -88,33 +89,25 @@ def read(folder: Path, text: str) -> Config:
         (
             '\n[[programme]]',
             f"{LAMP_2}\n[[programme]]",
-            Changes(end_buses=["rs485"], begin_buses=["rs485"], appeared=["lamp-2"]),
+            Changes(end_buses=["rs485"], begin_buses=["rs485"], appeared=["lamp-2"], republish=True),
         ),
         (
             'id = "aq-1"',
             'id = "aq-2"',
-            Changes(end_buses=["tty0"], begin_buses=["tty0"], appeared=["aq-2"], disappeared=["aq-1"]),
+            Changes(end_buses=["tty0"], begin_buses=["tty0"], appeared=["aq-2"], disappeared=["aq-1"], republish=True),
         ),
         # what is only said, or only judged: nothing stops
-        ('cabinet = "C-1"', 'cabinet = "C-2"', Changes(described=["aq-1"])),
+        ('cabinet = "C-1"', 'cabinet = "C-2"', SAID),
         (
             'cabinet = "C-1"',
             'cabinet = "C-1"\nreport = { pm2_5 = { deadband = 1.0 } }',
-            Changes(handled=["aq-1"]),
+            SAID,
         ),
         # lamps
-        ('level = 100', 'level = 80', Changes(programmes=True)),
-        (
-            'cabinet = "C-1"',
-            'cabinet = "C-1"\ncircuit = "K2"',
-            Changes(described=["aq-1"]),
-        ),
+        ('level = 100', 'level = 80', Changes()),  # programmes are served anew each time
+        ('cabinet = "C-1"', 'cabinet = "C-1"\ncircuit = "K2"', SAID),
         # the gateway
-        (
-            "lat = 25.0,",
-            "lat = 25.1,",
-            Changes(gateway_described=True, programmes=True),
-        ),
+        ("lat = 25.0,", "lat = 25.1,", SAID),
         ('"localhost"', '"127.0.0.1"', Changes(reconnect=["broker.host"])),
         ("[broker]", "[broker]\nkeepalive_s = 20", Changes(reconnect=["broker.keepalive_s"])),
         ('id = "gw-1"', 'id = "gw-2"', Changes(restart=["gateway.id"])),
@@ -126,20 +119,13 @@ def test_what_is_to_be_done(tmp_path: Path, old: str, new: str, wanted: Changes)
     before = read(tmp_path, BEFORE)
     found = changes(before, read(tmp_path, BEFORE.replace(old, new, 1)))
     assert found == wanted
-    assert found.is_none == (wanted == Changes())
-
-
-def test_a_lamp_that_moves_to_a_circuit_changes_what_programmes_switch(tmp_path: Path) -> None:
-    before = read(tmp_path, BEFORE.replace("\n[[programme]]", f"{LAMP_2}\n[[programme]]"))
-    after = BEFORE.replace("\n[[programme]]", f'{LAMP_2}circuit = "K1"\n\n[[programme]]')
-    assert changes(before, read(tmp_path, after)) == Changes(described=["lamp-2"], programmes=True)
 
 
 def test_a_bus_without_devices_is_none(tmp_path: Path) -> None:
     head = BEFORE[: BEFORE.index('[[device]]\nid = "lamp-1"')]
     before, after = read(tmp_path, BEFORE), read(tmp_path, head)
     assert changes(before, after) == Changes(
-        end_buses=["rs485"], disappeared=["lamp-1"], programmes=True
+        end_buses=["rs485"], disappeared=["lamp-1"], republish=True
     )
     assert changes(after, before).begin_buses == ["rs485"]
 
@@ -149,3 +135,33 @@ def test_the_order_in_a_file_changes_nothing(tmp_path: Path) -> None:
     one = read(tmp_path, BEFORE + LAMP_2)
     other = read(tmp_path, BEFORE.replace(lamp_1, "") + LAMP_2 + lamp_1)
     assert changes(one, other) == Changes()
+
+
+INVENTORY = """
+[template.lamp]
+domain = "streetlight"
+driver = "intesis_dali"
+bus = "rs485"
+interval_s = 30
+
+[[inventory]]
+file = "lamps.csv"
+template = "lamp"
+"""
+
+
+@pytest.mark.parametrize(("left", "lost_half"), [(6, False), (2, False), (1, True)])
+def test_less_than_half_of_what_was_there_is_told(
+    tmp_path: Path, left: int, lost_half: bool
+) -> None:
+    """Two devices stand in the file itself, six in the inventory."""
+
+    def lamps(count: int, file: str = "lamps.csv") -> Config:
+        rows = "".join(f"l-{number},{number}\n" for number in range(10, 10 + count))
+        (tmp_path / file).write_text(f"id,settings.short_address\n{rows}", encoding="utf-8")
+        return read(tmp_path, BEFORE + INVENTORY.replace("lamps.csv", file))
+
+    assert changes(lamps(6), lamps(left)).lost_half == lost_half
+    # another inventory is one that somebody named on purpose, none is one that was taken away
+    assert not changes(lamps(6), lamps(left, "others.csv")).lost_half
+    assert not changes(lamps(6), read(tmp_path, BEFORE)).lost_half

@@ -151,6 +151,39 @@ async def test_a_slip_of_the_pen_stops_no_device(
     check_whole(heard)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (b"", "left out of service"),
+        (b"id,settings.short_address\n", "left out of service"),
+        (b"id,settings.short_address\nlamp-1,1\n", "an inventory lacks more than half"),
+    ],
+)
+async def test_an_inventory_that_is_still_being_copied_retires_nobody(
+    broker: Mosquitto,
+    street: Street,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rows: bytes,
+    said: str,
+) -> None:
+    caplog.set_level(logging.ERROR, "edge_agent")
+    asked = asyncio.Event()
+    path = street.write(1, 2, 3, 4, 5)
+    async with witness(broker) as heard, running_agent(path, reload=asked) as agent:
+        await until(lambda: heard.of("lamp-1") and heard.of("lamp-2"))
+        buses = agent.buses
+        (tmp_path / "lamps.csv").write_bytes(rows)
+        asked.set()
+        await until(lambda: any("stays as it was" in one.message for one in caplog.records))
+        assert any(one.message.startswith(said) for one in caplog.records)
+        assert agent.buses == buses
+        street.write(1, 2, 3, 4)  # the copy is complete
+        asked.set()
+        await until(lambda: "lamp-5" in heard.retired)
+        assert heard.retired == {"lamp-5"}
+
+
 async def test_a_wrong_row_beside_new_ones_is_left_out(
     broker: Mosquitto, street: Street, caplog: pytest.LogCaptureFixture
 ) -> None:
