@@ -20,11 +20,12 @@ import msgspec
 
 from device_drivers.errors import CommandRejected
 from device_drivers.kit.driver import Value
-from edge_agent.ledger import Entry, Ledger, LedgerBlocked
+from edge_agent.ledger import RESULTS_KEPT, Entry, Ledger, LedgerBlocked
 from edge_agent.results import Results
 from exchange.commands import Command, Result, Status, decode_command
 from exchange.errors import CommandError, DeviceError, TopicError
 from exchange.topics import PREFIX, parse_topic
+from exchange.trouble import Trouble
 
 if TYPE_CHECKING:
     from edge_agent.config import Device, Gateway
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUEUED = 100  # that came and were not looked at yet; what finds no place is lost, and its issuer gives up
+COMMAND_BYTES = 16_384  # what the ledger keeps is bounded by number, so each is, too
 REASON_CHARACTERS = 500
 RETRY_FIRST_S = 0.5  # a result that the disk does not take is tried again
 RETRY_LAST_S = 30.0
@@ -58,7 +60,7 @@ class WallClock(Protocol):
 
 
 class Execute(Protocol):
-    """Has a device carry out a command in its turn on the bus and returns what it reads back.
+    """Has a device carry out a command in its turn on the bus, in order of asking, and returns what it reads back.
 
     Raises: TimeoutError when the turn did not come in time, CommandRejected, DeviceError.
     """
@@ -76,14 +78,6 @@ class Outcome(NamedTuple):
     readback: dict[str, Value] = {}  # noqa: RUF012 - never written to
 
 
-class _Lane:
-    """The orders of one bus, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.turn = asyncio.Lock()
-        self.waiting = 0
-
-
 class Commands:
     """The commands of one gateway, between `open` and `close`."""
 
@@ -98,7 +92,7 @@ class Commands:
     ) -> None:
         """`on_done` hears of every command that was carried out: the device, the name and when."""
         self.counts: Counter[str] = Counter()
-        """Results by status; `programme …` for orders of our own, `unreadable`, `lost`."""
+        """Results by status; `programme …` for orders of our own, `unreadable`, `lost`, `dropped`."""
         self.results = Results(ledger)
         self.on_done: Callable[[str, str, int], None] = lambda _device, _name, _at_ms: None
         self.topic_filter = f"{PREFIX}/{gateway.county}/{gateway.site}/{gateway.id}/+/+/commands"
@@ -107,18 +101,36 @@ class Commands:
         self._execute = execute
         self._settings = settings or CommandSettings()
         self._devices: dict[str, Device] = {}
-        self._lanes: dict[str, _Lane] = {}
+        self._waiting: Counter[str] = Counter()
+        """Commands by bus, until their result."""
         self._queue: asyncio.Queue[tuple[str, bytes, asyncio.Event]] = asyncio.Queue(QUEUED)
         self._under_way: dict[asyncio.Task[None], UUID] = {}
         self._is_open = self._is_stopping = False
-        self._said = ""
+        self._unrecorded = Trouble(
+            log,
+            "commands cannot be recorded, and are not carried out",
+            "commands are recorded again",
+        )
+        self._unrecorded_results = Trouble(
+            log, "results cannot be recorded", "results are recorded again"
+        )
+        self._unrecorded_orders = Trouble(
+            log,
+            "what a programme did cannot be recorded",
+            "what a programme does is recorded again",
+        )
+        self._unreadable = Trouble(log, "a command cannot be read", "commands can be read again")
+        self._flooded = Trouble(
+            log, "more commands come than can be looked at", "all commands are looked at again"
+        )
+        self._full = Trouble(
+            log, "results without a receipt are let go of", "results have room again"
+        )
         self.serve(devices)
 
     def serve(self, devices: Sequence[Device]) -> None:
         """These are the devices from now on."""
         self._devices = {device.id: device for device in devices}
-        lanes = {device.bus for device in devices}
-        self._lanes = {bus: self._lanes.get(bus) or _Lane() for bus in lanes}
 
     async def open(self) -> None:
         """Open the ledger and answer what a process died over; a disk that takes nothing is tried again later."""
@@ -129,7 +141,7 @@ class Commands:
             )
             self._is_open = True  # only now: what is taken from here on is not interrupted
         except LedgerBlocked as error:
-            self._say("commands cannot be recorded, and are not carried out", error)
+            self._unrecorded.report(str(error))
 
     async def close(self) -> None:
         """Close the ledger."""
@@ -142,8 +154,10 @@ class Commands:
             self._queue.put_nowait((topic, payload, judged))
         except asyncio.QueueFull:
             self.counts["lost"] += 1
-            self._say("more commands come than can be looked at", "some are lost")
+            self._flooded.report("some are lost")
             judged.set()
+        else:
+            self._flooded.over()
         return judged
 
     async def run(self) -> None:
@@ -161,7 +175,7 @@ class Commands:
                 if self._is_open:
                     await self._take(topic, payload)
             except LedgerBlocked as error:
-                self._say("commands cannot be recorded, and are not carried out", error)
+                self._unrecorded.report(str(error))
             except Exception:  # what somebody sends must not end the agent
                 self.counts["unreadable"] += 1
                 log.exception("a command met an error", extra={"topic": topic})
@@ -191,7 +205,7 @@ class Commands:
                     "the gateway stopped before there was a result 閘道器停止，命令中斷", left
                 )
             except LedgerBlocked as error:
-                self._say("results cannot be recorded", error)
+                self._unrecorded_results.report(str(error))
         self.results.changed()
 
     async def order(
@@ -220,7 +234,9 @@ class Commands:
                     device_id, name, detail, self._clock.now_ms(), outcome.status, result
                 )
             except LedgerBlocked as error:
-                self._say("what a programme did cannot be recorded", error)
+                self._unrecorded_orders.report(str(error))
+            else:
+                self._unrecorded_orders.over()
         return outcome
 
     # ------------------------------------------------------------------------------------------------- judging
@@ -229,15 +245,20 @@ class Commands:
         try:
             place = parse_topic(topic)
         except TopicError as error:
-            self._unreadable(error)
+            self._not_read(error)
             return
         results = str(msgspec.structs.replace(place, channel="results"))
         try:
             command = decode_command(payload)
         except CommandError as error:
-            self._unreadable(error)
+            self._not_read(error)
             if (identity := _identity(payload)) is not None:
                 await self._reply(identity, Outcome("rejected", str(error)), results)
+            return
+        self._unreadable.over()
+        if len(payload) > COMMAND_BYTES:
+            words = f"longer than {COMMAND_BYTES} bytes 命令過長"
+            await self._reply(command.id, Outcome("rejected", words), results)
             return
         now_ms = self._clock.now_ms()
         device = self._devices.get(place.device)
@@ -245,6 +266,7 @@ class Commands:
             device = None
         is_known = self._clock.known
         found = await self._ledger.enter(command, place.device, results, now_ms, is_known=is_known)
+        self._unrecorded.over()
         if isinstance(found, Entry):
             if found.device == place.device:
                 await self._ledger.answer_again(command.id)
@@ -289,23 +311,22 @@ class Commands:
                 return f"{name} {value} is not in {low:g} … {high:g} 超出範圍"
         if self._is_stopping:
             return "the gateway is stopping 閘道器停止中"
-        if self._lanes[device.bus].waiting >= self._settings.queued:
+        if self._waiting[device.bus] >= self._settings.queued:
             return f"{self._settings.queued} commands wait for this bus already 等候的命令過多"
         return ""
 
     # ----------------------------------------------------------------------------------------------- executing
 
     def _start(self, device: Device, command: Command, results: str) -> None:
-        lane = self._lanes[device.bus]
-        lane.waiting += 1
+        self._waiting[device.bus] += 1
         task = asyncio.create_task(self._see_through(device, command, results))
         self._under_way[task] = command.id
 
         def over(task: asyncio.Task[None]) -> None:
-            lane.waiting -= 1
+            self._waiting[device.bus] -= 1
             del self._under_way[task]
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._say("commands meet an error", error)
+                log.error("a command met an error", exc_info=error)
 
         task.add_done_callback(over)
 
@@ -332,16 +353,8 @@ class Commands:
         """Wait for the turn and carry it out, or say why not."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + left_s
-        lane = self._lanes.setdefault(device.bus, _Lane())
         try:
-            async with asyncio.timeout_at(until_s):
-                await lane.turn.acquire()
-        except TimeoutError:
-            return Outcome("expired")
-        try:
-            readback = await self._execute(
-                device.id, name, args, deadline_s=max(0.0, until_s - loop.time())
-            )
+            readback = await self._execute(device.id, name, args, deadline_s=max(0.0, left_s))
         except TimeoutError as error:
             if loop.time() >= until_s:
                 return Outcome("expired")
@@ -353,10 +366,8 @@ class Commands:
         except Exception as error:
             log.exception("a driver failed at a command", extra={"device": device.id})
             return Outcome("failed", f"{type(error).__name__}: {error}")
-        finally:
-            lane.turn.release()
-        return Outcome("done", readback={key: value for key, value in readback.items()
-                                         if math.isfinite(value)})  # fmt: skip
+        numbers = {key: value for key, value in readback.items() if math.isfinite(value)}
+        return Outcome("done", readback=numbers)
 
     # ----------------------------------------------------------------------------------------------- answering
 
@@ -372,7 +383,7 @@ class Commands:
             try:
                 await self._answer(command, outcome, results)
             except LedgerBlocked as error:
-                self._say("results cannot be recorded", error)
+                self._unrecorded_results.report(str(error))
             else:
                 return
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -385,7 +396,12 @@ class Commands:
 
     def _answered(self, outcome: Outcome) -> None:
         self.counts[outcome.status] += 1
-        self._said = ""
+        self._unrecorded_results.over()
+        if self._ledger.dropped > self.counts["dropped"]:
+            self.counts["dropped"] = self._ledger.dropped
+            self._full.report(f"{RESULTS_KEPT} wait already")
+        elif self._ledger.unreceipted < RESULTS_KEPT:
+            self._full.over()
         self.results.changed()
 
     def _result(self, command: UUID, outcome: Outcome) -> Result:
@@ -405,15 +421,9 @@ class Commands:
                 continue
             await self._answer(command, Outcome("failed", f"interrupted: {reason}"), results)
 
-    def _unreadable(self, error: Exception) -> None:
+    def _not_read(self, error: Exception) -> None:
         self.counts["unreadable"] += 1
-        self._say("a command cannot be read", error)
-
-    def _say(self, message: str, reason: object) -> None:
-        """Log once for as long as it is the same."""
-        if self._said != message:
-            self._said = message
-            log.warning(message, extra={"reason": str(reason)})
+        self._unreadable.report(str(error))
 
 
 def announced(device: Device, settings: CommandSettings) -> list[str]:

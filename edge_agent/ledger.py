@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +31,12 @@ ENTRIES_KEPT = 5000
 """Orders in the trail, of each kind. Those that have not expired stay beyond it, up to twice as many."""
 DAYS_KEPT = 400
 RESULTS_KEPT = 1000
-"""Results without a receipt; beyond it the oldest goes, and is counted."""
+"""Results without a receipt; beyond it the oldest of what was not carried out goes, then the oldest, and is counted."""
+UNSOUND_KEPT = 5
 Kind = Literal["issued", "programme"]
 """Who ordered it: somebody through the broker, or a programme of this gateway."""
+_PARTS = ("", "-wal", "-shm")
+_ASIDE = re.compile(r"\.unsound-([0-9]{1,9})")
 _DAY_MS = 86_400_000
 _EVER_MS = 2**62
 _SCHEMA = """
@@ -113,8 +117,9 @@ class Ledger:
         """Results that were let go without one."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._db: sqlite3.Connection | None = None
-        self._lost_s: float | None = None
-        """When one was set aside, if this process can tell: by a wall clock that is known it is told later."""
+        self._opened_s = 0.0
+        self._is_lost = False
+        """One was set aside and nobody knew the time, or this process did it: it is dated by how long it is open."""
 
     async def open(self) -> None:
         """Open or create it, unless it is; one that is none of ours, or is damaged, is set aside and said aloud."""
@@ -214,7 +219,7 @@ class Ledger:
             db.execute("PRAGMA synchronous=FULL")
             if version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 # what was issued before may have been carried out: the file that knew is gone
-                issued_ms = _EVER_MS if self._aside(1).exists() else 0
+                issued_ms = _EVER_MS if self._unsound() else 0
                 past = f"INSERT INTO past VALUES (0, {issued_ms});"  # noqa: S608 - our own number
                 db.executescript(
                     f"BEGIN; {_SCHEMA} {past} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
@@ -224,22 +229,30 @@ class Ledger:
             check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if check != "ok":
                 raise _Unsound(check)
-            if db.execute("SELECT issued_ms FROM past").fetchone()[0] == _EVER_MS:
-                self._lost_s = time.monotonic()
+            self._opened_s = time.monotonic()
+            self._is_lost = db.execute("SELECT issued_ms FROM past").fetchone()[0] == _EVER_MS
         except BaseException:
             db.close()
             raise
         return db
 
     def _set_aside(self) -> Path:
-        number = 1
-        while (aside := self._aside(number)).exists():
-            number += 1
-        for suffix in ("", "-wal", "-shm"):
+        numbers = self._unsound()
+        aside = self._aside(max(numbers, default=0) + 1)
+        for suffix in _PARTS:
             part = Path(f"{self.path}{suffix}")
             if part.exists():
                 part.rename(f"{aside}{suffix}")
+        for number in sorted(numbers, reverse=True)[UNSOUND_KEPT - 1 :]:
+            for suffix in _PARTS:
+                Path(f"{self._aside(number)}{suffix}").unlink(missing_ok=True)
         return aside
+
+    def _unsound(self) -> list[int]:
+        """Return the numbers of those that were set aside."""
+        names = (path.name for path in self.path.parent.iterdir())
+        found = (_ASIDE.fullmatch(name.removeprefix(self.path.name)) for name in names)
+        return [int(match[1]) for match in found if match]
 
     def _aside(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.unsound-{number}")
@@ -253,9 +266,12 @@ class Ledger:
         self, command: Command, device: str, topic: str, now_ms: int, is_known: bool
     ) -> Entry | Literal["new", "past", "full"]:
         with _transaction(self._open_db) as db:
-            if is_known and self._lost_s is not None:  # each time: the clock may have been wrong
-                ago_ms = _ms(time.monotonic() - self._lost_s)
-                db.execute("UPDATE past SET issued_ms = ?", (now_ms - ago_ms,))
+            if is_known:  # each time: the clock may have been wrong, and may be in the future now
+                opened_ms = now_ms - _ms(time.monotonic() - self._opened_s)
+                db.execute(
+                    "UPDATE past SET issued_ms = ? WHERE ? OR issued_ms > ?",
+                    (opened_ms, self._is_lost, opened_ms),
+                )
             query = f"SELECT {_COLUMNS} FROM entry WHERE id = ?"  # noqa: S608 - our own columns
             if row := db.execute(query, (str(command.id),)).fetchone():
                 return Entry(*row)
@@ -387,8 +403,8 @@ def _keep(db: sqlite3.Connection, result: Result, topic: str, payload: str) -> i
         (str(result.id), result.status, topic, payload),
     )
     return db.execute(
-        "DELETE FROM result WHERE number <="
-        " (SELECT number FROM result ORDER BY number DESC LIMIT 1 OFFSET ?)",
+        "DELETE FROM result WHERE number IN (SELECT number FROM result"
+        " ORDER BY status IN ('done', 'failed') DESC, number DESC LIMIT -1 OFFSET ?)",
         (RESULTS_KEPT,),
     ).rowcount
 

@@ -15,6 +15,7 @@ import msgspec
 from edge_agent.ledger import Ledger, LedgerBlocked, Waiting
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_LAST_S
 from exchange.receipts import Receipt
+from exchange.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Results:
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._going: dict[int, Going] = {}
         self._changed = True
+        self._stays = Trouble(
+            log, "a receipted result stays for now", "receipted results are let go of again"
+        )
 
     def changed(self) -> None:
         """The ledger has results that were not there, or not any more."""
@@ -90,7 +94,8 @@ class Results:
         try:
             await self._ledger.receipted(settled)
         except LedgerBlocked as error:
-            log.warning("a receipted result stays for now", extra={"reason": str(error)})
+            self._stays.report(str(error))
             return
+        self._stays.over()
         for name in settled:
             self._going.pop(by_name[name].waiting.number, None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
@@ -21,6 +23,7 @@ from device_drivers.errors import CommandRejected, DeviceSilent, LinkLost
 from device_drivers.kit.driver import Value
 from edge_agent import commands as commands_module
 from edge_agent import ledger as ledger_module
+from edge_agent.arbiter import Arbiter, Urgency
 from edge_agent.commands import Commands, CommandSettings, announced
 from edge_agent.config import Device, Gateway
 from edge_agent.ledger import Issued, Ledger, LedgerBlocked
@@ -48,6 +51,7 @@ class Bus:
     """Carries out one at a time what it is told, when it is let."""
 
     def __init__(self) -> None:
+        self._arbiters: defaultdict[bool, Arbiter] = defaultdict(Arbiter)
         self.done: list[tuple[str, Value]] = []
         self.error: Exception | None = None
         self.open = asyncio.Event()
@@ -59,16 +63,16 @@ class Bus:
     ) -> dict[str, Value]:
         assert name == "set_level"
         assert deadline_s > 0
-        self.under_way += 1
-        assert self.under_way == 1, "in turn"
-        try:
-            await self.open.wait()
-            if self.error is not None:
-                raise self.error
-            self.done.append((device_id, args["level"]))
-            return {"level": args["level"], "x": float("nan")}
-        finally:
-            self.under_way -= 1
+        async with self._arbiters[device_id == "lamp-3"].turn(Urgency.COMMAND, deadline_s):
+            self.under_way += 1
+            try:
+                await self.open.wait()
+                if self.error is not None:
+                    raise self.error
+                self.done.append((device_id, args["level"]))
+                return {"level": args["level"], "x": float("nan")}
+            finally:
+                self.under_way -= 1
 
 
 def lamp(number: int, bus: str = "rs485") -> Device:
@@ -92,9 +96,9 @@ class Bench:
         self.commands = Commands(GATEWAY, lamps, self.ledger, clock, bus.execute, settings)
         self.results = self.commands.results
 
-    def give(self, command: Command | bytes, device: str = "lamp-1") -> None:
+    def give(self, command: Command | bytes, device: str = "lamp-1") -> asyncio.Event:
         payload = command if isinstance(command, bytes) else encode_command(command)
-        self.commands.put(TOPIC.format(device), payload)
+        return self.commands.put(TOPIC.format(device), payload)
 
     async def answers(self, command: UUID) -> list[Result]:
         """Return the results of a command that wait for a receipt."""
@@ -228,6 +232,14 @@ async def test_one_that_expired_is_not_carried_out_and_one_that_cannot_be_read_n
         assert told.reason.startswith("EX-C-002"), "whoever can be named hears why"
         assert one.bus.done == []
         assert one.commands.counts["unreadable"] == 7
+
+
+async def test_one_that_is_too_long_for_the_ledger_is_rejected(tmp_path: Path) -> None:
+    async with bench(tmp_path) as one:
+        order = command(**{f"a{number}": "x" * 200 for number in range(100)})
+        one.give(order)
+        assert "longer" in (await one.answered(order.id, "rejected")).reason
+        assert await one.ledger.trail() == []
 
 
 async def test_a_gateway_whose_clock_is_not_known_rejects(tmp_path: Path) -> None:
@@ -494,10 +506,50 @@ async def test_when_a_ledger_was_set_aside_is_told_by_a_clock_that_is_right(
     assert [level for _, level in bus.done] == [20, 40]
 
 
+async def test_a_ledger_that_was_dated_by_a_clock_in_the_future_is_dated_anew_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "commands.sqlite"
+    before, clock, bus = command(10, age_s=30), Clock(), Bus()
+    path.write_bytes(b"no ledger of ours" * 1000)
+    clock.now = NOW_MS + 70 * 365 * 86_400_000
+    async with bench(tmp_path, clock, bus) as one:
+        one.give(expired := command(30, age_s=-2))
+        await one.answered(expired.id, "expired")
+    clock.now = NOW_MS
+    async with bench(tmp_path, clock, bus) as one:
+        one.give(before)
+        assert "before" in (await one.answered(before.id, "rejected")).reason
+        one.give(after := command(40, age_s=-2))
+        await one.answered(after.id, "done")
+    clock.now += 10_000
+    async with bench(tmp_path, clock, bus) as one:
+        one.give(last := command(50, age_s=-5))
+        await one.answered(last.id, "done")
+    assert [level for _, level in bus.done] == [40, 50]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def test_no_more_than_five_ledgers_are_kept_that_were_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "commands.sqlite"
+    (tmp_path / "commands.sqlite.unsound-1 copy").write_bytes(b"somebody's")
+    for number in range(8):
+        path.write_bytes(b"damage %d" % number * 1000)
+        async with bench(tmp_path):
+            pass
+    kept = {f"{path.name}.unsound-{number}" for number in (4, 5, 6, 7, 8)}
+    assert names(tmp_path) == {path.name, f"{path.name}.unsound-1 copy", *kept}
+    assert path.with_name(f"{path.name}.unsound-8").read_bytes().startswith(b"damage 7")
+
+
 async def test_one_that_was_interrupted_is_answered_once_the_disk_takes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(commands_module, "RETRY_LAST_S", 0.02)
+    caplog.set_level(logging.INFO, "edge_agent.commands")
     order, topic = command(40), TOPIC.format("lamp-1").replace("commands", "results")
     ledger = Ledger(tmp_path / "commands.sqlite")
     await ledger.open()
@@ -507,15 +559,19 @@ async def test_one_that_was_interrupted_is_answered_once_the_disk_takes_it(
         full = "CREATE TRIGGER full BEFORE INSERT ON result BEGIN SELECT raise(ABORT, 'full'); END"
         db.execute(full)  # what a full disk does: it is read, and takes nothing
     async with bench(tmp_path) as one:
-        assert one.commands._said
         assert await one.answers(order.id) == []
         await one.ledger._run(lambda: one.ledger._open_db.execute("DROP TRIGGER full"))
         assert (await one.answered(order.id, "failed")).reason.startswith("interrupted")
         one.give(after := command(50))
         await one.answered(after.id, "done")
+    began, ended = [record.message for record in caplog.records]
+    assert began.startswith("commands cannot be recorded, and are not carried out: ")
+    assert ended == "commands are recorded again"
 
 
-async def test_a_disk_that_takes_nothing_carries_out_nothing(tmp_path: Path) -> None:
+async def test_a_disk_that_takes_nothing_carries_out_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with bench(tmp_path) as one:
         await one.ledger.close()
         with closing(sqlite3.connect(tmp_path / "commands.sqlite")) as db:
@@ -523,13 +579,14 @@ async def test_a_disk_that_takes_nothing_carries_out_nothing(tmp_path: Path) -> 
             one.ledger = one.commands._ledger = blocked = Ledger(tmp_path / "commands.sqlite")
             one.results._ledger = blocked
             one.commands._is_open = False
-            one.give(command(10))
-            await until(lambda: one.commands._said)
-            assert one.commands._queue.empty()
+            given = [one.give(what) for what in (command(10), b"no command", command(11))]
+            await until(lambda: all(judged.is_set() for judged in given))
             db.rollback()
         one.give(after := command(20))
         await one.answered(after.id, "done")
         assert one.bus.done == [("lamp-1", 20)]
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("commands cannot be recorded"), "each trouble once, whatever alternates"
 
 
 async def test_two_agents_do_not_share_a_ledger(tmp_path: Path) -> None:
@@ -640,3 +697,26 @@ async def test_results_are_bounded_and_what_goes_is_counted(
         await ledger.reply(result(number), f"t/{number}")
     assert (ledger.unreceipted, ledger.dropped) == (3, 2)
     assert [one.topic for one in await ledger.results()] == ["t/2", "t/3", "t/4"]
+
+
+async def test_a_burst_of_rejected_commands_takes_no_place_of_what_was_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_module, "RESULTS_KEPT", 20)
+    async with bench(tmp_path) as one:
+        orders = [command(level) for level in range(5)]
+        for order in orders:
+            one.give(order)
+            await one.answered(order.id, "done")
+        for level in range(140, 180):
+            one.give(command(level), "lamp-2")
+        await until(lambda: one.commands.counts["rejected"] == 40)
+        for order in orders:
+            await one.answered(order.id, "done")
+        assert (one.ledger.unreceipted, one.ledger.dropped) == (20, 25)
+        assert one.commands.counts["dropped"] == 25
+        one.give(last := command(60))
+        await one.answered(last.id, "done")
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1, "once for all of them"
+    assert said[0].startswith("results without a receipt are let go of")
