@@ -17,4 +17,5 @@ uplink, and its receipt back. The way of a command: uplink → commands (ledger)
 | inventory, advice | tables of devices; what is allowed and hardly meant |
 | enrolment, scan | from a code to a certificate; what is connected |
 | cli, enrolment_command, scan_command, status_command | the command line |
+| terminal_text | its columns, in which a Chinese character takes two |
 """

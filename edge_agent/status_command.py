@@ -17,26 +17,21 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from unicodedata import combining, east_asian_width
 
 import msgspec
 
 from edge_agent.status import NAME, AgentStatus, BusStatus, DeviceStatus, decode_status
+from edge_agent.terminal_text import DOTS, GAP, Row, Text, Tone, cut, plain, table
+from exchange.gateway_paths import CONFIG, RUNTIME, STATE
 from exchange.health import ANSWER_S, WELL, asked
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-CONFIG = Path("/etc/onestreet/edge.toml")
-STATE = Path("/var/lib/onestreet")
-RUNTIME = Path("/run/onestreet")  # of the unit: what is not on the disk yet
 EVERY_S = 1.0
 COLUMNS, LINES = 80, 24
-GAP = "  "
-DOTS = ".."  # one … is wide on some terminals and narrow on others
 
 Lang = Literal["en", "zh-TW"]
-Tone = Literal["", "good", "doubtful", "bad"]
 _COLOURS: Mapping[Tone, str] = {"good": "32", "doubtful": "33", "bad": "31"}
 _ON_SCREEN, _OFF_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -100,13 +95,6 @@ _CHINESE = {
 }
 
 
-class Text(NamedTuple):
-    """A line, and what it is to the one who looks."""
-
-    words: str
-    tone: Tone = ""
-
-
 class Places(NamedTuple):
     """Where the agent answers, and where it keeps its files."""
 
@@ -138,7 +126,7 @@ def add_parser(actions: _SubParsersAction[Any]) -> None:
 
 def carry_out(arguments: argparse.Namespace) -> int:
     """Show the status; return 0 when the agent is running, else 1."""
-    at = _places(arguments.config)
+    at = places(arguments.config)
     if arguments.socket is not None:
         at = at._replace(socket=arguments.socket)
     lang = arguments.lang or language(os.environ)
@@ -157,7 +145,7 @@ def language(environment: Mapping[str, str]) -> Lang:
     return "zh-TW" if next(filter(None, names), "").lower().startswith("zh") else "en"
 
 
-def _places(config: Path) -> Places:
+def places(config: Path) -> Places:
     """Return where the agent answers and keeps its files; a configuration with mistakes, or none, is no hindrance."""
     state, named = STATE, ""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -167,12 +155,10 @@ def _places(config: Path) -> Places:
     return Places(config.parent / named if named else state / NAME, state)
 
 
-async def _snapshot(socket: Path) -> AgentStatus | Down:
+async def fetched(socket: Path, document: str = "") -> bytes | Down:
+    """Return a document of the agent as it came, or why there is none."""
     try:
-        document = await asked(socket, deadline_s=ANSWER_S)
-        if not document:
-            raise TimeoutError
-        return decode_status(document)
+        found = await asked(socket, document, deadline_s=ANSWER_S)
     except FileNotFoundError:
         return Down("the agent is not running", str(socket))
     except ConnectionRefusedError:
@@ -180,7 +166,16 @@ async def _snapshot(socket: Path) -> AgentStatus | Down:
     except PermissionError:
         return Down("not allowed: use sudo, or join the group of", str(socket))
     except (TimeoutError, OSError):
-        return Down("the agent does not answer: it hangs or is busy", str(socket))
+        found = b""
+    return found or Down("the agent does not answer: it hangs or is busy", str(socket))
+
+
+async def _snapshot(socket: Path) -> AgentStatus | Down:
+    document = await fetched(socket)
+    if isinstance(document, Down):
+        return document
+    try:
+        return decode_status(document)
     except msgspec.MsgspecError as error:
         return Down("it answers what this version does not understand", str(error))
 
@@ -259,7 +254,6 @@ def shown(
         Text(
             f"{status.gateway}  {status.county}/{status.site}  onestreet {status.version}  "
             f"{say('up')} {say.span(status.uptime_s)}  {say('memory')} {say.size(status.memory_bytes)}"
-            f"  {_local(status.at)}"
         ),
         _readiness(status, say),
         _uplink(status, say),
@@ -337,6 +331,7 @@ def _outbox(status: AgentStatus, say: _Speaker) -> Text:
 def _clock(status: AgentStatus, say: _Speaker) -> Text:
     clock = status.clock
     words = [say("clock"), say("known" if clock.known else "not known: samples wait")]
+    words.append(_local(status.at))
     if clock.offset_s is not None:
         words.append(f"{say('off by')} {clock.offset_s:+.3f} {say('s')}")
     if clock.jumps:
@@ -355,12 +350,12 @@ def _commands(status: AgentStatus, say: _Speaker) -> Text:
 def _buses(status: AgentStatus, say: _Speaker, earlier: AgentStatus | None) -> list[Text]:
     before = {bus.id: bus.busy_s for bus in earlier.bus} if earlier else {}
     span_s = status.uptime_s - earlier.uptime_s if earlier else status.uptime_s
-    rows = [_Row([say("bus"), say("state"), say("busy"), say("losses"), ""])]
+    rows = [Row([say("bus"), say("state"), say("busy"), say("losses"), ""])]
     for bus in status.bus:
         busy = (bus.busy_s - before.get(bus.id, 0.0)) / span_s if span_s > 0 else 0.0
         share = f"{min(1.0, max(0.0, busy)):.0%}"
-        rows.append(_Row([bus.id, say(_state(bus)), share, str(bus.lost), bus.reason], _tone(bus)))
-    return _table(rows)
+        rows.append(Row([bus.id, say(_state(bus)), share, str(bus.lost), bus.reason], _tone(bus)))
+    return table(rows)
 
 
 def _state(bus: BusStatus) -> str:
@@ -374,13 +369,13 @@ def _tone(bus: BusStatus) -> Tone:
 
 
 def _devices(status: AgentStatus, say: _Speaker) -> list[Text]:
-    head = _Row([say(word) for word in ("device", "age", "late", "missed", "errors", "values")])
+    head = Row([say(word) for word in ("device", "age", "late", "missed", "errors", "values")])
     rows = [_device(device, say) for device in status.device]
     order: Sequence[Tone] = ("bad", "doubtful", "good", "")
-    return _table([head, *sorted(rows, key=lambda row: order.index(row.tone))])
+    return table([head, *sorted(rows, key=lambda row: order.index(row.tone))])
 
 
-def _device(device: DeviceStatus, say: _Speaker) -> _Row:
+def _device(device: DeviceStatus, say: _Speaker) -> Row:
     cells = [
         device.id,
         "-" if device.age_s is None else say.span(device.age_s),
@@ -394,18 +389,20 @@ def _device(device: DeviceStatus, say: _Speaker) -> _Row:
             words.insert(0, say("probing"))
         elif device.next_probe_s is not None:
             words.insert(0, f"{say('probe in')} {say.span(device.next_probe_s)}")
-        return _Row([*cells, "; ".join(filter(None, words))], "bad")
-    values = ", ".join(f"{name} {_number(value)}" for name, value in device.metrics.items())
+        return Row([*cells, "; ".join(filter(None, words))], "bad")
+    # what a maker alone says comes last: a narrow terminal has no room for it
+    metrics = sorted(device.metrics.items(), key=lambda metric: metric[0].startswith("x-"))
+    values = ", ".join(f"{name} {_number(value)}" for name, value in metrics)
     last = GAP.join(filter(None, [device.quality, values])) or say("no reading yet")
     is_late = device.age_s is None or device.age_s > 3 * device.interval_s
-    return _Row([*cells, last], "doubtful" if device.quality or is_late else "")
+    return Row([*cells, last], "doubtful" if device.quality or is_late else "")
 
 
 def _number(value: float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:.6g}"
 
 
-# ----------------------------------------------------------------------------------------------- words and widths
+# ----------------------------------------------------------------------------------------------------------- words
 
 
 class _Speaker:
@@ -433,57 +430,6 @@ class _Speaker:
             if size_bytes >= length:
                 return f"{size_bytes / length:.3g} {word}"
         return f"{size_bytes} B"
-
-
-class _Row(NamedTuple):
-    cells: Sequence[str]
-    tone: Tone = ""
-
-
-def _table(rows: Sequence[_Row]) -> list[Text]:
-    """Align the cells; the last one is as long as it likes."""
-    clean = [[plain(cell) for cell in row.cells] for row in rows]
-    widths = [max(map(width_of, column)) for column in list(zip(*clean, strict=True))[:-1]]
-    lines = []
-    for row, cells in zip(rows, clean, strict=True):
-        padded = [
-            cell + " " * (width - width_of(cell))
-            for cell, width in zip(cells, widths, strict=False)  # all but the last
-        ]
-        lines.append(Text(GAP.join([*padded, cells[-1]]).rstrip(), row.tone))
-    return lines
-
-
-def plain(text: str) -> str:
-    """Return the text without what could steer a terminal: devices and brokers have their words in it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def width_of(text: str) -> int:
-    """Return how many columns of a terminal a text takes.
-
-    Source: Unicode Standard Annex 11, East Asian Width.
-    """
-    return sum(map(_columns, text))
-
-
-def cut(text: str, width: int) -> str:
-    """Return the text, ended by dots where there is no room for the rest."""
-    if width_of(text) <= width:
-        return text
-    kept, taken = "", 0
-    for letter in text:
-        taken += _columns(letter)
-        if taken > width - len(DOTS):
-            break
-        kept += letter
-    return kept + DOTS
-
-
-def _columns(letter: str) -> int:
-    if combining(letter):
-        return 0
-    return 2 if east_asian_width(letter) in "WF" else 1
 
 
 def _local(moment: datetime) -> str:

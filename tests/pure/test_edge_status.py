@@ -35,7 +35,8 @@ from edge_agent.status import (
     answering_status,
     decode_status,
 )
-from edge_agent.status_command import cut, down, language, last_sign, shown, width_of
+from edge_agent.status_command import down, language, last_sign, shown
+from edge_agent.terminal_text import cut, width_of
 from exchange.configuration import converted
 from exchange.errors import ConfigError
 from exchange.health import asked
@@ -44,6 +45,7 @@ from tests.ports import free_port
 DOCS = Path(__file__).parents[2] / "docs" / "operators"
 ROW = re.compile(r"^\| `(onestreet_edge_\w+)` \| (\w+) \| ([^|]*) \| (.+?) \|$", re.MULTILINE)
 DEADLINE_S = 20.0
+AT = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
 
 
 def status(**changes: Any) -> AgentStatus:
@@ -54,7 +56,7 @@ def status(**changes: Any) -> AgentStatus:
         "county": "tw-tpe",
         "site": "daan",
         "process": 4711,
-        "at": datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC),
+        "at": AT,
         "uptime_s": 5 * 86400.0,
         "memory_bytes": 43_000_000,
         "uplink": UplinkStatus(
@@ -353,7 +355,7 @@ def test_the_view_says_what_matters() -> None:
         "gw-daan-01  tw-tpe/daan  onestreet 0.1.0  up 5 d  memory 43 MB",
         "uplink  connected  for 2 h  mqtt.example.org:8883  receipt after 0.21 s",
         "outbox  1234 samples  1.2 MB  left 71 h  unreceipted 12",
-        "clock  known  off by +0.002 s",
+        f"clock  known  {AT.astimezone().isoformat(sep=' ')}  off by +0.002 s",
         "commands  office: done 3, failed 1  programme: done 4",
     ):
         assert wanted in text
@@ -362,6 +364,13 @@ def test_the_view_says_what_matters() -> None:
     assert re.search(r"^aq-7 +3 s +0.01 s +2 +0 +pm2_5 12.3, presence true$", text, re.MULTILINE)
     assert "probe in 20 s; DeviceSilent: no answer in 1 s" in text
     assert text.index("lamp-0231") < text.index("aq-7"), "trouble comes first"
+
+
+def test_what_a_maker_alone_says_comes_last() -> None:
+    """On 80 columns there is no room for it."""
+    metrics: dict[str, Any] = {"x-maker-flags": 7, "level": 40, "x-maker-mode": 1, "lit": True}
+    one = DeviceStatus(id="d", bus="air", interval_s=5.0, age_s=1.0, metrics=metrics)
+    assert "level 40, lit true, x-maker-flags 7, x-maker-mode 1" in words(status(device=[one]))
 
 
 def test_a_bus_is_as_busy_as_it_was_since_the_last_look() -> None:

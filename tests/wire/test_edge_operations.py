@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from device_drivers.kit.registry import load
 from edge_agent.status import AgentStatus, decode_status
-from edge_agent.status_command import width_of
+from edge_agent.terminal_text import width_of
 from exchange.health import asked
 from tests.agents import DEADLINE_S, GATEWAY, lamp, running_agent, until, write_config
 from tests.brokers import Mosquitto
