@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import aiomqtt
 
@@ -27,8 +27,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-CONCURRENT_PUBLISHES = 20
-"""Of what does not wait, and of the backlog as many again."""
+IN_FLIGHT = 40  # messages without the broker's acknowledgement; the library holds back what is more
 QUEUED_MESSAGES = 1000  # a receipt that finds no place is as good as lost: its samples go again
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
@@ -85,6 +84,7 @@ class Uplink:
         self._library_said = ""
         self._library_log = logging.Logger(f"{__name__}.library")  # noqa: LOG001 - its filter is this one's
         self._library_log.parent = log
+        self._library_log.setLevel(logging.WARNING)
         self._library_log.addFilter(self._is_warning)
         if commands is not None:
             commands.results.on_new = self._wake.set
@@ -138,7 +138,6 @@ class Uplink:
         self._reconfigured.clear()
         self._library_said = ""
         async with self._client() as client:
-            client.pending_calls_threshold = 2 * CONCURRENT_PUBLISHES  # as many are no surprise
             await client.subscribe(self._receipts_topic, qos=1)
             if self._commands is not None:
                 await client.subscribe(self._commands.topic_filter, qos=1)
@@ -171,9 +170,10 @@ class Uplink:
             timeout=broker.timeout_s,
             will=aiomqtt.Will(*self.will, qos=1, retain=True) if self.will else None,
             max_queued_incoming_messages=QUEUED_MESSAGES,
-            max_inflight_messages=2 * CONCURRENT_PUBLISHES,
+            max_inflight_messages=IN_FLIGHT,
             logger=self._library_log,
         )
+        client.pending_calls_threshold = 10_000  # a whole batch that waits is no surprise
         client._client.manual_ack_set(True)  # noqa: SLF001 - aiomqtt has no name of its own for it
         return client
 
@@ -277,23 +277,27 @@ class Uplink:
         messages: Sequence[tuple[T, str, bytes]],
         failed: Callable[[T], None],
     ) -> None:
-        """Publish, some at a time, and tell of those that the broker did not acknowledge."""
+        """Publish, and tell of those that the broker did not acknowledge.
+
+        The library sends them all at once and they are awaited as one: its own `publish` has a task, a timer and an
+        event for each message, which cost as much again as sending it.
+        """
+        batch = _Batch(len(messages))
+        unacknowledged = cast("dict[int, _Batch]", client._pending_publishes)  # noqa: SLF001 - as above
         left = dict(enumerate(messages))
-        numbers = iter(list(left))
-
-        async def publish() -> None:
-            for number in numbers:  # shared by all who publish
-                if _is_cancelled():
-                    return
-                _, topic, payload = left[number]
-                await client.publish(topic, payload, qos=1)
-                del left[number]
-
+        sent: dict[int, int] = {}
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(CONCURRENT_PUBLISHES, len(messages))):
-                    group.create_task(publish())
+            for number, (_, topic, payload) in left.items():
+                info = client._client.publish(topic, payload, qos=1)  # noqa: SLF001 - as above
+                if info.rc:
+                    raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
+                unacknowledged[info.mid] = batch
+                sent[info.mid] = number
+            await batch.acknowledged(self._config.broker.timeout_s)
         finally:
+            for mid, number in sent.items():
+                if unacknowledged.pop(mid, None) is None:
+                    del left[number]
             for one, _, _ in left.values():
                 failed(one)
 
@@ -319,6 +323,26 @@ class Uplink:
                 await client.publish(*self.will, qos=1, retain=True)
         except (aiomqtt.MqttError, OnestreetError, TimeoutError, OSError, ValueError) as error:
             log.warning("could not say goodbye", extra={"reason": str(error)})
+
+
+class _Batch:
+    """Messages that are published together. aiomqtt calls `set` for each that the broker acknowledged."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._none_left = asyncio.Event()
+
+    def set(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._none_left.set()
+
+    async def acknowledged(self, timeout_s: float) -> None:
+        """Return once all are. Raises: aiomqtt.MqttError when the broker says nothing for so long."""
+        while before := self._left:
+            await _woken(self._none_left, timeout_s)
+            if self._left == before:
+                raise aiomqtt.MqttError("Operation timed out")
 
 
 class _Reconfigured(Exception):
