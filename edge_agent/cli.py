@@ -1,5 +1,6 @@
-"""`onestreet edge run|check|read|enrol|scan|status`. Every error that an installer reads is in English and in Chinese.
+"""`onestreet edge run|check|read|commands|enrol|scan|status`.
 
+Every error that an installer reads is in English and in Chinese.
 Each action loads what it needs when it is carried out: the agent is on its way the sooner.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path("/etc/onestreet/edge.toml")
 FURTHER = {
+    "commands": "edge_agent.trail_command",
     "enrol": "edge_agent.enrolment_command",
     "scan": "edge_agent.scan_command",
     "status": "edge_agent.status_command",

@@ -22,6 +22,7 @@ from device_drivers.errors import CommandRejected
 from device_drivers.kit.driver import Value
 from edge_agent.ledger import RESULTS_KEPT, Entry, Ledger, LedgerBlocked
 from edge_agent.results import Results
+from edge_agent.trail import LAST_MAX, Trail, encode_trail, trail_of
 from exchange.commands import Command, Result, Status, decode_command
 from exchange.errors import CommandError, DeviceError, TopicError
 from exchange.topics import PREFIX, parse_topic
@@ -238,6 +239,14 @@ class Commands:
             else:
                 self._unrecorded_orders.over()
         return outcome
+
+    async def trail_document(self) -> bytes:
+        """Return the newest orders, for whoever asks the agent."""
+        try:
+            trail = trail_of(await self._ledger.trail(LAST_MAX))
+        except LedgerBlocked as error:
+            trail = Trail(problem=str(error))
+        return encode_trail(trail)
 
     # ------------------------------------------------------------------------------------------------- judging
 

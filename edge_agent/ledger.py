@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -26,6 +28,7 @@ from exchange.readings import Value
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+FILE = "commands.sqlite"  # in the agent's state_dir
 SCHEMA_VERSION = 1
 ENTRIES_KEPT = 5000
 """Orders in the trail, of each kind. Those that have not expired stay beyond it, up to twice as many."""
@@ -366,11 +369,31 @@ class Ledger:
         return Issued(row[0], row[1], numbers)
 
     def _trail(self, limit: int) -> list[Entry]:
-        rows = self._open_db.execute(
-            f"SELECT {_COLUMNS} FROM entry ORDER BY number DESC LIMIT ?",  # noqa: S608 - our own columns
-            (limit,),
-        )
-        return [Entry(*row) for row in rows]
+        return _newest(self._open_db, limit)
+
+
+def read_trail(path: Path, limit: int) -> list[Entry]:
+    """Return the newest entries of a ledger that no agent has open, of a copy of it. Raises: LedgerBlocked."""
+    try:
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            shutil.copyfile(path, copy)
+            with suppress(
+                FileNotFoundError
+            ):  # what a process that was killed had not put in its place
+                shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+            with closing(sqlite3.connect(copy)) as db:
+                version = db.execute("PRAGMA user_version").fetchone()[0]
+                if version != SCHEMA_VERSION:
+                    raise LedgerBlocked(f"{path}: schema {version}, not {SCHEMA_VERSION}")
+                return _newest(db, limit)
+    except (sqlite3.Error, OSError) as error:
+        raise LedgerBlocked(f"{path}: {error}") from error
+
+
+def _newest(db: sqlite3.Connection, limit: int) -> list[Entry]:
+    query = f"SELECT {_COLUMNS} FROM entry ORDER BY number DESC LIMIT ?"  # noqa: S608 - our own columns
+    return [Entry(*row) for row in db.execute(query, (limit,))]
 
 
 _COLUMNS = "kind, device, name, taken_ms, status, detail, result"
