@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 
-from exchange.configuration import check_private, toml_table, with_tables
+from exchange.configuration import check_private, toml_table
 from exchange.enrolment import (
     CA_PATH,
     CONFIGURATION,
@@ -47,8 +47,10 @@ from exchange.enrolment import (
     Request,
     fingerprint,
     read_message,
+    with_towns_word,
 )
 from exchange.errors import ConfigError
+from exchange.gateway_paths import STATE
 
 STEP_S = 10.0  # one answer of the network
 CALL_S = 25.0  # one call, however slowly it drips
@@ -57,8 +59,6 @@ CLOCK_S = 120.0  # further off than this is worth a word
 
 NEXT_KEY, KEY, CERTIFICATE, CA = "next-key.pem", "key.pem", "certificate.pem", "ca.pem"
 PASSWORD, CONFIG, RECORD = "password", CONFIGURATION, "enrolment.json"
-_PACE = ("keepalive_s", "timeout_s")
-"""What is the gateway's own affair in its table `broker`."""
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
@@ -90,13 +90,14 @@ def enrol(
     code: Code,
     into: Path,
     *,
-    state_dir: Path,
+    state_dir: Path | None = None,
     patience_s: float = 60.0,
     waiting: Callable[[EnrolmentDelayed], None] = lambda _: None,
 ) -> Enrolled:
     """Get this gateway's credentials into a folder; the same code again changes nothing.
 
-    Shape: `waiting` hears why an attempt failed that will be repeated.
+    Shape: without `state_dir` it is the kept configuration's, if there is one; `waiting` hears why an attempt failed
+    that will be repeated.
     Raises: EnrolmentRefused; EnrolmentDelayed when `patience_s` is over; ConfigError for the folder.
     """
     _check_folder(into)
@@ -300,7 +301,7 @@ def _recorded(into: Path) -> _Record | None:
         return None
 
 
-def _kept(into: Path, code: Code, grant: Grant, state_dir: Path) -> str:
+def _kept(into: Path, code: Code, grant: Grant, state_dir: Path | None) -> str:
     """Put everything in place, the key last, and return what is to be pasted."""
     _write(into / CA, grant.ca.encode(), 0o644)
     if grant.certificate:
@@ -345,13 +346,13 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 # ----------------------------------------------------------------------------------------------- the configuration
 
 
-def _tables(grant: Grant, state_dir: Path) -> dict[str, dict[str, Any]]:
+def _tables(grant: Grant, state_dir: Path | None) -> dict[str, dict[str, Any]]:
     """Return what the town knows of edge.toml, by table."""
     gateway: dict[str, Any] = {
         "id": grant.gateway,
         "county": grant.county,
         "site": grant.site,
-        "state_dir": str(state_dir),
+        "state_dir": str(state_dir or STATE),
     }
     if "gateway" in grant.intervals:
         gateway["interval_s"] = grant.intervals["gateway"]
@@ -366,17 +367,15 @@ def _tables(grant: Grant, state_dir: Path) -> dict[str, dict[str, Any]]:
         tls |= {"certificate_file": CERTIFICATE, "key_file": KEY}
     else:
         broker |= {"username": grant.broker.username, "password_file": PASSWORD}
-    return {"gateway": gateway, "broker": broker, "broker.tls": tls}
+    return {"gateway": gateway, "broker": broker | {"tls": tls}}
 
 
-def _config(grant: Grant, state_dir: Path) -> str:
+def _config(grant: Grant, state_dir: Path | None) -> str:
     """Return a whole edge.toml: the one that the town keeps, or a gateway that reports its own health alone."""
     tables = _tables(grant, state_dir)
     if CONFIG in grant.files:
-        with suppress(
-            ValueError, TypeError, AttributeError, RecursionError
-        ):  # as if there were none
-            return _joined(grant.files[CONFIG], tables)
+        with suppress(ValueError, RecursionError):  # as if there were none
+            return with_towns_word(grant.files[CONFIG], **tables, state_dir=str(state_dir or ""))
     head = """\
 # The agent on this gateway, written by `onestreet edge enrol`. Check it with: onestreet edge check
 # Put tables [[bus]] and [[device]] at the end, as docs/examples/edge.toml shows.
@@ -390,40 +389,19 @@ def _config(grant: Grant, state_dir: Path) -> str:
     return f"{head}\n{_toml(tables)}\n{clock}\n{tail}"
 
 
-def _joined(text: str, tables: Mapping[str, dict[str, Any]]) -> str:
-    """Return a kept edge.toml with the town's word for whose it is, and for the broker.
-
-    What else it says of the gateway, such as its own place, is nearer to the truth than the site's.
-    """
-    found = tomllib.loads(text)
-    gateway, broker = tables["gateway"], tables["broker"]
-    whose = {key: gateway[key] for key in ("id", "county", "site", "state_dir")}
-    pace = {key: found["broker"][key] for key in _PACE if key in found.get("broker", {})}
-    return with_tables(
-        text,
-        {
-            "gateway": gateway | found.get("gateway", {}) | whose,
-            "broker": broker | pace,
-            "broker.tls": tables["broker.tls"],
-        },
-    )
-
-
 def _toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(toml_table(f"[{name}]", **table) for name, table in tables.items())
 
 
-def _paste(into: Path, grant: Grant, state_dir: Path) -> str:
+def _paste(into: Path, grant: Grant, state_dir: Path | None) -> str:
     """Return what an edge.toml lacks of what the town says; nothing when it fits."""
     tables = _tables(grant, state_dir)
     try:
         found = tomllib.loads((into / CONFIG).read_text(encoding="utf-8"))
         gateway, broker = found["gateway"], found["broker"]
-        fits = (
-            all(gateway.get(key) == tables["gateway"][key] for key in ("id", "county", "site"))
-            and all(broker.get(key) == value for key, value in tables["broker"].items())
-            and broker.get("tls") == tables["broker.tls"]
-        )
+        whose = (gateway.get(key) == tables["gateway"][key] for key in ("id", "county", "site"))
+        way = (broker.get(key) == value for key, value in tables["broker"].items())
+        fits = all(whose) and all(way)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         fits = False
     return "" if fits else _toml(tables)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.enrolment import CLOCK_S, CONFIG, Enrolled, enrol
+from exchange import gateway_paths
 from exchange.configuration import check_private
 from exchange.enrolment import Code, EnrolmentDelayed, EnrolmentRefused, read_code
 from exchange.errors import ConfigError
@@ -19,8 +20,7 @@ from exchange.errors import ConfigError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-INTO = Path("/etc/onestreet")
-STATE = Path("/var/lib/onestreet")
+INTO = gateway_paths.CONFIG.parent
 TRIES = 5
 MAX_CHARACTERS = 4096
 
@@ -39,7 +39,10 @@ def add_parser(actions: _SubParsersAction[Any]) -> None:
         "--into", type=Path, default=INTO, metavar="DIR", help="default: %(default)s"
     )
     action.add_argument(
-        "--state-dir", type=Path, default=STATE, metavar="DIR", help="default: %(default)s"
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"default: what the town's edge.toml says, else {gateway_paths.STATE}",
     )
     action.add_argument(
         "--patience",

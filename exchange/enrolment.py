@@ -20,15 +20,18 @@ from __future__ import annotations
 
 import re
 import secrets
+import tomllib
 import unicodedata
 from binascii import crc_hqx
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from exchange.configuration import with_tables
 from exchange.errors import OnestreetError
+from exchange.gateway_paths import STATE
 from exchange.states import Label, Location
 from exchange.topics import END
 
@@ -42,6 +45,8 @@ MAX_CONFIGURATION_BYTES = 3 * 1024 * 1024
 """Of an agent's configuration with its inventories, as JSON: ten thousand devices."""
 MAX_ANSWER_BYTES = MAX_CONFIGURATION_BYTES + 64 * 1024
 CONFIGURATION = "edge.toml"
+_PACE = ("keepalive_s", "timeout_s")
+"""What is the gateway's own affair in its table `broker`."""
 _INVENTORY = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}\.csv")
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -270,6 +275,32 @@ class BrokerAddress(msgspec.Struct, frozen=True, kw_only=True):
 def is_inventory(name: str) -> bool:
     """Whether a name is one that an inventory may have: of a file beside the configuration, and of no other kind."""
     return _INVENTORY.fullmatch(name) is not None
+
+
+def with_towns_word(
+    text: str, gateway: Mapping[str, Any], broker: Mapping[str, Any], state_dir: str = ""
+) -> str:
+    """Return a kept edge.toml with a town's word for whose it is and for the broker, comments and all.
+
+    What else it says of the gateway, such as its place, is nearer to the truth than what the town knows of the site;
+    a `state_dir` that is given goes before its own.
+    Shape: `gateway` and `broker` are those tables as the town would write them.
+    Raises: ValueError, RecursionError when the text is no TOML.
+    """
+    found = tomllib.loads(text)
+    its_gateway, its_broker = (
+        table if isinstance(table := found.get(name), Mapping) else {}
+        for name in ("gateway", "broker")
+    )
+    whose = {key: gateway[key] for key in ("id", "county", "site")}
+    if state_dir:
+        whose["state_dir"] = state_dir
+    pace = {key: its_broker[key] for key in _PACE if key in its_broker}
+    tables = {
+        "gateway": {"state_dir": str(STATE), **gateway, **its_gateway, **whose},
+        "broker": {**broker, **pace},
+    }
+    return with_tables(text, tables)
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,18 +7,20 @@ a gateway (its name, its broker) is put in when it is handed over, whatever stan
 from __future__ import annotations
 
 import shutil
-import tomllib
 from pathlib import Path
 
 import msgspec
 
-from exchange.configuration import TomlFile, toml_value, with_tables
-from exchange.enrolment import CONFIGURATION, MAX_CONFIGURATION_BYTES, is_inventory
+from exchange.configuration import TomlFile, toml_value
+from exchange.enrolment import (
+    CONFIGURATION,
+    MAX_CONFIGURATION_BYTES,
+    is_inventory,
+    with_towns_word,
+)
 from exchange.errors import ConfigError
 from provisioning.files import write_public
 from provisioning.office import Office
-
-STATE_DIR = "/var/lib/onestreet"
 
 
 def folder_of(office: Office, county: str, gateway: str) -> Path:
@@ -53,12 +55,9 @@ def handed(office: Office, county: str, gateway: str) -> dict[str, str]:
     files = kept(office, county, gateway)
     if not files:
         return {}
-    text = files[CONFIGURATION]
-    given = tomllib.loads(text).get("gateway")
-    own = given if isinstance(given, dict) else {"state_dir": STATE_DIR}
     whose = {"id": gateway, "county": county, "site": office.gateway(county, gateway).site}
-    tables = {"gateway": own | whose, "broker": office.broker_keys(county, gateway)}
-    return files | {CONFIGURATION: with_tables(text, tables)}
+    text = with_towns_word(files[CONFIGURATION], whose, office.broker_keys(county, gateway))
+    return files | {CONFIGURATION: text}
 
 
 def rename(office: Office, county: str, old: str, new: str) -> None:

@@ -13,11 +13,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edge_agent import enrolment as gateway_side
 from edge_agent.config_reading import read_config
 from exchange.configuration import toml_value, with_tables
-from exchange.enrolment import BrokerAddress, EnrolmentError, Grant, is_inventory, read_message
+from exchange.enrolment import (
+    BrokerAddress,
+    EnrolmentError,
+    Grant,
+    is_inventory,
+    read_message,
+    with_towns_word,
+)
 from exchange.errors import ConfigError
 from onestreet.cli import main
 from provisioning import kept_configurations
@@ -173,20 +181,75 @@ def granted(files: dict[str, str]) -> Grant:
     )
 
 
-def test_a_gateway_puts_the_towns_word_into_it(file: Path) -> None:
-    text = gateway_side._config(granted({"edge.toml": EDGE}), Path("/var/lib/onestreet"))
-    file.write_text(text, encoding="utf-8")
-    config = read_config(file)
-    assert (config.gateway.id, config.gateway.county, config.gateway.site) == (
-        "gw-1",
-        "tw-tpe",
-        "street",
+TOWNS = {"id": "gw-1", "county": "tw-tpe", "site": "street"}
+WAY = {"host": "mqtt.town", "port": 8883, "tls": {"ca_file": "ca.pem"}}
+
+
+@pytest.mark.parametrize(
+    ("gateway", "broker", "given", "wanted_gateway", "wanted_broker"),
+    [
+        # nothing of it is said in the file
+        ("", "", "", TOWNS | {"state_dir": "/var/lib/onestreet"}, WAY),
+        # whose it is, and the way to the broker, are the town's word
+        (
+            'id = "x"\ncounty = "tw-khh"\nsite = "y"',
+            'host = "old"\nport = 1\nusername = "u"\npassword_env = "E"',
+            "",
+            TOWNS | {"state_dir": "/var/lib/onestreet"},
+            WAY,
+        ),
+        # the gateway's own affairs
+        (
+            'state_dir = "/data"\ninterval_s = 30\nlocation = { lat = 25.0, lon = 121.5 }',
+            "keepalive_s = 120\ntimeout_s = 5.0",
+            "",
+            TOWNS
+            | {"state_dir": "/data", "interval_s": 30, "location": {"lat": 25.0, "lon": 121.5}},
+            WAY | {"keepalive_s": 120, "timeout_s": 5.0},
+        ),
+        # what an installer says of the folder goes before all
+        ('state_dir = "/data"', "", "/srv/ssd", TOWNS | {"state_dir": "/srv/ssd"}, WAY),
+    ],
+)
+def test_whose_word_it_is(
+    gateway: str,
+    broker: str,
+    given: str,
+    wanted_gateway: dict[str, object],
+    wanted_broker: dict[str, object],
+) -> None:
+    text = f"# ours\n[gateway]\n{gateway}\n[broker]\n{broker}\n[clock]\nwait_s = 7 # why\n"
+    found = with_towns_word(text, TOWNS, WAY, given)
+    assert tomllib.loads(found) == {
+        "gateway": wanted_gateway,
+        "broker": wanted_broker,
+        "clock": {"wait_s": 7},
+    }
+    assert found.startswith("# ours\n")
+    assert "wait_s = 7 # why" in found
+
+
+def test_on_a_stick_and_with_a_code_it_is_the_same_configuration(
+    office: Office, file: Path
+) -> None:
+    kept_configurations.keep(office, "tw-tpe", "gw-p", file)
+    on_a_stick = kept_configurations.handed(office, "tw-tpe", "gw-p")["edge.toml"]
+    keys = office.broker_keys("tw-tpe", "gw-p")
+    way = BrokerAddress(host=str(keys["host"]), port=8884, username=str(keys["username"]))
+    grant = replace(
+        granted({"edge.toml": EDGE}), gateway="gw-p", broker=way, certificate="", password="word"
     )
-    assert config.gateway.state_dir == "/var/lib/onestreet"
+    with_a_code = gateway_side._config(replace(grant, intervals={}), None)
+    assert tomllib.loads(with_a_code) == tomllib.loads(on_a_stick)
+    assert tomllib.loads(with_a_code)["broker"]["keepalive_s"] == 120
+    assert tomllib.loads(with_a_code)["gateway"]["state_dir"] == "/data/agent"
+
+
+def test_a_gateway_puts_the_towns_word_into_it(file: Path) -> None:
+    file.write_text(gateway_side._config(granted({"edge.toml": EDGE}), None), encoding="utf-8")
+    config = read_config(file)
+    assert config.gateway.state_dir == "/data/agent"
     assert config.gateway.interval_s == 30, "its own word on what the town does not decide"
-    assert config.gateway.location is not None
-    assert config.gateway.location.lat == 25.02
-    assert (config.broker.host, config.broker.keepalive_s) == ("localhost", 120)
     assert (config.broker.username, config.broker.tls is not None) == ("", True)
     assert len(config.device) == 2
     for comment in (
@@ -194,7 +257,7 @@ def test_a_gateway_puts_the_towns_word_into_it(file: Path) -> None:
         "# the lamps",
         "# from the register",
     ):
-        assert comment in text
+        assert comment in file.read_text("utf-8")
 
 
 @pytest.mark.parametrize("text", ["no TOML", "gateway = 7", "broker = []", "gateway = [1]"])
