@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -72,8 +73,9 @@ def audit_device(
     """Match truth and rows in order: equal values, and a shift of at most a second and under half the interval.
 
     A truth entry without a row is lost, unless it was completed in one of the `killed` spans (from shortly before an
-    agent was killed until its successor was ready): then the agent had it in hand. A row without an entry, or a second
-    row for one (epoch, seq), is a duplicate.
+    agent was killed until its successor was ready): then the agent had it in hand. But what has a name was taken: for a
+    seq that is left out within an epoch nobody is excused. A row without an entry, or a second row for one
+    (epoch, seq), is a duplicate.
     """
     truth = sorted(truth, key=lambda entry: entry.at_ms)
     rows = sorted(rows, key=lambda row: row.time_ms)
@@ -112,7 +114,16 @@ def audit_device(
             in_hand += 1
         else:
             lost += 1
-    return DeviceAudit(len(truth), matched, refused, lost, duplicate, in_hand)
+    named = min(in_hand, max(0, _left_out(seen) - refused - lost))
+    return DeviceAudit(len(truth), matched, refused, lost + named, duplicate, in_hand - named)
+
+
+def _left_out(names: Iterable[tuple[int, int]]) -> int:
+    """Return how many numbers are missing between others of their epoch."""
+    seqs: defaultdict[int, list[int]] = defaultdict(list)
+    for epoch, seq in names:
+        seqs[epoch].append(seq)
+    return sum(max(of_one) - min(of_one) + 1 - len(of_one) for of_one in seqs.values())
 
 
 def total(devices: Mapping[str, DeviceAudit]) -> Audit:

@@ -152,7 +152,8 @@ def test_rows_must_come_in_the_order_of_the_truth() -> None:
 def test_what_a_killed_agent_had_in_hand_is_not_lost() -> None:
     truth, rows = town([0, 1, 2, 3, 4, 5])
     span = (truth[2].at_ms - 1, truth[3].at_ms)
-    audit = audit_device(truth, [*rows[:2], *rows[4:]], INTERVAL_S, killed=[span])
+    later = [row._replace(seq=row.seq - 2) for row in rows[4:]]
+    audit = audit_device(truth, [*rows[:2], *later], INTERVAL_S, killed=[span])
     assert audit == DeviceAudit(6, 4, 0, 0, 0, in_hand=2)
     at_the_end = audit_device(truth, rows[:4], INTERVAL_S, killed=[(truth[4].at_ms, 2**62)])
     assert at_the_end == DeviceAudit(6, 4, 0, 0, 0, in_hand=2)
@@ -161,7 +162,8 @@ def test_what_a_killed_agent_had_in_hand_is_not_lost() -> None:
 def test_a_kill_excuses_nothing_else() -> None:
     truth, rows = town([0, 1, 2, 3, 4, 5])
     span = (truth[2].at_ms - 1, truth[3].at_ms)
-    audit = audit_device(truth, [rows[0], *rows[4:]], INTERVAL_S, killed=[span])
+    later = [row._replace(seq=row.seq - 2) for row in rows[4:]]
+    audit = audit_device(truth, [rows[0], *later], INTERVAL_S, killed=[span])
     assert (audit.lost, audit.in_hand, audit.duplicate) == (1, 2, 0)
     twice = [*rows, rows[2]._replace(seq=77)]
     assert counts(audit_device(truth, twice, INTERVAL_S, killed=[span])) == (0, 1)
@@ -193,3 +195,15 @@ def test_the_report_is_the_sum_and_every_device() -> None:
             "b": {"taken": 9, "stored": 5, "refused": 1, "lost": 2, "duplicate": 3, "in_hand": 4},
         },
     }
+
+
+def test_what_has_a_name_was_taken_and_no_kill_excuses_its_loss() -> None:
+    truth, rows = town([0, 1, 2, 3, 4, 5])
+    span = (truth[2].at_ms - 1, truth[3].at_ms)
+    one_named = [*rows[:2], *(row._replace(seq=row.seq - 1) for row in rows[4:])]
+    audit = audit_device(truth, one_named, INTERVAL_S, killed=[span])
+    assert audit == DeviceAudit(6, 4, 0, 1, 0, in_hand=1)
+    refused = audit_device(truth, one_named, INTERVAL_S, killed=[span], refused=1)
+    assert refused == DeviceAudit(6, 4, 1, 0, 0, in_hand=2)
+    both_named = audit_device(truth, [*rows[:2], *rows[4:]], INTERVAL_S, killed=[span])
+    assert both_named == DeviceAudit(6, 4, 0, 2, 0, in_hand=0)
