@@ -41,7 +41,7 @@ _CHINESE = {
     "rejected": "被拒絕",
     "under way": "執行中",
     "nothing was ordered yet": "尚無命令",
-    "the agent is not running; this is what it left": "代理程式未執行，以下為其最後的紀錄",
+    "the agent does not answer; this is what its ledger holds": "代理程式沒有回應，以下為其留下的紀錄",
     "the trail cannot be read": "無法讀取命令紀錄",
 }
 
@@ -83,7 +83,7 @@ def carry_out(arguments: argparse.Namespace) -> int:
         lines += down(why, at.state, lang) if why else []
     else:
         if why is not None:
-            words = _say("the agent is not running; this is what it left", lang)
+            words = _say("the agent does not answer; this is what its ledger holds", lang)
             sys.stderr.write(f"{words}\n")
         lines = shown(trail, lang)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6

@@ -121,7 +121,7 @@ def test_what_an_agent_left_is_read_and_not_touched(
     assert found[2]["reason"] == "DeviceSilent: no answer"
     assert {path: path.read_bytes() for path in state.glob(f"{FILE}*")} == before
     status, out, err = shown(capsys, config, "--last", "2", "--lang", "en")
-    assert "not running" in err
+    assert "does not answer" in err
     head, rejected, programme = out.splitlines()
     assert head.split() == ["taken", "device", "command", "result", "by", "reason"]
     assert "level=140" in rejected
@@ -129,7 +129,7 @@ def test_what_an_agent_left_is_read_and_not_touched(
     assert "done" in programme
     assert "programme p" in programme
     _, out, err = shown(capsys, config, "--lang", "zh-TW")
-    assert "代理程式未執行" in err
+    assert "代理程式沒有回應" in err
     assert "執行失敗" in out.splitlines()[2]
 
 
