@@ -43,6 +43,10 @@ class CutDisk(Disk):
         super().replace(path, data)
         self.durable[path] = data
 
+    def overwrite(self, path: Path, data: bytes, at: int) -> None:
+        super().overwrite(path, data, at)
+        self.durable[path] = path.read_bytes()
+
     def settle(self, path: Path, size: int) -> None:
         super().settle(path, size)
         self.durable[path] = path.read_bytes()

@@ -53,17 +53,30 @@ class Disk:
         self.written += len(data)
 
     def replace(self, path: Path, data: bytes) -> None:
-        """Put a file in the place of another; it is durable on return. Raises: OSError; then the old one is there."""
+        """Put a file in the place of another; it is durable on return. Raises: OSError; then either is."""
         new = path.with_name(f"{path.name}.new")
         file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
         try:
             _write(file, data, 0)
             os.fsync(file)
+        except OSError:
+            new.unlink()  # it may hold the last of the room
+            raise
         finally:
             os.close(file)
         new.replace(path)
         self.sync_folder(path.parent)
         self.written += BLOCK * -(-len(data) // BLOCK)
+
+    def overwrite(self, path: Path, data: bytes, at: int) -> None:
+        """Write over a part of a file, where no new room is needed; durable on return. Raises: OSError."""
+        file = os.open(path, os.O_WRONLY)
+        try:
+            _write(file, data, at)
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+        self.written += BLOCK * ((at + len(data) - 1) // BLOCK - at // BLOCK + 1)
 
     def remove(self, *paths: Path) -> None:
         """Remove files, in this order, that may come back after a power cut. Raises: OSError."""

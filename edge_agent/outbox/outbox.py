@@ -22,6 +22,7 @@ import msgspec
 from edge_agent.clock import KNOWN_FROM_MS, Clock
 from edge_agent.outbox.book import Foreign, read_book, write_book
 from edge_agent.outbox.disk import Disk
+from edge_agent.outbox.mark import MarkFile
 from edge_agent.outbox.records import (
     ENDED,
     VERSION,
@@ -30,6 +31,7 @@ from edge_agent.outbox.records import (
     Counters,
     Gone,
     Kept,
+    Mark,
     Record,
     Undated,
     Waiting,
@@ -44,6 +46,7 @@ from edge_agent.outbox.undated import UndatedFile
 from exchange.delivery import Key
 from exchange.errors import OnestreetError
 from exchange.readings import Value
+from exchange.trouble import Trouble
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -127,13 +130,17 @@ class Outbox:
         self._segment_bytes = min(1 << 20, self._max_bytes // 8)
         self._segments = Segments(self.path, self._disk, segment_bytes=self._segment_bytes)
         self._undated_file = UndatedFile(self.path, self._disk)
+        self._marks = MarkFile(self.path, self._disk)
         self._stage_folder = stage_folder
         self._stage: Stage | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._tending: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self._is_open = False
-        self._is_begun = False  # the book says that a run is under way
+        self._is_begun = False  # the book or a mark says that a run is under way
+        self._is_book_due = False  # a mark says what it should
+        self._number = 0  # of the newest of them
+        self._above = 0  # every epoch that begins is later
         self._token = ""
         self._counters: dict[str, Counter] = {}
         self._next_id = 1
@@ -144,7 +151,12 @@ class Outbox:
         self._undated: dict[int, tuple[Undated, int]] = {}  # with when it came, by the boot clock
         self._floor_ms = KNOWN_FROM_MS  # nothing is dated before what was seen in an earlier run
         self._unknown_since_ms: int | None = None
-        self._trouble = ""
+        self._blocked_by = ""
+        self._trouble = Trouble(
+            log,
+            "the disk takes nothing: samples are held in memory, a power cut would lose them",
+            "the disk takes samples again",
+        )
         self._retry_ms = 0
         self._has_dropped = False
         self._inflow = 0.0  # bytes, those of long ago counting less
@@ -222,7 +234,14 @@ class Outbox:
 
         Raises: OutboxBlocked.
         """
-        return await self._run(lambda: self._epoch_of(device, now_ms))
+        return (await self.epochs_of([device], now_ms))[device]
+
+    async def epochs_of(self, devices: Sequence[str], now_ms: int) -> dict[str, int]:
+        """Return the epochs of the devices' next samples, beginning all that there are not in one write.
+
+        Raises: OutboxBlocked.
+        """
+        return await self._run(lambda: self._epochs_of(devices, now_ms))
 
     async def stating(self, topics: Sequence[str]) -> list[str]:
         """Note where states are about to be retained; return where older ones are that nobody stands behind now."""
@@ -274,6 +293,8 @@ class Outbox:
             self._take_over_first_version()
             if not self.path.exists():
                 self._disk.make_folder(self.path)
+            with suppress(OSError):  # a disk that is full already: then the book alone serves
+                self._marks.prepare()
             self._recover()
         except BaseException:
             os.close(self._lock)
@@ -304,6 +325,11 @@ class Outbox:
             told = {"reason": str(error), "aside": str(aside)}
             log.error("the outbox was unsound and set aside", extra=told)
             book = None
+        marks = [one for one in self._marks.read() if book is None or one.number > book.number]
+        self._number = max([book.number if book else 0, *(one.number for one in marks)])
+        self._above = max([book.above if book else 0, *(one.epoch for one in marks)])
+        mark = marks[-1] if marks else None
+        self._is_book_due = mark is not None
         boot_ms = self._clock.boot_ms()
         self._segments.open(boot_ms)
         undated = {one.id: one for one in self._undated_file.read()}
@@ -311,9 +337,10 @@ class Outbox:
         last_id = self._segments.last_id
         counters = dict(book.counters) if book else {}
         self._topics = set(book.topics) if book else set()
-        is_complete = self._proven(book, counters, on_disk, undated)
+        is_complete = self._proven(book, mark, counters, on_disk, undated)
         self._counters = _further(counters, self._counters)
-        if not is_complete or self._segments.damaged:
+        is_doubtful = not is_complete or self._segments.is_damaged
+        if is_doubtful:
             self._counters = _further(self._counters, on_disk)
             if self._counters:
                 words = "it cannot be proved that nothing was lost; every device begins a new epoch"
@@ -329,13 +356,21 @@ class Outbox:
         self._undated = {
             number: (one, boot_ms) for number, one in sorted(undated.items()) if number > named_id
         }
-        ids = (self._next_id, next_id, book.next_id if book else 1, named_id + 1)
+        ids = [self._next_id, next_id, book.next_id if book else 1, named_id + 1]
+        ids += [one.next_id for one in marks]
         self._next_id = max(*ids, *(number + 1 for number in self._undated), 1)
         self.last_id = named_id
+        if is_doubtful:
+            try:
+                self._begin()
+            except OSError as error:  # the doubt lasts as long as what raises it is as it was found
+                self._complain(str(error))
+                return
         self._settle()
 
     def _settle(self) -> None:
         """Make what was found durable: a killed process may have been between a write and its sync."""
+        self._segments.mend()
         try:
             self._segments.settle()
             self._undated_file.settle()
@@ -348,11 +383,14 @@ class Outbox:
     def _proven(
         self,
         book: Book | None,
+        mark: Mark | None,
         counters: dict[str, Counter],
         on_disk: dict[str, Counter],
         undated: dict[int, Undated],
     ) -> bool:
         """Take over what proves the outbox complete, and say whether something does."""
+        if mark is not None:
+            return bool(mark.token) and self._replayed(mark.token, undated)
         if book is None:
             return not on_disk and not undated and not self._segments.last_id
         if book.clean:
@@ -360,13 +398,17 @@ class Outbox:
         if book.stage == "disk":
             counters.update(_further(counters, on_disk))
             return not self._segments.torn and not self._undated_file.torn
+        return self._replayed(book.token, undated)
+
+    def _replayed(self, token: str, undated: dict[int, Undated]) -> bool:
+        """Take over the stage of a killed run, and say whether there is one."""
         folder = self._stage_folder or volatile_folder()
         stage = Stage(folder, self.path) if folder else None
-        records = stage.recover(book.token, self._clock.boot_id) if stage else None
+        records = stage.recover(token, self._clock.boot_id) if stage else None
         if records is None:
             return False
         self._replay(records, self._segments.last_id, undated)
-        self._stage, self._token, self._is_begun = stage, book.token, True
+        self._stage, self._token, self._is_begun = stage, token, True
         return True
 
     def _replay(self, records: list[Record], last_id: int, undated: dict[int, Undated]) -> None:
@@ -417,7 +459,7 @@ class Outbox:
                 self._stage.begin(token, self._clock.boot_id, self._staged())
             except OSError as error:
                 self._leave_stage(error)
-        self._write_book(self._counters, token)
+        self._record(self._counters, token)
         self._token, self._is_begun = token, True
 
     def _leave_stage(self, error: OSError) -> None:
@@ -435,11 +477,38 @@ class Outbox:
             *(kept(fresh.waiting) for fresh in self._fresh.values()),
         ]
 
+    def _record(self, counters: dict[str, Counter], token: str) -> None:
+        """Have on disk which epochs there are and what the stage is called: in the book, or else by a mark.
+
+        Raises: OSError; then nobody may hear of them.
+        """
+        boot_ms = self._clock.boot_ms()
+        if not self._is_book_due or boot_ms >= self._retry_ms:
+            try:
+                self._write_book(counters, token)
+            except OSError as error:
+                self._complain(str(error))
+                self._retry_ms = boot_ms + RETRY_MS
+            else:
+                return
+        self._write_mark(counters, token)
+
     def _write_book(self, counters: dict[str, Counter], token: str, *, clean: bool = False) -> None:
+        self._number += 1
         stage = "disk" if self._stage is None else "memory"
         topics = sorted(self._topics)
-        book = Book(VERSION, clean, stage, token, counters, self._next_id, topics)
+        book = Book(
+            VERSION, clean, stage, token, counters, self._next_id, topics, self._number, self._above
+        )
         write_book(self.path, book, self._disk)
+        self._is_book_due = False
+
+    def _write_mark(self, counters: dict[str, Counter], token: str) -> None:
+        self._number += 1
+        epoch = max([self._above, *(one.epoch for one in counters.values())])
+        named = token if self._stage is not None else ""
+        self._marks.write(Mark(self._number, named, epoch, self._next_id))
+        self._is_book_due = True
 
     def _close(self) -> None:
         """Whatever fails here is what a kill would leave, and is found at the next start."""
@@ -468,10 +537,10 @@ class Outbox:
         if not readings:
             return named
         self._spill_what_is_due()
-        if self._trouble and self._fresh_bytes > STAGE_MOST_BYTES:
-            raise OSError(self._trouble)
+        if self._blocked_by and self._fresh_bytes > STAGE_MOST_BYTES:
+            raise OSError(self._blocked_by)
         boot_ms = self._clock.boot_ms()
-        batch = _Batch(self._counters, self._next_id)
+        batch = _Batch(self._counters, self._next_id, self._above)
         offset_ms = self._clock.date(0)
         is_over = self._is_patience_over(boot_ms)
         for reading in readings:
@@ -492,10 +561,9 @@ class Outbox:
 
     def _keep(self, batch: _Batch, boot_ms: int) -> list[Waiting]:
         """Keep a batch, all of it or nothing. Raises: OSError."""
-        if (
-            batch.begun
-        ):  # an epoch is on disk before anybody hears of it, so that it is never begun again
-            self._write_book({**self._counters, **batch.counters}, self._token)
+        if batch.begun:
+            # an epoch is on disk before anybody hears of it, so that it is never begun again
+            self._record({**self._counters, **batch.counters}, self._token)
         samples = [(one, encode(one)) for one in batch.named]
         undated = [encode(one) for one in batch.undated]
         if self._stage is not None:
@@ -554,18 +622,20 @@ class Outbox:
             self._fresh_bytes -= len(fresh.body)
             del self._names[_key(fresh.waiting)]
 
-    def _epoch_of(self, device: str, now_ms: int) -> int:
-        counter = self._counters.get(device)
-        if counter is None or counter.next_seq == ENDED:
+    def _epochs_of(self, devices: Sequence[str], now_ms: int) -> dict[str, int]:
+        begun = {}
+        for device in devices:
+            counter = self._counters.get(device)
+            if counter is None or counter.next_seq == ENDED:
+                epoch = max(now_ms, self._above + 1, counter.epoch + 1 if counter else 0)
+                begun[device] = Counter(epoch, 0, now_ms - SLEW_MS)
+        if begun:
             self._begin()
-            epoch = now_ms if counter is None else max(now_ms, counter.epoch + 1)
-            counter = Counter(epoch, 0, now_ms - SLEW_MS)
-            self._write_book({**self._counters, device: counter}, self._token)
+            self._record({**self._counters, **begun}, self._token)
             if self._stage is not None:
-                only = Counters({device: counter}, self._next_id)
-                self._stage.append([encode(only)])
-            self._counters[device] = counter
-        return counter.epoch
+                self._stage.append([encode(Counters(begun, self._next_id))])
+            self._counters.update(begun)
+        return {device: self._counters[device].epoch for device in devices}
 
     # --------------------------------------------------------------------------------------------------- dating
 
@@ -602,7 +672,7 @@ class Outbox:
             return []
         boot_ms = self._clock.boot_ms()
         is_over = self._is_patience_over(boot_ms)
-        batch = _Batch(self._counters, self._next_id)
+        batch = _Batch(self._counters, self._next_id, self._above)
         for one, _ in self._undated.values():
             is_of_now = one.boot_id == self._clock.boot_id
             time_ms = one.time_ms
@@ -638,44 +708,55 @@ class Outbox:
         if self._is_open and self._is_begun:
             self._spill_what_is_due()
             self._segments.note()
+            if self._segments.is_stuck and not self._undated_file.last_id:
+                with suppress(
+                    OSError
+                ):  # then it stays, and what has left it is sent again after a start
+                    self._write_mark(self._counters, self._token)
+                    self._segments.release()
             self._keep_within_limits()
 
     def _spill_what_is_due(self) -> None:
-        """Bring what is old enough to the disk, once it takes something again."""
+        """Bring what is old enough to the disk, and the book, once it takes something again."""
+        self._shorten_stage()
+        now_ms = self._clock.boot_ms()
+        if self._blocked_by and now_ms < self._retry_ms:
+            return
+        is_due = self._stage is not None and self._is_spill_due(now_ms)
+        try:
+            if is_due:
+                self._spill()
+            if self._is_book_due:
+                self._write_book(self._counters, self._token)
+                is_due = True
+        except OSError as error:
+            self._complain(str(error))
+            self._retry_ms = now_ms + RETRY_MS
+        else:
+            if is_due:
+                self._blocked_by = ""
+                self._trouble.over()
+
+    def _is_spill_due(self, now_ms: int) -> bool:
+        came_ms = [fresh.boot_ms for fresh in _first(self._fresh.values())]
+        last_id = self._undated_file.last_id
+        came_ms += _first(ms for one, ms in self._undated.values() if one.id > last_id)
+        return bool(came_ms) and now_ms - min(came_ms) >= SPILL_AFTER_MS
+
+    def _shorten_stage(self) -> None:
+        """Write the stage anew when it has become much longer than what it holds, whatever the disk does."""
         if self._stage is None:
             return
         if (
             self._stage.grown > STAGE_BYTES
             and self._stage.size > STAGE_BYTES + 2 * self._fresh_bytes
         ):
-            with suppress(
-                OSError
-            ):  # then it grows on, and an append that fails sends all to the disk
+            with suppress(OSError):  # an append that fails later sends all to the disk
                 self._stage.begin(self._token, self._clock.boot_id, self._staged())
-        now_ms = self._clock.boot_ms()
-        if self._trouble and now_ms < self._retry_ms:
-            return
-        came_ms = [fresh.boot_ms for fresh in _first(self._fresh.values())]
-        last_id = self._undated_file.last_id
-        came_ms += _first(ms for one, ms in self._undated.values() if one.id > last_id)
-        try:
-            if came_ms and now_ms - min(came_ms) >= SPILL_AFTER_MS:
-                self._spill()
-        except OSError as error:
-            self._complain(str(error))
-            self._retry_ms = now_ms + RETRY_MS
-        else:
-            if self._trouble:
-                log.info("the disk takes samples again")
-            self._trouble = ""
 
     def _complain(self, reason: str) -> None:
-        if not self._trouble:
-            words = (
-                "the disk takes nothing: samples are held in memory, a power cut would lose them"
-            )
-            log.error(words, extra={"reason": reason})
-        self._trouble = reason
+        self._blocked_by = reason
+        self._trouble.report(reason)
 
     def _spill(self) -> None:
         """Make everything durable that is not, and begin the stage anew. Raises: OSError."""
@@ -775,7 +856,7 @@ class Outbox:
         before, self._topics = self._topics, topics
         try:
             self._begin()
-            self._write_book(self._counters, self._token)
+            self._record(self._counters, self._token)
         except OSError:
             self._topics = before
             raise
@@ -784,13 +865,14 @@ class Outbox:
 class _Batch:
     """Samples that are being taken: nothing of the outbox has changed yet."""
 
-    def __init__(self, counters: dict[str, Counter], next_id: int) -> None:
+    def __init__(self, counters: dict[str, Counter], next_id: int, above: int) -> None:
         self.counters: dict[str, Counter] = {}
         self.next_id = next_id
         self.named: list[Kept] = []
         self.undated: list[Undated] = []
         self.begun = False
         self._before = counters
+        self._above = above
 
     def name(
         self, reading: Taken, time_ms: int, *, is_known: bool, number: int | None = None
@@ -799,12 +881,12 @@ class _Batch:
         device = reading.device
         counter = self.counters.get(device) or self._before.get(device)
         if counter is None:
-            epoch, seq, self.begun = time_ms, 0, True
+            epoch, seq, self.begun = max(time_ms, self._above + 1), 0, True
         else:
             epoch, seq, last_ms = counter
             was_guessed = is_known and epoch < KNOWN_FROM_MS <= time_ms
             if seq == ENDED or was_guessed or time_ms < last_ms - SLEW_MS:
-                epoch, seq, self.begun = max(time_ms, epoch + 1), 0, True
+                epoch, seq, self.begun = max(time_ms, epoch + 1, self._above + 1), 0, True
             else:
                 time_ms = max(time_ms, last_ms + 1)
         self.counters[device] = Counter(epoch, seq + 1, time_ms)

@@ -125,7 +125,10 @@ class Seal(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Book(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """What the outbox must know at its next start. `topics` are where the broker retains states of ours."""
+    """What the outbox must know at its next start. `topics` are where the broker retains states of ours.
+
+    Of books and marks the one with the highest `number` holds. Every epoch that is begun is later than `above`.
+    """
 
     version: int
     clean: bool
@@ -134,9 +137,23 @@ class Book(msgspec.Struct, frozen=True, array_like=True, tag=7):
     counters: dict[str, Counter]
     next_id: int
     topics: list[str]
+    number: int = 0
+    above: int = 0
 
 
-Record = Kept | Undated | Counters | Gone | StageHead | Seal | Book
+class Mark(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """What holds instead of a book with a lower number: a run has begun since, with epochs up to `epoch`.
+
+    `token` is what its stage is called, empty when there is none.
+    """
+
+    number: int
+    token: str
+    epoch: int
+    next_id: int
+
+
+Record = Kept | Undated | Counters | Gone | StageHead | Seal | Book | Mark
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Record).decode
 

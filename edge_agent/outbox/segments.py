@@ -171,6 +171,7 @@ class Segments:
         self._indexes: OrderedDict[int, Index] = OrderedDict()
         self._counters: dict[str, Counter] = {}
         self._next_id = 0
+        self._unmended: list[Segment] = []
         self._trouble = Trouble(
             log, "receipted samples stay on disk for now", "receipted samples leave the disk again"
         )
@@ -185,7 +186,7 @@ class Segments:
             if seal is not None and not segment.aside.exists():
                 segment.believe(seal)
                 continue
-            index = self._loaded(segment)
+            index = self._loaded(segment, mend=False)
             if is_last:
                 self._counters = index.counters
                 self._next_id = max(index.next_id, segment.last_id + 1)
@@ -193,6 +194,18 @@ class Segments:
             if not stray.with_suffix(".seg").exists():
                 stray.unlink(missing_ok=True)
         self.note()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something that was found at the start is to be mended."""
+        return bool(self._unmended)
+
+    def mend(self) -> None:
+        """Put what is good of damaged files into their place; the doubt that they raise is noted by now."""
+        unmended, self._unmended = self._unmended, []
+        for segment in unmended:
+            self._indexes.pop(segment.number, None)
+            self._loaded(segment)
 
     def settle(self) -> None:
         """Make what was found at the start durable: a killed process may have been about to."""
@@ -286,6 +299,15 @@ class Segments:
         """Remove the oldest segment with what is in it; return how many samples that were."""
         self._remove(segment)
         return segment.depth
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether all has left the newest segment, and the disk takes no note of that."""
+        return bool(self._all) and not self._all[-1].depth and bool(self._all[-1].unnoted)
+
+    def release(self) -> None:
+        """Remove the newest segment, from which all has left; what it proves is noted elsewhere by now."""
+        self._remove(self._all[-1])
 
     def _remove(self, segment: Segment) -> None:
         self._disk.remove(segment.path, segment.aside)
@@ -405,11 +427,13 @@ class Segments:
             oldest = next(number for number in self._indexes if number != self._all[-1].number)
             del self._indexes[oldest]
 
-    def _loaded(self, segment: Segment) -> Index:
-        """Read a segment; one that is damaged is mended first."""
+    def _loaded(self, segment: Segment, *, mend: bool = True) -> Index:
+        """Read a segment; one that is damaged is mended first, or later."""
         believed, data = segment.count, _whole(segment.path)
         index, end, holes = _indexed(data, segment)
-        if holes or len(index.ids) < believed:
+        if (holes or len(index.ids) < believed) and not mend:
+            self._unmended.append(segment)
+        elif holes or len(index.ids) < believed:
             self.damaged += max(1, believed - len(index.ids))
             self._mend(segment, data, len(index.ids))
             index, end, _ = _indexed(_whole(segment.path), segment)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.outbox import Outbox, OutboxBlocked, OutboxSettings, Waiting
-from tests.outboxes import keys, taken
+from exchange.delivery import Key
+from tests.outboxes import Machine, key, keys, taken
 from tests.stepped_time import SteppedTime
 
 SIZE = "256k"
@@ -145,9 +146,93 @@ async def test_an_outbox_on_a_full_disk_opens_and_can_be_emptied(
     await outbox.open()
     assert await outbox.after(0, 100) == waiting
     with pytest.raises(OutboxBlocked, match="No space left"):
-        await outbox.take([taken("a", None, time.boot_ms())])
+        await outbox.take([taken("a", None, time.boot_ms())] * 200)
     await outbox.forget(keys(waiting))
     await asyncio.to_thread(ballast.unlink)
     (one,) = await outbox.take([taken("a", None, time.boot_ms())])
     assert one.sample.seq == 20
+    await outbox.close()
+
+
+@pytest.mark.parametrize("clock", ["right", "set back", "unknown"])
+async def test_after_a_power_cut_a_full_disk_stops_nothing_and_names_nobody_twice(
+    disk: Path, tmp_path: Path, clock: str
+) -> None:
+    time = SteppedTime()
+    machine = Machine(tmp_path, time.clock())
+    machine.path = disk / "state" / "outbox"
+    outbox = await machine.start()
+    named: dict[Key, float] = {}
+    number = 0.0
+
+    async def take(*devices: str) -> list[Waiting]:
+        nonlocal number
+        taken_now = []
+        for device in devices:
+            number += 1
+            time.step(0.01)
+            taken_now.append(taken(device, None, time.boot_ms(), pm2_5=number))
+        waiting = await outbox.take(taken_now)
+        for one in waiting:
+            assert key(one) not in named, "a name is given once"
+            named[key(one)] = one.sample.metrics["pm2_5"]
+        return waiting
+
+    kept = await take("a", "b", "gw")
+    time.step(2)
+    await outbox.tend()
+    for boot in range(2, 5):
+        await machine.cut(time.clock())
+        ballast = await asyncio.to_thread(fill, disk)
+        time = time.rebooted(f"boot-{boot}")
+        if clock == "set back":
+            time.wrong_ms = -86_400_000 * boot
+        if clock == "unknown":
+            time.wrong_ms, time.synchronised = -400 * 86_400_000, False
+        machine.clock = time.clock(by_kernel=clock == "unknown", wait_s=0)
+        outbox = await machine.start()
+        there = await outbox.after(0, 100)
+        assert there[: len(kept)] == kept, "what is on disk can be sent"
+        assert all(named[key(one)] == one.sample.metrics["pm2_5"] for one in there)
+        kept = there  # some of what was held may have found room in the last block
+        epochs = await outbox.epochs_of(["a", "b", "gw", f"new-{boot}"], time.wall_ms())
+        held = await take("a", "b", "gw", f"new-{boot}")
+        assert {one.device: one.sample.epoch for one in held} == epochs
+        assert await outbox.stating([f"topic-{boot}"]) == []
+        await outbox.retired([f"topic-{boot}"])
+        await machine.kill()
+        outbox = await machine.start()
+        held += await take("b", f"newer-{boot}")
+        assert await outbox.after(0, 100) == kept + held, "a kill loses nothing of it"
+        if boot == 3:  # twice running it stays full until the next cut
+            await asyncio.to_thread(ballast.unlink)
+            time.step(2)
+            await outbox.tend()
+            kept += held
+        await asyncio.to_thread(ballast.unlink, missing_ok=True)
+    await outbox.close()
+
+
+async def test_the_newest_segment_leaves_a_disk_that_others_filled(
+    disk: Path, tmp_path: Path
+) -> None:
+    time = SteppedTime()
+    outbox = Outbox(disk / "outbox", clock=time.clock(), stage_folder=tmp_path)
+    await outbox.open()
+    waiting = await outbox.take([taken("a", None, time.boot_ms())] * 1000)
+    time.step(2)
+    await outbox.tend()
+    assert outbox.size_bytes > 10_000
+    ballast = await asyncio.to_thread(fill, disk)
+    await outbox.forget(keys(waiting))
+    await outbox.tend()
+    assert outbox.size_bytes == 0
+    await outbox.close()
+    outbox = Outbox(disk / "outbox", clock=time.clock(), stage_folder=tmp_path)
+    await outbox.open()
+    assert outbox.depth == 0
+    (more,) = await outbox.take([taken("a", None, time.boot_ms())])
+    assert key(more) not in keys(waiting)
+    assert more.id > waiting[-1].id
+    await asyncio.to_thread(ballast.unlink)
     await outbox.close()
