@@ -51,7 +51,7 @@ class Street:
         self._set_clock(0)
         buses = [end["dbus"] for end in ends.values() if end["kind"] == "ble"]
         environment = {"DBUS_SYSTEM_BUS_ADDRESS": buses[0]} if buses else {}
-        argv = [sys.executable, "-m", "tests.chaos.shifted_agent", str(self._offset), str(file)]
+        argv = [sys.executable, "-m", "tests.hasty_agent", str(self._offset), str(file)]
         self.agent = Program("agent", "gateways", argv, self._folder, environment=environment)
         await self.agent.start()
         await self._town.speak()
