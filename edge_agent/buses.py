@@ -50,7 +50,9 @@ QUIET_LAST_S = 1800.0  # ... each time in vain twice as long: a cabinet may be w
 SILENT_S = 30.0  # without an advert for so long, and for ...
 UNHEARD = 3  # ... so many intervals, an advertiser is silent
 FAILED_S = 0.1  # before listening again: what fails at once must not eat the processor
-TCP_GRAIN_S = 0.25  # there is no line whose time had to be shared out evenly; waking up costs more than asking
+TCP_GRAIN_S = (
+    1.0  # there is no line whose time had to be shared out evenly; waking up costs more than asking
+)
 CONNECT_S = 10.0  # a BLE device that sleeps answers a connection when it wakes
 HUNG_S = 60.0  # a driver's own deadlines are shorter; one that has none must not hold up its bus
 CLOSE_S = 5.0  # a command that is under way when its bus is closed gets this long

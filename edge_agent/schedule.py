@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
@@ -155,5 +156,4 @@ class Schedule:
             slot.due_s = now_s
 
 
-def _due(slot: Slot) -> float:
-    return slot.due_s
+_due = attrgetter("due_s")
