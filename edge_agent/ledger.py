@@ -33,6 +33,9 @@ SCHEMA_VERSION = 1
 ENTRIES_KEPT = 5000
 """Orders in the trail, of each kind. Those that have not expired stay beyond it, up to twice as many."""
 DAYS_KEPT = 400
+STEADY_S = 86_400.0
+"""Nothing is too old before the clock has gone steadily for so long: a wrong moment costs no trail, ..."""
+STEADY_MS = 3_600_000  # ... steadily within this
 RESULTS_KEPT = 1000
 """Results without a receipt; beyond it the oldest of what was not carried out goes, then the oldest, and is counted."""
 UNSOUND_KEPT = 5
@@ -121,6 +124,7 @@ class Ledger:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._db: sqlite3.Connection | None = None
         self._opened_s = 0.0
+        self._steady_since_s = self._epoch_ms = float("-inf")
         self._is_lost = False
         """One was set aside and nobody knew the time, or this process did it: it is dated by how long it is open."""
 
@@ -294,8 +298,17 @@ class Ledger:
                 " VALUES ('issued', ?, ?, ?, ?, ?, ?, ?, '', ?, '')",
                 (str(command.id), device, command.name, detail, now_ms, expires_ms, topic, now_ms),
             )
-            _prune(db, "issued", now_ms)
+            _prune(db, "issued", now_ms, self._old_ms(now_ms))
         return "new"
+
+    def _old_ms(self, now_ms: int) -> int:
+        """Return the moment before which an order is too old."""
+        now_s = time.monotonic()
+        epoch_ms = now_ms - 1000 * now_s
+        if abs(epoch_ms - self._epoch_ms) > STEADY_MS:
+            self._epoch_ms, self._steady_since_s = epoch_ms, now_s
+        is_steady = now_s - self._steady_since_s >= STEADY_S
+        return now_ms - DAYS_KEPT * _DAY_MS if is_steady else 0
 
     def _answer(self, result: Result, topic: str) -> None:
         payload = encode_result(result).decode()
@@ -337,7 +350,7 @@ class Ledger:
                 " VALUES ('programme', ?, ?, ?, ?, 0, '', ?, ?, ?)",
                 (device, name, detail.decode(), now_ms, status, now_ms, outcome.decode()),
             )
-            _prune(db, "programme", now_ms)
+            _prune(db, "programme", now_ms, self._old_ms(now_ms))
 
     def _results(self) -> list[Waiting]:
         rows = self._open_db.execute(
@@ -409,9 +422,8 @@ _SURPLUS = """FROM entry
         SELECT number FROM entry WHERE kind = :kind ORDER BY number DESC LIMIT 1 OFFSET :kept))"""
 
 
-def _prune(db: sqlite3.Connection, kind: Kind, now_ms: int) -> None:
+def _prune(db: sqlite3.Connection, kind: Kind, now_ms: int, old_ms: int) -> None:
     """Let go of what is too old or too much, but of no order that is open or may still be valid."""
-    old_ms = now_ms - DAYS_KEPT * _DAY_MS
     values = {"kind": kind, "now_ms": now_ms, "old_ms": old_ms, "kept": ENTRIES_KEPT}
     (until_ms,) = db.execute(f"SELECT max(expires_ms) {_SURPLUS}", values).fetchone()
     if until_ms is not None:

@@ -437,6 +437,31 @@ async def test_the_trail_is_bounded_and_lets_go_of_nothing_that_may_come_again(
     del fresh
 
 
+async def test_a_clock_that_is_wrong_for_a_moment_costs_no_trail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    year_ms = 365 * 86_400_000
+    clock = Clock()
+    async with bench(tmp_path, clock) as one:
+        first = command(10, life_s=86_400)
+        one.give(first)
+        await one.answered(first.id, "done")
+        clock.now += 70 * year_ms
+        for level in (20, 30):
+            one.give(late := command(level))
+            await one.answered(late.id, "expired")
+        clock.now = NOW_MS
+        one.give(after := command(40))
+        await one.answered(after.id, "done")
+        assert len(await one.ledger.trail()) == 4
+        monkeypatch.setattr(ledger_module, "STEADY_S", 0.0)
+        clock.now += 2 * year_ms
+        one.give(late := command(50))
+        await one.answered(late.id, "expired")
+        kept = {one.taken_ms for one in await one.ledger.trail()}
+        assert min(kept) == clock.now, "in the end what is old goes"
+
+
 async def test_one_that_was_let_go_is_not_carried_out_when_the_clock_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

