@@ -28,10 +28,20 @@ def advice(examined: Examined) -> list[ConfigError]:
     if config is None:
         return []
     return [
+        *_about_the_gateway(examined, config),
         *_about_devices(examined, config),
         *_about_buses(examined, config),
         *_about_templates(examined, config),
     ]
+
+
+def _about_the_gateway(examined: Examined, config: Config) -> Iterator[ConfigError]:
+    if config.gateway.location is None:
+        allowed = (
+            "no location: it will not be on the map, and no lamp programme can go by the sun"
+            " 沒有位置，地圖上不會顯示，路燈也無法依日出日落開關"
+        )
+        yield _said(examined, "gateway.location", None, allowed)
 
 
 def _about_devices(examined: Examined, config: Config) -> Iterator[ConfigError]:
@@ -51,8 +61,8 @@ def _about_devices(examined: Examined, config: Config) -> Iterator[ConfigError]:
     for same in found.values():
         yield from same[:EACH]
         if (further := len(same) - EACH) > 0:
-            key, value = same[0].key.rpartition(".")[2], same[0].value
             allowed = f"so are {further} further devices of this file 此檔另有 {further} 個設備也是"
+            key, value = same[0].key.rpartition(".")[2], same[0].value
             yield ConfigError(same[0].file, key, value, allowed)
 
 

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 from device_drivers.errors import LinkLost
 from device_drivers.kit.driver import Reading, Value
@@ -25,7 +26,7 @@ from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import DeviceHealth, Health
 from edge_agent.intake import Intake
 from edge_agent.ledger import Ledger
-from edge_agent.lighting import Lighting, zone
+from edge_agent.lighting import Lighting
 from edge_agent.metrics import ALIVE, answering_scrapes
 from edge_agent.outbox import Outbox, OutboxBlocked, Waiting
 from edge_agent.report_by_exception import WithheldLog
@@ -73,7 +74,6 @@ class Agent:
         self._file = file
         config.broker.context(file)  # a file that is missing now is said now
         config.broker.password(file)
-        zone(config.gateway.time_zone, file, "gateway.time_zone")
         folder = Path(config.gateway.state_dir)
         self.clock = clock or Clock(config.clock, memory=folder / "clock")
         self.health = Health([])
@@ -229,7 +229,7 @@ class Agent:
             self.health.devices.pop(gone, None)
         self.commands.serve(devices)
         gateway = self.config.gateway
-        civil = zone(gateway.time_zone, self._file, "gateway.time_zone")
+        civil = ZoneInfo(gateway.time_zone)  # which was there when it was read
         self._lighting.serve(self.config.programme, devices, civil, gateway.location)
 
     async def _reading(self, line: Line, reading: Reading) -> None:

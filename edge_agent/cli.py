@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -21,11 +21,11 @@ from edge_agent.config_reading import Examined, examine, load_config
 from edge_agent.quality import fitted
 from exchange.configuration import located
 from exchange.errors import ConfigError, DeviceError
+from exchange.gateway_paths import CONFIG
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-CONFIG = Path("/etc/onestreet/edge.toml")
 FURTHER = {
     "commands": "edge_agent.trail_command",
     "enrol": "edge_agent.enrolment_command",
@@ -35,9 +35,18 @@ FURTHER = {
 """Actions with a module of their own, which has `add_parser` and `carry_out`."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line to everybody."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error 指令有誤: {message}\n{self.prog} --help 可查看用法\n")
+
+
 def parser(further: Sequence[str] = tuple(FURTHER)) -> argparse.ArgumentParser:
     """Return the command's arguments; of the `further` actions those that are asked for."""
-    parser = argparse.ArgumentParser(prog="onestreet edge", description="The agent on a gateway.")
+    words = "the agent on a gateway 閘道器上的代理程式"
+    parser = _Parser(prog="onestreet edge", description=words)
     names = "|".join(["run", "check", "read", *FURTHER])
     actions = parser.add_subparsers(dest="action", required=True, metavar=names)
     one = _action(
@@ -72,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _action(
-    actions: _SubParsersAction[argparse.ArgumentParser],
+    actions: _SubParsersAction[_Parser],
     name: str,
     words: str,
     carry_out: Callable[[argparse.Namespace], int],

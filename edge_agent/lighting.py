@@ -19,7 +19,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from datetime import time as time_of_day
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Protocol
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -168,17 +168,6 @@ def check(programme: Programme, devices: Mapping[str, Device], *, located: bool 
             if len(years) > 1 or (first > last and years == {False}):
                 allowed = "from the earlier to the later day, both with a year or both without 起訖日期有誤"
                 raise ConfigError("", key, dates, allowed)
-
-
-def zone(name: str, file: str, key: str) -> ZoneInfo:
-    """Return a time zone. Raises: ConfigError."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        allowed = (
-            "must be a time zone such as Asia/Taipei 須為時區名稱; on a small system install tzdata"
-        )
-        raise ConfigError(file, key, name, allowed) from error
 
 
 def _ends(dates: str, year: int) -> tuple[date, date]:

@@ -64,11 +64,12 @@ class ConfigError(OnestreetError):
         )
 
     def __str__(self) -> str:
-        """`file:line: key = value: allowed`."""
+        """`file:line: key = value: allowed`; without the value where there is none."""
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         if self.column:
             place += f": column 欄 {self.column}"
-        return f"{place}: {self.key} = {self.value!r}: {self.allowed}"
+        found = "" if self.value is None else f" = {self.value!r}"
+        return f"{place}: {self.key}{found}: {self.allowed}"
 
 
 class ContractError(OnestreetError):

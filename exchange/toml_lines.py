@@ -1,7 +1,7 @@
 """On which line of a TOML file each key stands: for errors, after the parser has taken the file.
 
-The parser of the standard library keeps no positions, and one that does costs its time at every start. This is read
-only when there is something to say, and takes for granted that the text is valid.
+The parser of the standard library keeps no positions. This is read only when there is something to say, or a table is
+to be replaced, and takes for granted that the text is valid.
 
 Source: https://toml.io/en/v1.0.0
 """

@@ -527,6 +527,21 @@ def test_read_of_a_device_that_is_not_there(
     assert "device = 'lamp-9': one of aq-1, lamp-1, bay-1" in err
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["rum"], ["read"], ["run", "--quick"], ["status", "--lang", "de"], ["scan", "x"]]
+)
+def test_a_wrong_command_line_is_said_in_both_languages(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["edge", *words])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: onestreet edge")
+    assert ": error 指令有誤: " in err
+    assert "--help 可查看用法\n" in err
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
 def test_read_with_a_deadline_that_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: str
@@ -601,8 +616,8 @@ def test_all_that_is_wrong_with_a_device_is_said_at_once(tmp_path: Path) -> None
     lamp = {"intervall_s": "2", "location": '{ lat = 91, lon = "e" }', "colour": '"red"'}
     lamp |= {"settings": '{ short_address = 64, unitt = 1, channel = "x" }'}
     lamp = {"id": '"L 2"', "driver": '"intesis_dali"', "bus": '"rs485"', **lamp}
-    _, _, said = loaded(write(tmp_path, more=device(**lamp)))
-    assert [one.partition(" = ")[0].partition(": ")[2] for one in said] == [
+    _, problems = load_config(write(tmp_path, more=device(**lamp)))
+    assert [one.key for one in problems] == [
         "device[3].id",
         "device[3].intervall_s",  # and not that interval_s is missing
         "device[3].location.lat",
@@ -614,8 +629,8 @@ def test_all_that_is_wrong_with_a_device_is_said_at_once(tmp_path: Path) -> None
         "device[3].settings.channel",
     ]
     beyond = LAMP | {"id": '"gw-1"', "domain": '"noise"', "driver": '"lamp"', "bus": '"rs1"'}
-    _, _, said = loaded(write(tmp_path, more=device(**beyond)))
-    assert [one.partition(" = ")[0].partition(": ")[2] for one in said] == [
+    _, problems = load_config(write(tmp_path, more=device(**beyond)))
+    assert [one.key for one in problems] == [
         "device[3].domain",
         "device[3].driver",
         "device[3].id",

@@ -211,7 +211,9 @@ def test_whatever_is_wrong_is_named_to_the_key(
     except ConfigError as error:
         assert error.file == str(path)
         assert error.allowed
-        assert re.match(rf"{re.escape(f'{path}:')}(\d+:)? {re.escape(error.key)} = ", str(error))
+        assert re.match(
+            rf"{re.escape(f'{path}:')}(\d+:)? {re.escape(error.key)}( =|:) ", str(error)
+        )
         # What is found may be what depended on it: a site's township, when the township went.
         assert related(error.key, place) or error.allowed == "must be valid TOML", (error, place)
     else:
