@@ -28,6 +28,7 @@ from edge_agent.config_reading import read_config
 from onestreet.cli import main
 from simulators.peripheral import Peripheral
 from simulators.pytest_plugin import Bench, BluezBench
+from tests.hanging_folder import hanging_folder
 
 BAY, SEALED, CLIMATE = "A4:C1:38:8D:18:B2", "A4:C1:38:00:00:02", "A4:C1:38:00:00:03"
 OLD = "5C:85:7E:12:34:56"  # of the right format, in a version that nobody understands
@@ -201,6 +202,37 @@ def test_a_port_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) ->
     bus = only(scan(capsys, "--serial", "/dev/ttyNOWHERE", status=1))
     assert bus["outcome"] == "failed"
     assert "/dev/ttyNOWHERE" in bus["detail"]
+
+
+@pytest.mark.parametrize("way", ["--serial", "--rtu"])
+def test_a_pipe_is_no_port_and_nobody_waits_for_it(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "ttyS"
+    os.mkfifo(pipe)
+    bus = only(scan(capsys, way, str(pipe), status=1))
+    assert (bus["outcome"], bus["detail"]) == ("failed", f"{pipe}: this is no serial port")
+
+
+@pytest.mark.parametrize("way", ["--serial", "--rtu"])
+def test_a_port_that_hangs_ends_in_time_and_costs_the_others_nothing(
+    way: str,
+    tmp_path: Path,
+    serial_line: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel answers never; the other port is looked at all the same."""
+    monkeypatch.setattr("device_drivers.links.serial.OPEN_S", 0.3)
+    twin = load("plantower_pms").twin({}, lambda: {"pm2_5": 17}, lambda _: None)
+    speaking = serial_line(twin)
+    with hanging_folder(tmp_path / "dev") as folder:
+        hanging = str(folder / "ttyUSB0")
+        words = [way, hanging, "--serial", speaking, "--listen", "30"]
+        buses = {bus["keys"]["port"]: bus for bus in scan(capsys, *words, status=1)["buses"]}
+    assert buses[speaking]["outcome"] == "found"
+    assert buses[hanging]["outcome"] == "failed"
+    assert "the port hangs" in buses[hanging]["detail"]
 
 
 # ---------------------------------------------------------------------------------------------------------- Modbus
