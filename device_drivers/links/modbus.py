@@ -1,4 +1,4 @@
-"""The Modbus bus, RTU and TCP: pymodbus with one request in flight, its errors in ours."""
+"""The Modbus bus on a serial line: pymodbus with one request in flight, its errors in ours."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ _CHUNK_S: Final = 0.02
 """Adapters hand bytes on in portions: a frame may go on after so long a pause (FTDI: 16 ms)."""
 _UNEVEN: Final = 2
 """Some devices pause between bytes: an answer may take so many times as long as its bytes do."""
-_CONNECT_MIN_S: Final = 2.0
-"""A connection over a mobile network takes longer than an answer."""
 _BABBLE_S: Final = 1.0
 """A line that is not quiet by then is asked all the same."""
 _REQUEST_BYTES: Final = 8
@@ -52,8 +50,7 @@ class _Wire:
 class _Bus:
     """A connected client. An answer that comes too late is let go by, never taken for the next one."""
 
-    def __init__(self, name: str, timeout_s: float, wire: _Wire | None = None) -> None:
-        """`wire` is that of a serial line; over TCP an answer names its request."""
+    def __init__(self, name: str, timeout_s: float, wire: _Wire) -> None:
         self.transactions = 0
         self.client: AsyncModbusSerialClient
         self.timeout_s = timeout_s
@@ -71,12 +68,12 @@ class _Bus:
         """Keep what came in since the request, to say what was wrong with it. What has begun may end."""
         self._stirred_s = time.monotonic()
         deadline, wire = self._deadline, self._wire
-        if not sending and not self._heard and deadline and wire and not deadline.expired():
+        if not sending and not self._heard and deadline and not deadline.expired():
             takes_s = _UNEVEN * wire.takes_s(self._answer_bytes) + wire.pause_s
             ends_s = asyncio.get_running_loop().time() + takes_s
             deadline.reschedule(max(deadline.when() or 0.0, ends_s))
         self._heard = b"" if sending else bytes(data)
-        return data if sending or wire is None else _without_strays(data, self._unit)
+        return data if sending else _without_strays(data, self._unit)
 
     async def read_holding(self, unit: int, address: int, count: int) -> list[int]:
         ask = partial(self.client.read_holding_registers, address, count=count, device_id=unit)
@@ -117,7 +114,7 @@ class _Bus:
             self._heard, self._in_doubt, self._unit = b"", True, unit
             self._answer_bytes = _answer_bytes(function, quantity)
             self.transactions += 1
-            sent_s = self._wire.takes_s(_REQUEST_BYTES) if self._wire else 0.0
+            sent_s = self._wire.takes_s(_REQUEST_BYTES)
             try:
                 async with asyncio.timeout(self.timeout_s + sent_s) as self._deadline:
                     answer = await ask()
@@ -148,8 +145,6 @@ class _Bus:
     async def _quiet(self, unit: int) -> None:
         """Wait until the last frame has ended, and with it the time in which this unit may answer late."""
         wire = self._wire
-        if wire is None:
-            return
         late_s = self._unanswered_s.get(unit, self._opened_s) + _LATE_S
         give_up_s = max(time.monotonic(), late_s) + _BABBLE_S
         while True:
@@ -163,7 +158,7 @@ class _Bus:
         self, unit: int, function: int, quantity: int | None
     ) -> DeviceSilent | FrameError:
         """Tell a device that says nothing from one whose bytes are damaged."""
-        if self._heard and self._wire:
+        if self._heard:
             try:
                 parse_response(self._heard, slave=unit, function=function, quantity=quantity)
             except FrameError as error:
@@ -214,12 +209,7 @@ async def _connected(bus: _Bus, missing: str) -> AsyncIterator[ModbusBus]:
     # It logs every silent device every time; the agent logs once when one goes and once when it is back.
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
     try:
-        try:
-            async with asyncio.timeout(max(bus.timeout_s, _CONNECT_MIN_S)):
-                is_connected = await bus.client.connect()
-        except TimeoutError:
-            is_connected = False
-        if not is_connected:
+        if not await bus.client.connect():  # at once: the port is open already
             raise LinkLost(missing)
         yield bus
     finally:

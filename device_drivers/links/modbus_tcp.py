@@ -34,6 +34,11 @@ class Answer(NamedTuple):
     data: bytes
 
 
+def request(transaction: int, unit: int, function: int, body: bytes) -> bytes:
+    """Return the frame that asks for something."""
+    return _HEADER.pack(transaction, _PROTOCOL, 2 + len(body), unit) + bytes((function,)) + body
+
+
 class AnswerStream:
     """Bytes in, whole answers out, wherever the bytes were cut."""
 
@@ -136,10 +141,9 @@ class _TcpBus(asyncio.Protocol):
                 raise LinkLost(f"{self._name}: {self._lost}")
             self.transactions += 1
             self._last, self._unit = self._last % 0xFFFF + 1, unit
-            head = _HEADER.pack(self._last, _PROTOCOL, 2 + len(body), unit)
             self._waiting = self._loop.create_future()
             deadline = self._loop.call_later(self._timeout_s, self._late, self._waiting)
-            self._transport.write(head + bytes((function,)) + body)
+            self._transport.write(request(self._last, unit, function, body))
             try:
                 answer = await self._waiting
             except TimeoutError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import time
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
 import pytest
@@ -17,6 +18,7 @@ from device_drivers.kit.driver import ModbusBus, Value
 from device_drivers.kit.register_table import sealed
 from device_drivers.kit.registry import load
 from device_drivers.kit.twin import ModbusException
+from device_drivers.links import modbus as modbus_link
 from device_drivers.links.modbus import open_modbus_rtu
 from device_drivers.links.modbus_tcp import open_modbus_tcp
 
@@ -149,15 +151,15 @@ async def opened(cable: Cable) -> AsyncIterator[ModbusBus]:
 
 async def test_a_late_answer_is_never_taken_for_the_next_one(cable: Cable) -> None:
     async with opened(cable) as line:
+        began_s = time.monotonic()
         asked = asyncio.ensure_future(line.read_holding(1, 0, 1))
         await cable.request()
         with pytest.raises(DeviceSilent):
             await asked
-        following = asyncio.ensure_future(line.read_holding(1, 50, 1))
-        await asyncio.sleep(0.1)
-        assert cable.requests.empty()  # it waits for the line to be quiet
         cable.send("0103020001")  # the answer to the first, late
+        following = asyncio.ensure_future(line.read_holding(1, 50, 1))
         assert (await cable.request())[:6] == bytes.fromhex("010300320001")
+        assert time.monotonic() - began_s >= 0.3 + modbus_link._LATE_S, "the line has to be quiet"
         cable.send("0103020002")
         assert await following == [2]
 
@@ -250,6 +252,72 @@ async def test_a_late_tcp_answer_is_known_by_its_transaction() -> None:
         with pytest.raises(DeviceSilent):
             await line.read_holding(1, 0, 1)
         assert await line.read_holding(1, 50, 1) == [2]
+
+
+@asynccontextmanager
+async def replying(*replies: str) -> AsyncIterator[ModbusBus]:
+    """Connect to a server that says these bytes, one for each request; `TTTT` is the request's transaction."""
+    served = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            for reply in replies:
+                asked = await reader.readexactly(12)
+                writer.write(bytes.fromhex(reply.replace("TTTT", asked[:2].hex())))
+            await reader.read()
+        writer.close()
+        served.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        async with open_modbus_tcp("127.0.0.1", port=port, timeout_s=0.3) as line:
+            yield line
+        await asyncio.wait_for(served.wait(), 5)
+
+
+async def test_tcp_answers_of_others_are_passed_over() -> None:
+    other_unit, other_request = "TTTT 0000 0005 02 03 02 0007", "7777 0000 0005 01 03 02 0008"
+    async with replying(f"{other_unit} {other_request} TTTT 0000 0005 01 03 02 0009") as line:
+        assert await line.read_holding(1, 0, 1) == [9]
+
+
+async def test_one_who_answers_for_another_is_silent() -> None:
+    async with replying("TTTT 0000 0005 02 03 02 0007", "TTTT 0000 0005 01 03 02 0009") as line:
+        with pytest.raises(DeviceSilent, match=r"unit 1: no answer in 0\.3 s"):
+            await line.read_holding(1, 0, 1)
+        assert await line.read_holding(1, 0, 1) == [9]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("TTTT 0000 0005 01 04 02 0007", "wrong_function"),
+        ("TTTT 0000 0003 01 84 02", "wrong_function"),
+        ("TTTT 0000 0005 01 03 04 0007", "bad_byte_count"),
+        ("TTTT 0000 0007 01 03 04 0007 0008", "bad_byte_count"),
+        ("TTTT 0000 0006 01 03 02 0007 00", "bad_byte_count"),
+    ],
+)
+async def test_a_wrong_tcp_answer_concerns_its_own_request(reply: str, kind: str) -> None:
+    async with replying(reply, "TTTT 0000 0005 01 03 02 0009") as line:
+        with pytest.raises(FrameError, match=kind):
+            await line.read_holding(1, 0, 1)
+        assert await line.read_holding(1, 0, 1) == [9]
+
+
+async def test_a_tcp_write_must_be_echoed() -> None:
+    async with replying("TTTT 0000 0006 01 06 0005 0001", "TTTT 0000 0006 01 06 0005 002a") as line:
+        with pytest.raises(FrameError, match="bad_value"):
+            await line.write_register(1, 5, 42)
+        await line.write_register(1, 5, 42)
+
+
+async def test_what_speaks_no_modbus_is_a_lost_link() -> None:
+    async with replying(b"HTTP/1.1 400 Bad Request".hex()) as line:
+        for _ in range(2):
+            with pytest.raises(LinkLost, match="bad_header"):
+                await line.read_holding(1, 0, 1)
 
 
 async def test_a_missing_port_is_named() -> None:
