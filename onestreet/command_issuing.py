@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import ssl
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from getpass import getuser
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid4
 
 import msgspec
 
+from exchange.broker_url import read_broker_url, shown
 from exchange.commands import Argument, Command, Result, decode_result, encode_command
 from exchange.configuration import read_toml, secret
 from exchange.dictionary import ArgumentRange, dictionary
@@ -159,30 +158,16 @@ def _configured(asked: argparse.Namespace) -> _Door:
 
 
 def _asked(asked: argparse.Namespace) -> _Door:
-    shown = re.sub(r"//[^@]*@", "//", asked.broker)
-    try:
-        parts = urlsplit(asked.broker)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(FILE, "--broker", shown, str(error)) from error
-    if (
-        parts.scheme not in ("mqtt", "mqtts")
-        or not parts.hostname
-        or parts.path.strip("/")
-        or parts.password is not None
-    ):
-        allowed = "mqtt[s]://[user@]host[:port]; a password comes from a file, never from here"
-        raise ConfigError(FILE, "--broker", shown, allowed)
+    found, url = read_broker_url(asked.broker, FILE, "--broker"), shown(asked.broker)
     password = secret(FILE, "--broker", asked.password_file, asked.password_env)
-    username = unquote(parts.username) if parts.username else None
-    if password is not None and username is None:
-        raise ConfigError(FILE, "--broker", shown, "a password needs a user: user@host")
-    if parts.scheme == "mqtt":
+    if password is not None and found.username is None:
+        raise ConfigError(FILE, "--broker", url, "a password needs a user: user@host")
+    if not found.is_tls:
         if asked.ca or asked.cert or asked.key:
             raise ConfigError(FILE, "--ca", str(asked.ca), "goes with mqtts:// only")
-        if not is_loopback(parts.hostname):
-            allowed = f"{parts.hostname} is not this machine, and goes by mqtts:// only"
-            raise ConfigError(FILE, "--broker", shown, allowed)
+        if not is_loopback(found.host):
+            allowed = f"{found.host} is not this machine, and goes by mqtts:// only"
+            raise ConfigError(FILE, "--broker", url, allowed)
         tls = None
     elif asked.ca is not None:
         files = Tls(ca_file=asked.ca, certificate_file=asked.cert, key_file=asked.key)
@@ -192,9 +177,8 @@ def _asked(asked: argparse.Namespace) -> _Door:
         raise ConfigError(FILE, "--ca", None, "--cert and --key need --ca beside them")
     else:
         tls = ssl.create_default_context
-    port = port or (8883 if tls else 1883)
     return _Door(
-        settings=_settings(parts.hostname, port, username, password),
+        settings=_settings(found.host, found.port, found.username, password),
         tls=tls,
         county=asked.county or "+",
     )

@@ -12,16 +12,15 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from urllib.parse import unquote, urlsplit
 
 import aiomqtt
 import msgspec
 
-from exchange.errors import ConfigError, UplinkLost, UplinkRefused
+from exchange.broker_url import read_broker_url
+from exchange.errors import UplinkLost, UplinkRefused
 
 CONNECT_S = 10.0
 SEEN_AT_MOST = 200_000  # messages waiting to be judged; what a kit's run can never fill in earnest
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _REFUSED = {1, 2, 4, 5, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}  # CONNACK of MQTT 3.1.1 and of MQTT 5
 
 
@@ -187,27 +186,15 @@ async def witness(
 
 def address(url: str, *, password: str | None, tls: ssl.SSLContext | None) -> Address:
     """Return the address of `mqtt[s]://[user@]host[:port]`. Raises: ConfigError."""
-    parts = urlsplit(url)
-    allowed = (
-        "mqtt://[user@]host[:port] or mqtts://…; a password comes from a file, never from here"
-    )
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError("command line", "--broker", url, str(error)) from error
-    if parts.password is not None:
-        raise ConfigError("command line", "--broker", f"{parts.scheme}://…", allowed)
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/"):
-        raise ConfigError("command line", "--broker", url, allowed)
-    username = unquote(parts.username) if parts.username else None
-    if parts.scheme == "mqtts" and tls is None:
+    found = read_broker_url(url, "command line", "--broker")
+    if found.is_tls and tls is None:
         tls = ssl.create_default_context()
     return Address(
-        host=parts.hostname,
-        port=port or _PORTS[parts.scheme],
-        username=username,
+        host=found.host,
+        port=found.port,
+        username=found.username,
         password=password,
-        tls=tls if parts.scheme == "mqtts" else None,
+        tls=tls if found.is_tls else None,
     )
 
 

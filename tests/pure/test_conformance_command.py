@@ -58,7 +58,7 @@ def test_a_wrong_word_is_named(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--broker", "http://broker"], "mqtt://[user@]host[:port]"),
+        (["--broker", "http://broker"], "mqtt[s]://[user@]host[:port]"),
         (["--broker", f"mqtt://u:{SECRET}@broker"], "a password comes from a file"),
         (["--broker", "mqtt://broker:port"], "--broker"),
         (["--password-env", "NOT_SET"], "must be set in the environment"),
