@@ -10,13 +10,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias, TypeVar, assert_never, cast
 
 import msgspec
 
-from device_drivers.errors import CommandRejected, DeviceSilent, LinkLost
+from device_drivers.errors import CommandRejected, DeviceSilent, FrameError, LinkLost
 from device_drivers.kit.driver import (
     Advert,
     AdvertDriver,
@@ -219,6 +219,12 @@ class BusTask:
             case _:
                 assert_never(self.bus)
 
+    @asynccontextmanager
+    async def _opened(self, link: AbstractAsyncContextManager[T]) -> AsyncIterator[T | None]:
+        """Open a link; None once told to stop: a port that hangs takes its time."""
+        async with AsyncExitStack() as stack:
+            yield await self._unless_stopped(stack.enter_async_context(link))
+
     def _note_open(self) -> None:
         self._opened_s = self._heard_s = time.monotonic()
         self._silences, self._broken = 0, None
@@ -249,7 +255,7 @@ class BusTask:
         self._reset_radio = False
 
     def _note_silence(self, exchanges: int = 1) -> None:
-        """Raises: LinkLost when nobody was heard for long: it may be the port that hangs, or the radio."""
+        """Raises: LinkLost when nobody was understood for long: it may be the port that hangs, or the radio."""
         self._silences += exchanges
         quiet_s = min(QUIET_S * 2**self._in_vain, QUIET_LAST_S)
         asked_enough = self._silences >= self._pacing.failures * len(self._lines)
@@ -269,7 +275,9 @@ class BusTask:
             parity=transport.parity,
             stopbits=transport.stopbits,
         )
-        async with link as port:
+        async with self._opened(link) as port:
+            if port is None:
+                return
             await self._attempt(line, driver.start(port), is_heard=False)
             self._note_open()
             if driver.streaming:
@@ -289,7 +297,9 @@ class BusTask:
     # ------------------------------------------------------------------------------------------------- Modbus
 
     async def _serve_modbus(self, link: AbstractAsyncContextManager[ModbusBus]) -> None:
-        async with link as bus:
+        async with self._opened(link) as bus:
+            if bus is None:
+                return
             self._modbus = bus
             self._note_open()
             try:
@@ -438,6 +448,12 @@ class BusTask:
             reason = str(error) or f"no answer in {HUNG_S:g} s"
             line.health.failed(DeviceSilent(reason))
             self._note_silence()
+        except FrameError as error:
+            line.health.failed(error)
+            if isinstance(self.bus, BleBus):
+                self._note_heard()
+            else:  # a port that was set up otherwise by somebody, or lost its settings, garbles everything
+                self._note_silence()
         except DeviceError as error:
             line.health.failed(error)
             self._note_heard()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,12 +74,16 @@ class Asked(NamedTuple):
 
 
 class TroubledLine(ModbusRtuLine):
-    """An RTU line; `trouble` says what becomes of each unit's answers, `asked` what was asked, in order."""
+    """An RTU line.
+
+    Shape: `trouble` says what becomes of each unit's answers, `asked` what was asked, in order, `asked_s` when, too.
+    """
 
     def __init__(self, twins: Iterable[ModbusTwin], path: Path, *, baud: int | None = None) -> None:
         super().__init__(twins, path, baud=baud)
         self.trouble: dict[int, Trouble] = {}
         self.asked: list[Asked] = []
+        self.asked_s: list[tuple[float, Asked]] = []
         self._write = self._terminal.write
         self._terminal.write = self._send  # type: ignore[method-assign]  # the cable of this one line
 
@@ -89,7 +94,9 @@ class TroubledLine(ModbusRtuLine):
 
     def _hear(self, data: bytes) -> None:
         if len(data) >= 4:
-            self.asked.append(Asked(data[0], data[1], int.from_bytes(data[2:4])))
+            one = Asked(data[0], data[1], int.from_bytes(data[2:4]))
+            self.asked.append(one)
+            self.asked_s.append((time.monotonic(), one))
         super()._hear(data)
 
     def _send(self, data: bytes) -> None:
