@@ -72,6 +72,6 @@ class GatewayDevice:
             metrics["clock_offset"] = round(1000 * offset_s, 3)
         with suppress(OSError):  # a folder that is gone is no reason to stop measuring
             metrics["disk_free"] = float(shutil.disk_usage(self.gateway.state_dir).free)
-        if self._health.uplink_rtt_s is not None:
-            metrics["uplink_rtt"] = round(self._health.uplink_rtt_s * 1000, 3)
+        if (round_trip_s := self._delivery.round_trip_s) is not None:
+            metrics["uplink_rtt"] = round(1000 * round_trip_s, 3)
         return metrics

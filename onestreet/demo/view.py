@@ -116,7 +116,7 @@ class Board:
     def _devices(self) -> RenderableType:
         table = Table(expand=True, pad_edge=False, box=None, header_style="bold cyan")
         for heading in (
-            "device 裝置",
+            "device 設備",
             "domain 領域",
             "bus 匯流排",
             "last values 最新數值",
@@ -197,7 +197,7 @@ def draw_audit(audit: Audit) -> RenderableType:
     table = Table(
         title="audit 稽核: truth against store 真實值與資料庫比對", header_style="bold cyan"
     )
-    table.add_column("device 裝置")
+    table.add_column("device 設備")
     for heading in ("taken 已讀", "stored 已存", "refused 拒收", "lost 遺失", "duplicate 重複"):
         table.add_column(heading, justify="right")
     for name, one in audit.devices.items():
