@@ -28,13 +28,13 @@ from device_drivers.kit.driver import (
     SerialPort,
     Value,
 )
-from device_drivers.kit.profile import shared_transport
 from device_drivers.links.ble import Scanner, open_gatt, open_scanner, power_cycle
 from device_drivers.links.modbus import open_modbus_rtu
 from device_drivers.links.modbus_tcp import open_modbus_tcp
 from device_drivers.links.serial import open_serial
 from edge_agent.arbiter import Arbiter, Urgency
 from edge_agent.config import BleBus, Bus, Device, ModbusRtuBus, ModbusTcpBus, SerialBus
+from edge_agent.config_checks import transport_of
 from edge_agent.health import DeviceHealth
 from edge_agent.schedule import Pacing, Schedule, Slot
 from exchange.errors import DeviceError
@@ -192,13 +192,8 @@ class BusTask:
             case SerialBus() as bus:
                 await self._serve_serial(bus, self._lines[0])
             case ModbusRtuBus() as bus:
-                line = shared_transport(
-                    [line.device.package.profile.transport for line in self._lines],
-                    baudrate=bus.baudrate,
-                    parity=bus.parity,
-                    stopbits=bus.stopbits,
-                    timeout_s=bus.timeout_s,
-                )
+                line = transport_of(bus, [line.device for line in self._lines])
+                assert line is not None, "a bus of the kind has a line"
                 link = open_modbus_rtu(
                     bus.port,
                     baudrate=line.baudrate,
@@ -358,7 +353,7 @@ class BusTask:
                     silent = DeviceSilent(f"no advert in {patience_s:g} s")
                     listening[first].health.failed(silent)
                 if scanner.heard == heard:
-                    self._note_silence(self._pacing.failures)
+                    self._note_silence(self._pacing.failures)  # of several intervals already
                 else:
                     heard = scanner.heard  # strangers: the radio is well
                     self._note_heard()

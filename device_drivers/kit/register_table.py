@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _NO_SUCH_REGISTERS: Final = (2, 3)
 """Illegal address; illegal value, which some devices say of a count that is too large."""
 _REMEMBER_S: Final = 3600.0
+_STARTING_S: Final = 60.0
+"""One that refused everything is asked for everything at once, and only so often in parts."""
 
 _EXCEPTIONS: Final = {
     1: "illegal function",
@@ -255,7 +257,8 @@ class TableDriver:
         self._layouts: dict[Block, Layout] = {}
         self._blocks = requests(profile)
         self._forget_s = math.inf
-        self._answers = True
+        self._halve_from_s = -math.inf
+        self._lacking: list[str] | None = None
 
     async def read(self, bus: ModbusBus) -> Reading:
         if self._clock() >= self._forget_s:
@@ -265,6 +268,7 @@ class TableDriver:
         metrics: dict[str, Value] = {}
         answered: list[Block] = []
         refusal: DeviceRefused | None = None
+        may_halve = self._clock() >= self._halve_from_s
         waiting = self._blocks[:]
         while waiting:
             block = waiting.pop(0)
@@ -274,18 +278,21 @@ class TableDriver:
                 if error.code not in _NO_SUCH_REGISTERS:
                     raise
                 refusal = refusal or error
-                if self._answers:
+                if may_halve:
                     waiting[:0] = halves(block, self._points)
             else:
                 answered.append(block)
             if waiting and self._profile.read.pause_s:
                 await asyncio.sleep(self._profile.read.pause_s)
-        # One that refused everything is not halved again: it is not the request that is wrong.
-        self._answers = bool(answered)
+        if answered:
+            self._halve_from_s = -math.inf
+        elif may_halve:  # it is not the request that is wrong, or the device is only starting
+            self._halve_from_s = self._clock() + _STARTING_S
         if refusal is not None:
             if not answered:
                 raise refusal
-            self._remember(answered, refusal)
+            if may_halve:
+                self._remember(answered, refusal)
         return Reading(metrics)
 
     def _remember(self, blocks: list[Block], refusal: DeviceRefused) -> None:
@@ -295,6 +302,9 @@ class TableDriver:
             for point in self._points
             if not any(block.holds(point) for block in blocks)
         ]
+        if lacking == self._lacking:
+            return  # it was said an hour ago
+        self._lacking = lacking
         log.warning(
             "a request was refused; it is asked in parts",
             extra={"reason": str(refusal), "requests": len(blocks), "lacking": lacking},

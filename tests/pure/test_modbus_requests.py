@@ -182,7 +182,8 @@ async def test_a_gap_that_is_refused_is_read_around_and_remembered() -> None:
 async def test_a_register_that_is_not_there_costs_itself_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    driver, device = TableDriver(profile(), 1), Device(2)
+    now_s = 0.0
+    driver, device = TableDriver(profile(), 1, clock=lambda: now_s), Device(2)
     reading, asked = await device.read(driver)
     assert set(reading.metrics) == {f"x-acme-{at}" for at in (0, 1, 3, 10, 11)}
     assert asked == [(0, 12), (0, 4), (0, 2), (2, 2), (2, 1), (3, 1), (10, 2)]
@@ -191,6 +192,9 @@ async def test_a_register_that_is_not_there_costs_itself_only(
     assert again == reading
     assert asked == [(0, 2), (3, 1), (10, 2)]
     assert len(caplog.records) == 1
+    now_s = 4000.0
+    assert len((await device.read(driver))[1]) == 7, "it is tried again each hour"
+    assert len(caplog.records) == 1, "and said once"
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -202,20 +206,22 @@ async def test_a_device_that_answers_less_at_once_than_its_profile_says(code: in
 
 
 async def test_a_device_that_refuses_everything_is_not_asked_for_its_parts_each_time() -> None:
-    driver, device = TableDriver(profile(), 1), Device(*range(12))
+    now_s = 0.0
+    driver, device = TableDriver(profile(), 1, clock=lambda: now_s), Device(*range(12))
     with pytest.raises(DeviceRefused):
         await device.read(driver)
-    for _ in range(3):
+    for later_s in (0.0, 10.0, 50.0):
+        now_s = later_s
         device.asked.clear()
         with pytest.raises(DeviceRefused):
             await driver.read(device)  # type: ignore[arg-type]  # all that is used of a bus
         assert device.asked == [(0, 12)]
-    device.missing = {5}
+    device.missing = {5}  # it was only starting; the whole block it never takes
     with pytest.raises(DeviceRefused):
         await device.read(driver)
-    device.missing = set()
+    now_s = 61.0
     assert len((await device.read(driver))[0].metrics) == 6
-    device.missing = {5}
+    device.missing = set()
     assert len((await device.read(driver))[0].metrics) == 6
 
 
