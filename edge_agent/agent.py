@@ -25,6 +25,7 @@ from edge_agent.config_reading import Loaded, load_config
 from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import DeviceHealth, Health
 from edge_agent.intake import Intake
+from edge_agent.ledger import FILE as LEDGER
 from edge_agent.ledger import Ledger
 from edge_agent.lighting import Lighting
 from edge_agent.metrics import ALIVE, answering_scrapes
@@ -86,7 +87,7 @@ class Agent:
         self._since = datetime.now(UTC)
         self._epochs: dict[str, int] = {}
         self._served: dict[str, _Served] = {}
-        self._ledger = ledger = Ledger(folder / "commands.sqlite")
+        self._ledger = ledger = Ledger(folder / LEDGER)
         self.commands = Commands(
             config.gateway, [], ledger, self.clock, self._execute, config.commands
         )
@@ -143,7 +144,8 @@ class Agent:
         self.uplink.will = self._gateway_message(await self._epoch(self.config.gateway.id), None)
         async with AsyncExitStack() as asked, asyncio.TaskGroup() as group:
             socket = self.config.status.socket or str(Path(self.config.gateway.state_dir) / NAME)
-            await asked.enter_async_context(answering_status(Path(socket), self.status))
+            more = {"commands": self.commands.trail_document}
+            await asked.enter_async_context(answering_status(Path(socket), self.status, more))
             await asked.enter_async_context(
                 answering_scrapes(self.config.metrics, self.status, self._alive)
             )
