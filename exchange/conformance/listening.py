@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from exchange.conformance.witness import Address, Seen, Witness, witness
 from exchange.errors import UplinkRefused
 
-SETTLED_S = 0.5  # a broker sends what it retains at once; after so long without more that was all
+FIRST_S = 3.0  # a broker sends what it retains at once, if neither it nor this machine is held up
+SETTLED_S = 0.5  # after so long without more that was all
 RETAINED_S = 10.0
 _LOOK_S = 0.05
 
@@ -59,7 +60,9 @@ class Listener:
             self._held_s = loop.time()
             await self.subscribe(topics)
             self._held_s = loop.time()
-            await until(lambda: loop.time() - self._held_s > SETTLED_S, RETAINED_S)
+            await until(
+                lambda: loop.time() - self._held_s > (SETTLED_S if held else FIRST_S), RETAINED_S
+            )
         finally:
             self._held = None
         return held
