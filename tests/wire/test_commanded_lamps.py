@@ -304,9 +304,11 @@ async def test_whatever_is_killed_when_no_command_is_carried_out_twice(
             # before its first session nobody keeps a command for it
             await until(lambda: one.announced.get("lamp-1"))
             for batch in range(0, 100, 10):
+                count = len(lamps.given) + random.randint(
+                    1, 5
+                )  # some are done while others are given
                 for order in orders[batch : batch + 10]:
                     await one.give(order)
-                count = len(lamps.given) + random.randint(1, 5)
                 least += 1
                 await until(lambda count=count: len(lamps.given) >= count, 60)  # type: ignore[misc]  # bound now
                 await asyncio.sleep(random.uniform(0.0, 0.05))  # a moment at random is the point
