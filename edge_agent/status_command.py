@@ -279,7 +279,7 @@ def down(why: Down, state: Path, lang: Lang) -> list[Text]:
     if seen is not None:
         ago = say.span((datetime.now(UTC) - seen).total_seconds())
         lines.append(Text(f"{say('last sign of life')} {_local(seen)} ({ago} {say('ago')})"))
-    lines.append(Text(f"{say('see')}: systemctl status onestreet-edge; onestreet edge check"))
+    lines.append(Text(f"{say('see')}: systemctl status onestreet-edge; sudo onestreet edge check"))
     return lines
 
 

@@ -91,5 +91,5 @@ for folder in "$BASE"/*; do # what neither runs nor is kept to go back to
 done
 say "installed 安裝完成: $("$BASE/current/bin/python" -c 'from importlib.metadata import version; print(version("onestreet"))')"
 if [ ! -e "$CONFIG" ]; then
-    say "next 下一步: sudo onestreet edge enrol; onestreet edge check; sudo systemctl start onestreet-edge"
+    say "next 下一步: sudo onestreet edge enrol; sudo onestreet edge check; sudo systemctl start onestreet-edge"
 fi
