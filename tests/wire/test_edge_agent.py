@@ -867,7 +867,7 @@ async def test_sigterm_drains_and_says_goodbye(
         assert heard == [dict(values) for values in truths["lamp-1"]], "nothing read is left behind"
     last = json_lines(tmp_path / "agent.log")[-1]
     assert (last["message"], last["outbox"]) in {("stopped", 0), ("stopped", 1)}
-    outbox = Outbox(tmp_path / "state" / "outbox.sqlite")
+    outbox = Outbox(tmp_path / "state" / "outbox")
     await outbox.open()
     assert await outbox.count(excluding_domain="gateway") == 0
     await outbox.close()
@@ -883,7 +883,7 @@ async def test_a_drain_has_a_deadline_and_keeps_what_it_could_not_deliver(
         await until(lambda: not seen.states[GATEWAY].online)
         kept = {key for key in seen.keys if key.device == "lamp-1"}
     assert len(logged("not everything was receipted; it stays in the outbox")) == 1
-    outbox = Outbox(tmp_path / "state" / "outbox.sqlite")
+    outbox = Outbox(tmp_path / "state" / "outbox")
     await outbox.open()
     there = {Key(one.device, one.sample.epoch, one.sample.seq) for one in await outbox.after(0, 99)}
     await outbox.close()
