@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,22 +17,13 @@ from edge_agent.quality import Limits
 from edge_agent.report_by_exception import ReportRule, ReportSettings
 from edge_agent.schedule import Pacing
 from edge_agent.status import Socket
-from exchange.configuration import secret
+from exchange.broker_table import BrokerTable, Host, Port
 from exchange.readings import PackFormat
 from exchange.states import Label, Location, Text
-from exchange.tls import Tls
 from exchange.topics import END, County, Level
 
 Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
 Timeout = Annotated[float, msgspec.Meta(ge=0.01, le=60)]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-# Names of at most 253 characters in labels of at most 63, or an address: what a resolver takes.
-Host = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=rf"^[^\x00-\x20\x7f.]{{1,63}}(\.[^\x00-\x20\x7f.]{{1,63}})*\.?{END}", max_length=253
-    ),
-]
 PRINTABLE = r"[^\x00-\x1f\x7f]"
 Given = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=f"^{PRINTABLE}*{END}")]
 
@@ -65,33 +55,11 @@ class Gateway(_Table, frozen=True, kw_only=True):
     """IANA name; the civil days of lamp programmes are by it."""
 
 
-class Broker(_Table, frozen=True, kw_only=True):
-    """The uplink. The password comes from a file or an environment variable, never from here.
+class Broker(BrokerTable, frozen=True, kw_only=True):
+    """The uplink."""
 
-    Only a broker on loopback goes without `tls`. The port is 1883, or 8883 with TLS, unless given.
-    """
-
-    host: Host
-    port: Port | None = None
-    tls: Tls | None = None
-    username: Annotated[str, msgspec.Meta(pattern=f"^{PRINTABLE}*{END}", max_length=1024)] = ""
-    password_file: str = ""
-    password_env: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
     timeout_s: Timeout = 10.0
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        return self.host, self.port or (8883 if self.tls else 1883)
-
-    def password(self, file: str) -> str | None:
-        """Return the secret. Raises: ConfigError when the file or the variable is not there."""
-        return secret(file, "broker", self.password_file, self.password_env)
-
-    def context(self, file: str) -> ssl.SSLContext | None:
-        """Return TLS for one connection. Raises: ConfigError when a file is missing or no secret."""
-        return None if self.tls is None else self.tls.context(file, "broker.tls")
 
 
 class Delivery(_Table, frozen=True, kw_only=True):

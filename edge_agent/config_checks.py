@@ -9,13 +9,12 @@ import msgspec
 from device_drivers.kit.port_names import port_problem
 from device_drivers.kit.profile import Transport, shared_transport
 from device_drivers.kit.registry import load
-from edge_agent.config import BleBus, Broker, Bus, Device, ModbusRtuBus, SerialBus
+from edge_agent.config import BleBus, Bus, Device, ModbusRtuBus, SerialBus
 from edge_agent.quality import check_limits
 from edge_agent.report_by_exception import check_report
 from exchange.configuration import mistakes
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
-from exchange.tls import check_plain
 
 BUS_KINDS = {"serial": ("serial",), "modbus": ("modbus-rtu", "modbus-tcp"), "ble": ("ble",)}
 """What a profile's transport can be reached over."""
@@ -30,17 +29,6 @@ def collected(*checks: Callable[[], object]) -> list[ConfigError]:
         except ConfigError as error:
             found.append(error)
     return found
-
-
-def check_broker(file: str, broker: Broker) -> None:
-    """Check that keys go together. Raises: ConfigError about the file."""
-    check_plain(file, "broker", broker.host, broker.tls)
-    if broker.password_file and broker.password_env:
-        allowed = "must be left out beside password_file 只能擇一"
-        raise ConfigError(file, "broker.password_env", broker.password_env, allowed)
-    if (broker.password_file or broker.password_env) and not broker.username:
-        allowed = "a password needs a username 有密碼就要有帳號"
-        raise ConfigError(file, "broker.username", broker.username, allowed)
 
 
 # ---------------------------------------------------------------------------------------------------------- a bus

@@ -19,7 +19,6 @@ from device_drivers.kit.registry import load
 from edge_agent import lighting
 from edge_agent.config import PARTS, Bus, Config, Device, SerialBus
 from edge_agent.config_checks import (
-    check_broker,
     check_port,
     claims,
     collected,
@@ -201,7 +200,7 @@ class _Reader:
             zone, broker = config.gateway.time_zone, config.broker
             found = collected(
                 lambda: check_zone(self._file, "gateway.time_zone", zone),
-                lambda: check_broker(self._file, broker),
+                lambda: broker.check(self._file),
             )
         self._problems_of(found)
         for key, value in unknown.items():
@@ -380,12 +379,8 @@ def _has(table: Mapping[str, Any], key: str) -> bool:
 
 def _anchored(config: Config, folder: Path) -> Config:
     """Return the configuration with every path absolute, seen from its file's folder."""
-    gateway, broker = config.gateway, config.broker
+    gateway, broker = config.gateway, config.broker.anchored(folder)
     gateway = replace(gateway, state_dir=str(folder / gateway.state_dir))
-    if broker.password_file:
-        broker = replace(broker, password_file=str(folder / broker.password_file))
-    if broker.tls is not None:
-        broker = replace(broker, tls=broker.tls.anchored(folder))
     status = config.status
     if status.socket:
         status = replace(status, socket=str(folder / status.socket))

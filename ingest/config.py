@@ -10,10 +10,11 @@ from typing import Annotated
 
 import msgspec
 
-from exchange.configuration import located, read_toml, secret
+from exchange.broker_table import BrokerTable
+from exchange.configuration import located, read_toml
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
-from exchange.tls import Tls, check_plain
+from exchange.tls import Tls
 from exchange.topics import County
 from ingest.metrics import Endpoint
 from ingest.stores import Store, open_store
@@ -29,17 +30,9 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table of the file: no key that nobody reads."""
 
 
-class Broker(_Table, frozen=True, kw_only=True):
-    """Where the broker is. A password is in a file or in an environment variable, never here."""
+class Broker(BrokerTable, frozen=True, kw_only=True):
+    """Where the broker is, and what it may hand over at once."""
 
-    host: str
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
-    """1883, or 8883 with TLS, unless given."""
-    tls: Tls | None = None
-    """Only a broker on loopback goes without."""
-    username: str | None = None
-    password_file: Path | None = None
-    password_env: str | None = None
     client_id: Annotated[
         str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^/+#\x00-\x1f]+$")
     ] = "onestreet-ingest"
@@ -120,11 +113,7 @@ def _checked(path: Path, workers: int | None) -> Config:
             raise ConfigError("command line", "--workers", workers, f"1 to {MAX_WORKERS}")
         config = msgspec.structs.replace(config, workers=workers)
     broker = config.broker
-    if broker.password_file is not None and broker.password_env is not None:
-        raise ConfigError(
-            str(path), "broker.password_env", broker.password_env, "not beside password_file"
-        )
-    check_plain(str(path), "broker", broker.host, broker.tls)
+    broker.check(str(path))
     if config.further and broker.tls is None:
         allowed = "only beside broker.tls: without it there is no TLS for any worker"
         raise ConfigError(str(path), "worker", len(config.further), allowed)
@@ -169,10 +158,10 @@ def broker_settings(config: Config, *, file: Path, worker: int = 1, suffix: str 
     suffix = suffix or (f".{worker}" if worker > 1 else "")
     return Settings(
         host=broker.host,
-        port=broker.port or (8883 if broker.tls else 1883),
+        port=broker.address[1],
         client_id=broker.client_id + suffix,
-        username=broker.username,
-        password=secret(str(file), "broker", broker.password_file, broker.password_env),
+        username=broker.username or None,
+        password=broker.password(str(file)),
         session_expiry_s=SESSION_EXPIRY_S,
         receive_maximum=broker.receive_maximum,
         max_packet_bytes=MAX_PACKET_BYTES,
@@ -211,11 +200,7 @@ def store_of(config: Config, file: Path) -> Store:
 
 def _anchored(config: Config, folder: Path) -> Config:
     """Return the configuration with every path absolute, seen from its file's folder."""
-    broker, store, quarantine = config.broker, config.store, config.quarantine
-    if broker.password_file is not None:
-        broker = msgspec.structs.replace(broker, password_file=folder / broker.password_file)
-    if broker.tls is not None:
-        broker = msgspec.structs.replace(broker, tls=broker.tls.anchored(folder))
+    broker, store, quarantine = config.broker.anchored(folder), config.store, config.quarantine
     if store.startswith("sqlite:///"):
         store = f"sqlite:///{folder / store.removeprefix('sqlite:///')}"
     token, ca = config.store_token_file, config.store_ca_file

@@ -11,11 +11,11 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from getpass import getuser
 from pathlib import Path
-from typing import Annotated
 from uuid import UUID, uuid4
 
 import msgspec
 
+from exchange.broker_table import BrokerTable
 from exchange.broker_url import read_broker_url, shown
 from exchange.commands import Argument, Command, Result, decode_result, encode_command
 from exchange.configuration import read_toml, secret
@@ -24,7 +24,7 @@ from exchange.errors import ConfigError, ContractError, UplinkError
 from exchange.moments import rfc3339
 from exchange.mqtt import Client, Message, Settings, Subscription
 from exchange.states import State, decode_state
-from exchange.tls import Tls, check_plain, is_loopback
+from exchange.tls import Tls, is_loopback
 from exchange.topics import COUNTY, PREFIX, County, Topic, parse_topic
 
 FILE = "command line"
@@ -44,21 +44,10 @@ _EPILOG = """exit status 結束代碼:
   6 no answer 沒有回覆"""
 
 
-class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table `[broker]`. Only a broker on loopback goes without `tls`."""
-
-    host: str
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
-    tls: Tls | None = None
-    username: str | None = None
-    password_file: Path | None = None
-    password_env: str | None = None
-
-
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `--config` names: an application's broker and its county. Paths are relative to its folder."""
 
-    broker: Broker
+    broker: BrokerTable
     county: County = ""
 
 
@@ -141,17 +130,11 @@ def _configured(asked: argparse.Namespace) -> _Door:
             raise ConfigError(FILE, option, str(getattr(asked, key)), "goes with --broker only")
     file, folder = str(asked.config), asked.config.resolve().parent
     config = read_toml(asked.config, Config)
-    broker = config.broker
-    tls = None if broker.tls is None else broker.tls.anchored(folder)
-    check_plain(file, "broker", broker.host, tls)
-    word = None if broker.password_file is None else folder / broker.password_file
-    password = secret(file, "broker", word, broker.password_env)
-    if password is not None and not broker.username:
-        raise ConfigError(file, "broker.username", broker.username, "a password needs a username")
+    broker = config.broker.anchored(folder)
+    broker.check(file)
+    tls = broker.tls
     return _Door(
-        settings=_settings(
-            broker.host, broker.port or (8883 if tls else 1883), broker.username, password
-        ),
+        settings=_settings(*broker.address, broker.username or None, broker.password(file)),
         tls=None if tls is None else lambda: tls.context(file, "broker.tls"),
         county=asked.county or config.county or "+",
     )

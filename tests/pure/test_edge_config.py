@@ -416,7 +416,7 @@ def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
     lines = 'password_file = "word"\ntls = { ca_file = "ca.pem", key_file = "/k.pem" }'
     config = read_config(broker_with(tmp_path, lines))
     assert config.broker.tls == Tls(ca_file=tmp_path / "ca.pem", key_file=Path("/k.pem"))
-    assert config.broker.password_file == str(tmp_path / "word")
+    assert config.broker.password_file == tmp_path / "word"
     assert config.broker.address == ("localhost", 8883)
 
 

@@ -47,7 +47,7 @@ def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
 def test_a_password_may_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = written(tmp_path, f'{MINIMAL}password_env = "TOWN_PASSWORD"\n')
+    file = written(tmp_path, f'{MINIMAL}username = "ingest"\npassword_env = "TOWN_PASSWORD"\n')
     with pytest.raises(ConfigError, match=r"broker.password_env = 'TOWN_PASSWORD'"):
         broker_settings(load_config(file), file=file)
     monkeypatch.setenv("TOWN_PASSWORD", "s3cret")
