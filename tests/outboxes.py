@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_agent.clock import Clock
 from edge_agent.outbox import Outbox, OutboxSettings, Taken, Waiting
+from edge_agent.outbox import disk as disk_module
 from edge_agent.outbox import outbox as outbox_module
 from edge_agent.outbox.disk import Disk
 from exchange.delivery import Key
@@ -58,6 +61,70 @@ class CutDisk(Disk):
                 del self.durable[path]
 
 
+class Killed(BaseException):
+    """The process is dead: nothing that it would still do happens. No Exception, so that nothing handles it."""
+
+
+class FragileSystem:
+    """The operating system as the outbox's files meet it: any call may be the process's last, or meet a full disk.
+
+    Shape: `left` calls are made until the process dies in one, half done; None when it does not.
+    """
+
+    BLOCK = 256
+
+    def __init__(self, disk: Path) -> None:
+        self.left: int | None = None
+        self.is_full = False
+        self.is_dead = False
+        self._disk = disk
+        self._on_disk: dict[int, bool] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def _last(self) -> bool:
+        if self.is_dead:
+            raise Killed
+        if self.left is not None:
+            self.left -= 1
+            self.is_dead = self.left < 0
+        return self.is_dead
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        is_last = self._last()
+        if is_last and not flags & os.O_CREAT:
+            raise Killed
+        file = os.open(path, flags, mode)
+        self._on_disk[file] = path.is_relative_to(self._disk)
+        if is_last:
+            os.close(file)
+            raise Killed
+        return file
+
+    def pwrite(self, file: int, data: memoryview, at: int) -> int:
+        if self._last():
+            os.pwrite(file, data[: len(data) // 2], at)
+            raise Killed
+        if self.is_full and self._on_disk[file]:
+            room = -(-os.fstat(file).st_size // self.BLOCK) * self.BLOCK - at
+            if room <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            data = data[:room]
+        return os.pwrite(file, data, at)
+
+    def ftruncate(self, file: int, size: int) -> None:
+        if self._last():
+            raise Killed
+        os.ftruncate(file, size)
+
+    def fsync(self, _: int) -> None:
+        if self._last():
+            raise Killed
+
+    fdatasync = fsync
+
+
 class Machine:
     """A gateway whose agent can be killed and whose power can be cut. One outbox at a time."""
 
@@ -73,6 +140,8 @@ class Machine:
         self.stages.mkdir()
         self.clock = clock
         self.settings = settings or OutboxSettings()
+        self.segment_bytes: int | None = None
+        self.system = FragileSystem(self.path.parent)
         self._durable: dict[Path, bytes] = {}
 
     async def start(self) -> Outbox:
@@ -80,6 +149,8 @@ class Machine:
             patch.setattr(outbox_module, "Disk", CutDisk)
             self.outbox = Outbox(self.path, self.settings, self.clock, stage_folder=self.stages)
         self._disk.durable = self._durable
+        if self.segment_bytes is not None:
+            self.outbox._segments._segment_bytes = self.segment_bytes
         await self.outbox.open()
         return self.outbox
 
@@ -88,14 +159,20 @@ class Machine:
         assert isinstance(self.outbox._disk, CutDisk)
         return self.outbox._disk
 
+    def fragile(self, patch: pytest.MonkeyPatch) -> None:
+        """Let calls of the operating system fail, as `system` says."""
+        patch.setattr(disk_module, "os", self.system)
+
     async def kill(self) -> None:
-        """End the agent as kill -9 does: between two calls, nothing is closed."""
-        assert self.outbox._tending is not None
-        self.outbox._tending.cancel()
-        await asyncio.wait([self.outbox._tending])
+        """End the agent as kill -9 does: nothing is closed."""
+        if self.outbox._tending is not None:
+            self.outbox._tending.cancel()
+            await asyncio.wait([self.outbox._tending])
         self.outbox._thread.shutdown()
-        assert self.outbox._lock is not None
-        os.close(self.outbox._lock)
+        if self.outbox._lock is not None:
+            os.close(self.outbox._lock)
+            self.outbox._lock = None
+        self.system.left, self.system.is_dead = None, False
 
     async def cut(self, clock: Clock) -> None:
         """Cut the power and boot again: what was not synced is gone, the stage is."""

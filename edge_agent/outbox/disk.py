@@ -38,11 +38,14 @@ class Disk:
             os.close(file)
         self.written += BLOCK * ((at + len(data) - 1) // BLOCK - at // BLOCK + 1)
 
-    def note(self, path: Path, data: bytes) -> None:
-        """Write at a file's end; it survives the process, and the machine some seconds later. Raises: OSError."""
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    def note(self, path: Path, data: bytes, *, unit: int = 1) -> None:
+        """Write at a file's end; it survives the process, and the machine some seconds later. Raises: OSError.
+
+        `unit` is the length of its records: half a one, which a killed process left, is written over.
+        """
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o640)
         try:
-            size = os.fstat(file).st_size
+            size = os.fstat(file).st_size // unit * unit
             try:
                 _write(file, data, size)
             except OSError:

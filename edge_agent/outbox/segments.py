@@ -369,7 +369,8 @@ class Segments:
         for segment in self._all:
             try:
                 if segment.unnoted:
-                    self._disk.note(segment.aside, b"".join(_gone(*one) for one in segment.unnoted))
+                    data = b"".join(_gone(*one) for one in segment.unnoted)
+                    self._disk.note(segment.aside, data, unit=_GONE.size)
                     segment.unnoted = []
             except OSError as error:
                 reasons.append(str(error))
