@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.cli import parser
+from exchange.gateway_paths import CONFIG, RUNTIME, STATE
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
 UNIT = FOLDER / "onestreet-edge.service"
@@ -66,6 +67,14 @@ def test_what_it_starts_is_a_command_of_ours() -> None:
     arguments = parser().parse_args(words)
     assert arguments.action == "run"
     assert keys(UNIT.name)["ConditionPathExists"] == [str(arguments.config)]
+
+
+def test_programs_look_where_the_unit_puts_it() -> None:
+    unit = keys(UNIT.name)
+    assert unit["ConditionPathExists"] == [str(CONFIG)]
+    assert Path("/var/lib", unit["StateDirectory"][0]) == STATE
+    assert Path("/run", unit["RuntimeDirectory"][0]) == RUNTIME
+    assert f"\nCONFIG={CONFIG}\n" in (FOLDER.parent / "edge" / "install.sh").read_text("utf-8")
 
 
 def test_it_is_watched_and_always_comes_back() -> None:
