@@ -643,6 +643,27 @@ async def test_a_radio_that_is_off_at_the_start_is_switched_on(
         assert await ask_bluez(bluez.address, "Get", "Powered") is True
 
 
+async def test_a_radio_that_hears_nobody_is_switched_off_and_on(
+    bluez: BluezBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs says that it scans, and hears nothing: not even a stranger."""
+    monkeypatch.setattr(buses_module, "SILENT_S", 0.3)
+    monkeypatch.setattr(buses_module, "QUIET_S", 0.3)
+    monkeypatch.setattr(buses_module, "REOPEN_LAST_S", 0.5)
+    cycled: list[str] = []
+
+    async def cycle(adapter: str) -> None:
+        await power_cycle(adapter)
+        cycled.append(adapter)
+
+    monkeypatch.setattr(buses_module, "power_cycle", cycle)
+    async with served(BleBus(id="radio"), [ble_device("bay-1", BAY, 0.1)]) as bus:
+        await until(lambda: cycled == ["hci0"])
+        bluez.add(bay_twin())
+        await recovers(bus, "bay-1")
+        assert await ask_bluez(bluez.address, "Get", "Powered") is True
+
+
 async def test_a_radio_that_hears_strangers_is_left_alone(
     bluez: BluezBench, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
