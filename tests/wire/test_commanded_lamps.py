@@ -304,9 +304,8 @@ async def test_whatever_is_killed_when_no_command_is_carried_out_twice(
             # before its first session nobody keeps a command for it
             await until(lambda: one.announced.get("lamp-1"))
             for batch in range(0, 100, 10):
-                count = len(lamps.given) + random.randint(
-                    1, 5
-                )  # some are done while others are given
+                # some are done while others are given
+                count = len(lamps.given) + random.randint(1, 5)
                 for order in orders[batch : batch + 10]:
                     await one.give(order)
                 least += 1
