@@ -42,6 +42,7 @@ from exchange.dictionary import (
 from exchange.errors import (
     CommandError,
     ConfigError,
+    ConfigMistake,
     ContractError,
     DeliveryError,
     DeviceError,
@@ -162,6 +163,7 @@ __all__ = [
     "Command",
     "CommandError",
     "ConfigError",
+    "ConfigMistake",
     "ContractError",
     "County",
     "Delivery",
