@@ -141,7 +141,15 @@ class Agent:
         log.info("stopped", extra={"outbox": self.outbox.depth})
 
     async def _serve(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
-        self.uplink.will = self._gateway_message(await self._epoch(self.config.gateway.id), None)
+        try:
+            epochs = await self._epochs_now([self.config.gateway.id])
+        except OutboxBlocked as error:
+            # lamps and buses go on; the uplink asks again, and sends then
+            log.error(
+                "no epoch can be begun: nothing is sent for now", extra={"reason": str(error)}
+            )
+        else:
+            self.uplink.will = self._gateway_message(epochs[self.config.gateway.id], None)
         async with AsyncExitStack() as asked, asyncio.TaskGroup() as group:
             socket = self.config.status.socket or str(Path(self.config.gateway.state_dir) / NAME)
             more = {"commands": self.commands.trail_document}
@@ -378,14 +386,15 @@ class Agent:
     async def _states(self) -> list[Message]:
         """Return every retained state as it is now."""
         gateway = self.config.gateway
-        epoch = await self._epoch(gateway.id)
-        self.uplink.will = self._gateway_message(epoch, None)
-        states = [self._gateway_message(epoch, self._since)]
-        for one in list(self.devices.values()):
+        served = list(self.devices.values())
+        epochs = await self._epochs_now([gateway.id, *(one.device.id for one in served)])
+        self.uplink.will = self._gateway_message(epochs[gateway.id], None)
+        states = [self._gateway_message(epochs[gateway.id], self._since)]
+        for one in served:
             device = one.device
             payload = device_state(
                 device,
-                await self._epoch(device.id),
+                epochs[device.id],
                 self._since,
                 metrics=one.metrics,
                 commands=announced(device, self.config.commands),
@@ -397,10 +406,10 @@ class Agent:
         gateway = self.config.gateway
         return state_topic(gateway, "gateway", gateway.id), gateway_state(gateway, epoch, since)
 
-    async def _epoch(self, device: str) -> int:
-        epoch = await self.outbox.epoch_of(device, self.clock.now_ms())
-        self._epochs[device] = epoch
-        return epoch
+    async def _epochs_now(self, devices: Sequence[str]) -> dict[str, int]:
+        epochs = await self.outbox.epochs_of(devices, self.clock.now_ms())
+        self._epochs.update(epochs)
+        return epochs
 
     # ---------------------------------------------------------------------------------------------------- being
 
