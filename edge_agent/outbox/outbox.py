@@ -19,7 +19,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from edge_agent.clock import KNOWN_FROM_MS, Clock
+from edge_agent.clock import JUMP_MS, KNOWN_FROM_MS, Clock
 from edge_agent.outbox.book import Foreign, read_book, write_book
 from edge_agent.outbox.disk import Disk
 from edge_agent.outbox.mark import MarkFile
@@ -40,7 +40,7 @@ from edge_agent.outbox.records import (
     kept,
     ranges,
 )
-from edge_agent.outbox.segments import Segments, Series
+from edge_agent.outbox.segments import Segment, Segments, Series
 from edge_agent.outbox.stage import Stage, volatile_folder
 from edge_agent.outbox.undated import UndatedFile
 from exchange.delivery import Key
@@ -61,6 +61,7 @@ RETRY_MS = 1000  # a disk that took nothing is asked again
 STAGE_BYTES = 1 << 20  # then the stage is written anew, without what has left
 STAGE_MOST_BYTES = 16 << 20  # held for a disk that takes nothing, before the buses wait
 UNDATED_MOST = 20_000  # samples wait for the clock, then patience is over
+STEADY_MS = 6 * 3_600_000  # a clock that has not jumped for so long says how old something is
 INFLOW_S = 600.0  # what comes in is averaged over so long
 MB = 1_000_000
 
@@ -69,7 +70,7 @@ class OutboxSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How samples are kept until their receipt, and how many: what exceeds either limit goes, the oldest first."""
 
     stage: Literal["memory", "disk"] = "memory"
-    max_mb: Annotated[int, msgspec.Meta(ge=4, le=1_000_000)] = 512
+    max_mb: Annotated[int, msgspec.Meta(ge=4, le=65_536)] = 512
     max_age_days: Annotated[float, msgspec.Meta(gt=0, le=3650)] = 90.0
 
 
@@ -159,6 +160,8 @@ class Outbox:
         )
         self._retry_ms = 0
         self._has_dropped = False
+        self._offset_ms: int | None = None
+        self._steady_since_ms = 0
         self._inflow = 0.0  # bytes, those of long ago counting less
         self._inflow_ms: int | None = None
         self._inflow_since_ms = 0
@@ -775,13 +778,11 @@ class Outbox:
 
     def _keep_within_limits(self) -> None:
         """Drop the oldest samples when there are too many, or when they are too old. Raises: OSError."""
-        oldest_ms = None
-        if self._clock.known:
-            oldest_ms = self._clock.now_ms() - self.settings.max_age_days * 86_400_000
+        self._watch_clock()
         while (oldest := self._segments.oldest) is not None:
             if self._segments.size > self._max_bytes:
                 reason = "size"
-            elif oldest_ms is not None and oldest.newest_ms < oldest_ms:
+            elif self._is_too_old(oldest):
                 reason = "age"
             else:
                 break
@@ -796,6 +797,22 @@ class Outbox:
         if self._has_dropped and not self._segments.depth:
             log.info("the outbox has room again", extra={"dropped": dict(self.dropped)})
             self._has_dropped = False
+
+    def _watch_clock(self) -> None:
+        """Note since when the clock has not jumped."""
+        offset_ms = self._clock.date(0)
+        before_ms, self._offset_ms = self._offset_ms, offset_ms
+        if offset_ms is None or before_ms is None or abs(offset_ms - before_ms) > JUMP_MS:
+            self._steady_since_ms = self._clock.boot_ms()
+
+    def _is_too_old(self, segment: Segment) -> bool:
+        """Judge what this run wrote by the boot clock, and what is older once the clock has stood: nothing hastes."""
+        boot_ms, most_ms = self._clock.boot_ms(), self.settings.max_age_days * 86_400_000
+        if segment.written_ms is not None:
+            return boot_ms - segment.written_ms > most_ms
+        if self._offset_ms is None or boot_ms - self._steady_since_ms < STEADY_MS:
+            return False
+        return boot_ms + self._offset_ms - segment.newest_ms > most_ms
 
     def _count_inflow(self, size: int, boot_ms: int) -> None:
         if self._inflow_ms is None:

@@ -114,6 +114,7 @@ class Segment:
         self.last_id = self.number
         self.newest_ms = 0
         self.begun_ms = 0  # by the boot clock
+        self.written_ms: int | None = None  # as well, and by this run
         self.count = 0
         self.spans: dict[Series, tuple[int, int]] = {}
         self.live: dict[str, int] = {}
@@ -280,7 +281,7 @@ class Segments:
             segment.spans[name] = (first, sample.seq)
             segment.live[sample.domain] = segment.live.get(sample.domain, 0) + 1
         segment.count, segment.last_id = len(index.ids), index.ids[-1]
-        segment.newest_ms = index.newest_ms
+        segment.newest_ms, segment.written_ms = index.newest_ms, boot_ms
         if is_new:
             self.note()
 

@@ -791,6 +791,38 @@ async def test_what_is_too_old_goes(tmp_path: Path, caplog: pytest.LogCaptureFix
     await outbox.close()
 
 
+@pytest.mark.parametrize("wrong_s", [365 * 86_400, -365 * 86_400])
+async def test_one_wrong_moment_of_the_clock_ages_nothing(
+    tmp_path: Path, time: SteppedTime, wrong_s: int
+) -> None:
+    machine = Machine(tmp_path, time.clock(), settings=OutboxSettings(max_age_days=30))
+    outbox = await machine.start()
+
+    async def wrong_moment() -> None:
+        time.wrong_ms = wrong_s * 1000
+        await outbox.tend()
+        time.wrong_ms = 0
+        await outbox.tend()
+
+    for _ in range(5):
+        await outbox.take([taken("a", None, time.boot_ms())])
+        time.step(3601)
+        await outbox.tend()
+    await wrong_moment()
+    assert outbox.depth == 5
+    await outbox.close()
+    outbox = await machine.start()
+    await outbox.take([taken("a", None, time.boot_ms())])
+    time.step(100_000)
+    await outbox.tend()
+    await wrong_moment()
+    assert (outbox.depth, outbox.dropped) == (6, {}), "what an earlier run left, too"
+    time.step(40 * 86_400)
+    await outbox.tend()
+    assert (outbox.depth, outbox.dropped) == (1, {"age": 5}), "but what is old is old"
+    await outbox.close()
+
+
 async def test_it_says_for_how_many_hours_there_is_room(
     machine: Machine, time: SteppedTime
 ) -> None:
