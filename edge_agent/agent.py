@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import ssl
 import time
@@ -464,4 +465,5 @@ def main(config_path: Path) -> int:
     log_to_stderr()
     config, problems = load_config(config_path)
     say_problems(problems)
+    gc.freeze()  # what was loaded stays: looking through it again and again is a tenth of all that the agent does
     return run(_serve(config, str(config_path)))
