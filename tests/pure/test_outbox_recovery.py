@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
@@ -639,6 +640,43 @@ async def test_only_a_few_damaged_files_are_kept(machine: Machine) -> None:
         int(path.name.partition("-")[0]) for path in (machine.path / "unsound").iterdir()
     )
     assert asides == list(range(5, SET_ASIDE + 5)), "the newest"
+    await outbox.close()
+
+
+# ---------------------------------------------------------------------------------------------------- version 2
+
+
+async def test_an_outbox_of_version_2_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """The folder was written when the format was frozen, and is never written again."""
+    time = SteppedTime()
+    time.step(20)
+    machine = Machine(tmp_path, time.clock())
+    shutil.copytree(GOLDEN / "v2", machine.path)
+    outbox = await machine.start()
+    there = await everything(outbox)
+    aq, bay = [[one for one in there if one.device == device] for device in ("aq-1", "bay-7")]
+    assert keys(aq) == [Key("aq-1", T0_MS, seq) for seq in (0, 2, 3, 4, 5, 6, 7)]
+    assert keys(bay) == [Key("bay-7", T0_MS, seq) for seq in (1, 2, 3, 4, 5, 6)]
+    assert [one.sample.metrics for one in aq[:2]] == [
+        {"pm2_5": 0.5, "pm10": 0},
+        {"pm2_5": 1.5, "pm10": 1},
+    ]
+    assert {(one.domain, one.sample.quality) for one in bay} == {("parking", "uncertain:warmup")}
+    assert [one.sample.metrics["occupied"] for one in bay] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert aq[1].sample.time_ms == T0_MS + 2000
+    assert outbox.undated == 2
+    dated = await outbox.take([taken("aq-1", None, time.boot_ms(), pm2_5=5.0)])
+    assert keys(dated) == [Key("aq-1", T0_MS, seq) for seq in (8, 9, 10)], "the counters go on"
+    assert [one.sample.metrics["pm2_5"] for one in dated] == [90.5, 91.5, 5.0]
+    assert [one.sample.time_ms - T0_MS for one in dated] == [8000, 9000, 20_000]
+    assert await outbox.stating([]) == ["city/v1/tw-tpe/street/gw-1/air/aq-1/state"]
     await outbox.close()
 
 
