@@ -50,7 +50,10 @@ class Street:
         file.write_text(self._agent_file(), encoding="utf-8")
         self._set_clock(0)
         buses = [end["dbus"] for end in ends.values() if end["kind"] == "ble"]
-        environment = {"DBUS_SYSTEM_BUS_ADDRESS": buses[0]} if buses else {}
+        runtime = PRIVATE / "runtime"  # as a service manager gives it: in memory, and its own
+        runtime.mkdir()
+        environment = {"RUNTIME_DIRECTORY": str(runtime)}
+        environment |= {"DBUS_SYSTEM_BUS_ADDRESS": buses[0]} if buses else {}
         argv = [sys.executable, "-m", "tests.hasty_agent", str(self._offset), str(file)]
         self.agent = Program("agent", "gateways", argv, self._folder, environment=environment)
         await self.agent.start()
