@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -103,13 +104,12 @@ class Child:
             self._stopping.set()
         if self._process is None:
             return True
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(deadline_s):
                 await self._process.wait()
         except TimeoutError:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             await self._process.wait()
             return False
         finally:
@@ -121,8 +121,13 @@ class Child:
     def kill(self, before_restart: Callable[[], None] | None = None) -> None:
         """Kill -9; it is brought back, after `before_restart` has done its worst."""
         self._before_restart = before_restart
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it runs: its own `send_signal` may take the exit code from who waits."""
         if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
     async def _launch(self) -> None:
         self._open_channel()
@@ -206,8 +211,7 @@ class Child:
                 try:
                     await self._become_ready()
                 except ProcessFailed:
-                    if self.pid:
-                        self._process.kill()
+                    self._signal(signal.SIGKILL)
             await self._process.wait()
             self.ready.clear()
             if self._stopping.is_set():
