@@ -29,7 +29,7 @@ from edge_agent.config_checks import (
 )
 from edge_agent.inventory import TEMPLATE, Inventory, Row, Rows, read_rows
 from edge_agent.lighting import Programme
-from exchange.configuration import TomlFile, check_zone, converted, mistakes, type_at
+from exchange.configuration import TomlFile, check_zone, converted, mistakes, type_at, type_info
 from exchange.errors import ConfigError
 
 
@@ -352,7 +352,6 @@ class _Reader:
 
 
 _COLUMNS = frozenset({field.encode_name for field in msgspec.structs.fields(Device)} | {TEMPLATE})
-_type_info = cache(inspect.type_info)
 
 
 @cache
@@ -360,9 +359,9 @@ def _kind(driver: object, key: str) -> inspect.Type | None:
     """Return the type of a device's key, None when it has no such key."""
     first, _, rest = key.partition(".")
     if first != "settings" or not isinstance(driver, str):
-        return type_at(_type_info(Device), key.split("."))
+        return type_at(type_info(Device), key.split("."))
     try:
-        return type_at(_type_info(load(driver).settings_type), rest.split("."))
+        return type_at(type_info(load(driver).settings_type), rest.split("."))
     except Exception:  # noqa: BLE001 - there is no such driver, or it fails: said when the device is checked
         return None
 

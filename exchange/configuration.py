@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -37,6 +37,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _KINDS = {"int": "整數", "float": "數字", "str": "文字", "bool": " true 或 false "}
 _KINDS |= {"object": "表格", "array": "陣列"}
+type_info = cache(inspect.type_info)
+"""What a type is made of; of ten thousand wrong rows it is asked many times."""
 
 
 class TomlFile:
@@ -122,7 +124,7 @@ def converted(data: object, shape: type[T], file: str, key: str = "") -> T:
         raise ConfigError(file, path or "file", found, message, kind=mistake) from error
 
 
-def mistakes(data: object, shape: type[Any], file: str, key: str = "") -> list[ConfigError]:
+def mistakes(data: object, shape: Any, file: str, key: str = "") -> list[ConfigError]:
     """Return what is wrong with a table and those in it, of each key the first mistake; nothing when it is right."""
     try:
         converted(data, shape, file, key)
@@ -130,7 +132,7 @@ def mistakes(data: object, shape: type[Any], file: str, key: str = "") -> list[C
         first = error
     else:
         return []
-    kind = _chosen(inspect.type_info(shape), data)
+    kind = _chosen(type_info(shape), data)
     if not isinstance(kind, inspect.StructType) or not isinstance(data, Mapping):
         return [first]
     types = {field.encode_name: field.type for field in kind.fields}
@@ -286,7 +288,7 @@ def _path(kind: type, text: object) -> object:
 
 def _at(data: object, shape: Any, place: str) -> tuple[Any, inspect.Type]:
     """Return the value and its type at msgspec's path, such as `.device[0].settings`."""
-    kind = inspect.type_info(shape)
+    kind = type_info(shape)
     value: Any = data
     for name, number in _STEP.findall(place):
         kind = _inner(kind, value, name)

@@ -137,6 +137,15 @@ def test_three_hundred_devices_are_read_while_an_agent_starts(tmp_path: Path) ->
     assert time.process_time() - begun_s < 0.5
 
 
+def test_a_thousand_wrong_rows_are_named_while_somebody_waits(tmp_path: Path) -> None:
+    rows = "id,settings.channel,settings.short_address,location.lat,location.lon\n"
+    path = write(tmp_path, rows + "".join(f"LAMP {n},x,{n + 64},95.0,x\n" for n in range(1000)))
+    load_config(path)  # what is loaded once
+    begun_s = time.process_time()
+    assert len(load_config(path).problems) == 5000
+    assert time.process_time() - begun_s < 5.0
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
