@@ -10,7 +10,7 @@ by then never touches flash. With `stage = "disk"` every batch is synced to the 
 | a power cut | of what has no receipt, at most the last two seconds; every device begins a new epoch |
 | a damaged file | the samples in it that cannot be read, counted; a damage found at a start begins new epochs |
 | a disk that is full or fails | nothing that was taken: the stage holds it, up to a bound, then the buses wait |
-| a disk that is full at a start, too | nothing more: a mark says which epochs there are, what waits goes out and frees it |
+| a disk that is full at a start, too | nothing more: a mark says which epochs there are, and what waits goes out |
 | an outage beyond `max_mb` or `max_age_days` | the oldest samples, up to a megabyte or an hour at once, counted |
 
 Before the clock is known samples have no name: they wait, on disk as well, and are named and dated together, once.

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 import struct
+import sys
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter as Tally
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -60,8 +62,10 @@ class Index:
         self.starts = array("I")
         self.ends = array("I")
         self.gone = bytearray()
-        self.series: dict[Series, tuple[str, array[int], array[int]]] = {}
-        """To its domain, and parallel seqs and positions."""
+        self.domains: list[str] = []
+        """Of each sample: that of a device may be corrected on the way."""
+        self.series: dict[Series, tuple[array[int], array[int]]] = {}
+        """To parallel seqs and positions."""
         self.newest_ms = 0
         self.counters: dict[str, Counter] = {}
         self.next_id = 0
@@ -73,18 +77,19 @@ class Index:
         self.starts.append(start)
         self.ends.append(end)
         self.gone.append(0)
+        self.domains.append(sys.intern(sample.domain))
         name = (sample.device, sample.epoch)
         if (series := self.series.get(name)) is None:
-            series = self.series[name] = (sample.domain, array("Q"), array("I"))
-        series[1].append(sample.seq)
-        series[2].append(position)
+            series = self.series[name] = (array("Q"), array("I"))
+        series[0].append(sample.seq)
+        series[1].append(position)
         self.newest_ms = max(self.newest_ms, sample.time_ms)
 
     def positions(self, name: Series, seqs: Iterable[int]) -> Iterator[int]:
         """Yield where those seqs of a series are that are here and have not left."""
         if (series := self.series.get(name)) is None:
             return
-        _, known, positions = series
+        known, positions = series
         for seq in seqs:
             at = bisect_left(known, seq)
             if at < len(known) and known[at] == seq and not self.gone[positions[at]]:
@@ -132,25 +137,26 @@ class Segment:
         self.count = len(index.ids)
         self.last_id = index.ids[-1] if index.ids else self.number
         self.newest_ms = index.newest_ms
-        self.spans, self.live = {}, {}
-        for name, (domain, seqs, positions) in index.series.items():
-            self.spans[name] = (seqs[0], seqs[-1])
-            there = sum(not index.gone[position] for position in positions)
-            self.live[domain] = self.live.get(domain, 0) + there
+        self.spans = {name: (seqs[0], seqs[-1]) for name, (seqs, _) in index.series.items()}
+        there = zip(index.domains, index.gone, strict=True)
+        self.live = dict(Tally(domain for domain, is_gone in there if not is_gone))
 
     def believe(self, seal: Seal) -> None:
         """Say of itself what its seal says; nothing has left it."""
         self.count, self.last_id, self.newest_ms = seal.count, seal.last_id, seal.newest_ms
         for domain, device, epoch, first, last, count in seal.series:
-            self.spans[device, epoch] = (first, last)
+            low, high = self.spans.get((device, epoch), (first, last))
+            self.spans[device, epoch] = (min(low, first), max(high, last))
             self.live[domain] = self.live.get(domain, 0) + count
 
     def seal(self, index: Index) -> bytes:
         """Return what closes it."""
-        series = [
-            (domain, *name, seqs[0], seqs[-1], len(seqs))
-            for name, (domain, seqs, _) in index.series.items()
-        ]
+        series = []
+        for name, (seqs, positions) in index.series.items():
+            of: dict[str, list[int]] = {}
+            for seq, position in zip(seqs, positions, strict=True):
+                of.setdefault(index.domains[position], []).append(seq)
+            series += [(domain, *name, own[0], own[-1], len(own)) for domain, own in of.items()]
         frame = framed(Seal(self.count, self.last_id, self.newest_ms, series), self.number)
         return frame + _TRAILER.pack(SEALED, len(frame))
 
@@ -352,7 +358,8 @@ class Segments:
             for name in names:
                 if positions := list(index.positions(name, wanted[name])):
                     gone += positions
-                    segment.live[index.series[name][0]] -= len(positions)
+                    for position in positions:
+                        segment.live[index.domains[position]] -= 1
             for position in gone:
                 index.gone[position] = 1
             segment.unnoted += ranges(sorted(index.ids[position] for position in gone))

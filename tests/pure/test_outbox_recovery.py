@@ -617,6 +617,28 @@ async def test_what_a_later_version_wrote_is_set_aside_whole(
         assert len(waiting) == 100
 
 
+async def test_a_device_may_change_its_domain_within_its_epoch(machine: Machine) -> None:
+    machine.segment_bytes = 400
+    machine.settings = OutboxSettings(stage="disk")
+    outbox = await machine.start()
+    domains = ["parking", "parking", "air", "air", "air", "parking"]
+    waiting = []
+    for number, domain in enumerate(domains * 3):
+        reading = Taken(domain, "a", T0_MS + number, {"temperature": 1.0})
+        waiting += await outbox.take([reading])
+    for _ in range(2):
+        assert [one.domain for one in await everything(outbox)] == domains * 3
+        assert await outbox.count(excluding_domain="air") == 9
+        await outbox.close()
+        outbox = await machine.start()
+    await outbox.forget(keys(waiting[:2]))
+    assert await outbox.count(excluding_domain="air") == 7
+    await outbox.forget(keys(waiting[2:]))
+    assert await outbox.count(excluding_domain="air") == 0
+    assert await outbox.count(excluding_domain="parking") == 0
+    await outbox.close()
+
+
 async def test_files_of_others_in_the_folder_stop_nothing(machine: Machine) -> None:
     await filled(machine, 100)
     strangers = [segment_of(machine).with_stem("00000000000000000001 copy")]
