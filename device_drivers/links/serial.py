@@ -137,9 +137,10 @@ async def _open(name: str, settings: dict[str, Any]) -> serial.Serial:
     """Open a port. What the kernel's driver does with it for longer than `OPEN_S` is not waited for."""
     path = port_path(name)
     hangs = LinkLost(f"{name}: the port hangs, there is no answer in {OPEN_S:g} s")
-    before = _work.get(path)
-    if before is not None and not await _has_ended(before, OPEN_S):
-        raise hangs
+    # an opening that was given up is followed by its closing
+    while (before := _work.get(path)) is not None and not before.done():
+        if not await _has_ended(before, OPEN_S):
+            raise hangs
     opening = _begin(path, lambda: _opened(path, settings))
     port: serial.Serial | Exception | None = None
     try:
