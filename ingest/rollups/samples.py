@@ -1,0 +1,85 @@
+"""What values hold when: each until the next row, for a while.
+
+Rows are not evenly spaced: a gateway may report a value only when it changes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from math import fsum
+from typing import NamedTuple, TypeAlias
+
+from ingest.rollups.spans import Sample, Span
+
+Row: TypeAlias = Mapping[str, float | int | str]
+"""A row of an hour or a day as it is stored, with `start_ms` and `device` beside its fields."""
+Fields: TypeAlias = dict[str, float | int]
+"""Fields of a row. What is not known is left out: it is neither 0 nor NaN."""
+
+
+class Piece(NamedTuple):
+    """A part of a span in which a value held."""
+
+    start_ms: int
+    end_ms: int
+    value: float
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ms - self.start_ms) / 1000
+
+
+def samples(span: Span, metric: str) -> list[Sample]:
+    """Return a metric's samples, the one before the span included."""
+    before = span.before.get(metric)
+    return ([] if before is None else [before]) + list(span.tracks.get(metric, ()))
+
+
+def pieces(span: Span, metric: str, hold_s: float) -> list[Piece]:
+    """Return where in the span which value of a metric held; what is left out is not known."""
+    hold_ms = round(1000 * hold_s)
+    found = []
+    known = samples(span, metric)
+    for place, (time_ms, value) in enumerate(known):
+        next_ms = known[place + 1][0] if place + 1 < len(known) else span.end_ms
+        start_ms = max(time_ms, span.start_ms)
+        end_ms = min(time_ms + hold_ms, next_ms, span.end_ms)
+        if start_ms < end_ms:
+            found.append(Piece(start_ms, end_ms, value))
+    return found
+
+
+def value_at(held: list[Piece], time_ms: int) -> float | None:
+    """Return what holds at a moment; None where nothing is known."""
+    place = bisect_right(held, time_ms, key=lambda piece: piece.start_ms) - 1
+    return held[place].value if place >= 0 and time_ms < held[place].end_ms else None
+
+
+def mean(held: Iterable[Piece]) -> tuple[float, float] | None:
+    """Return the mean weighted by time, and how many seconds of it are known; None when none is."""
+    known = list(held)
+    seconds = fsum(piece.seconds for piece in known)
+    if not seconds:
+        return None
+    return fsum(piece.value * piece.seconds for piece in known) / seconds, seconds
+
+
+def number(row: Row, name: str) -> float | None:
+    """Return a field of a row; None when it has none."""
+    value = row.get(name)
+    return None if value is None or isinstance(value, str) else float(value)
+
+
+def numbers(rows: Iterable[Row], name: str) -> Iterator[float]:
+    """Yield a field of every row that has it."""
+    for row in rows:
+        value = number(row, name)
+        if value is not None:
+            yield value
+
+
+def total(rows: Iterable[Row], name: str) -> float | None:
+    """Return the sum of a field; None when no row has it."""
+    known = list(numbers(rows, name))
+    return fsum(known) if known else None
