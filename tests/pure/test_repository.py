@@ -26,6 +26,7 @@ ROOMS = {
     "ingest": {"exchange"},
     "provisioning": {"exchange"},
     "simulators": {"exchange", "device_drivers"},
+    "dashboards": {"exchange"},
     "onestreet": {
         "exchange",
         "device_drivers",
@@ -33,6 +34,7 @@ ROOMS = {
         "ingest",
         "provisioning",
         "simulators",
+        "dashboards",
     },
 }
 # What may be installed where a room runs: the base, and these extras.
@@ -43,7 +45,8 @@ EXTRAS = {
     "ingest": ["ingest"],
     "provisioning": ["town"],
     "simulators": ["sim"],
-    "onestreet": ["edge", "ingest", "sim", "demo", "conform", "town"],
+    "dashboards": ["dashboards"],
+    "onestreet": ["edge", "ingest", "sim", "demo", "conform", "town", "dashboards"],
 }
 # Libraries whose interfaces move; pyserial and its asyncio part count as one.
 MOVING = {
@@ -55,6 +58,9 @@ MOVING = {
     "paho": "paho-mqtt",
     "mqtt5": "mqtt5",
     "dbus_fast": "dbus-fast",
+    "grafana_foundation_sdk": "grafana-foundation-sdk",
+    "grafana_client": "grafana-client",
+    "niquests": "niquests",
 }
 
 

@@ -1,0 +1,330 @@
+"""The pages as Grafana's JSON, through the models of its foundation SDK; no other file knows that library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from grafana_foundation_sdk.builders import barchart as bars_builder
+from grafana_foundation_sdk.builders import common as common_builder
+from grafana_foundation_sdk.builders import dashboard as page_builder
+from grafana_foundation_sdk.builders import geomap as map_builder
+from grafana_foundation_sdk.builders import stat as stat_builder
+from grafana_foundation_sdk.builders import statetimeline as states_builder
+from grafana_foundation_sdk.builders import table as table_builder
+from grafana_foundation_sdk.builders import timeseries as lines_builder
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.cog.variants import Dataquery
+from grafana_foundation_sdk.models import common, dashboard
+
+from dashboards.influxql import Select
+from dashboards.looks import DECIMALS, LIMITS, UNITS, VALUES
+from dashboards.pages import PAGES
+from dashboards.pages.parts import ZONE
+from dashboards.panels import WIDTH, Band, Field, Kind, Link, Page, Panel, Source, Variable
+from dashboards.texts import LANGUAGES, Language, say, titles
+
+TAG = "onestreet"
+PLUGIN = "influxdb"
+_LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
+_GOES_ALONG = {
+    Link.COUNTY: ("county",),
+    Link.SITE: ("county", "site"),
+    Link.DEVICE: ("county", "site", "device"),
+}
+AnyPanel = (
+    stat_builder.Panel
+    | table_builder.Panel
+    | lines_builder.Panel
+    | bars_builder.Panel
+    | states_builder.Panel
+    | map_builder.Panel
+)
+
+
+def uid(page: str, language: Language) -> str:
+    """Return the uid of a page: English has none of its own, so that links from anywhere stay short."""
+    return f"onestreet-{page}" + ("-zh" if language == "zh-TW" else "")
+
+
+def page_json(page: Page, language: Language) -> str:
+    """Return a page as Grafana takes it: the same bytes for the same source."""
+    built = _Page(page, language).build()
+    text = json.dumps(built, cls=JSONEncoder, ensure_ascii=False, indent=1, sort_keys=True)
+    return f"{text}\n"
+
+
+def check_model(text: str) -> None:
+    """Read a page by the SDK's own models. Raises: what they raise for a page that is none of Grafana's."""
+    register_default_plugins()
+    dashboard.Dashboard.from_json(json.loads(text))
+
+
+class _Target(Dataquery, Builder[Dataquery]):
+    """An InfluxQL query in a panel; the SDK has none."""
+
+    def __init__(self, select: Select, panel: Panel, index: int) -> None:
+        self._select, self._panel, self._index = select, panel, index
+
+    def build(self) -> Dataquery:
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        series = self._panel.kind in (Kind.LINES, Kind.STATES)
+        names = [column.name for column in self._select.columns]
+        tag = f"$tag_{self._panel.legend}" if self._panel.legend else "$col"
+        alias = f"{tag} $col" if self._panel.legend and len(names) > 1 else tag
+        return {
+            "refId": chr(ord("A") + self._index),
+            "datasource": {"type": PLUGIN, "uid": self._panel.source.value},
+            "query": str(self._select),
+            "rawQuery": True,
+            "resultFormat": "time_series" if series else "table",
+            **({"alias": alias} if series else {}),
+        }
+
+
+class _Page:
+    """One page in one language, while it is built."""
+
+    def __init__(self, page: Page, language: Language) -> None:
+        self._page, self._language = page, language
+        self._panels = 0
+
+    def build(self) -> dashboard.Dashboard:
+        page = self._page
+        made = (
+            page_builder.Dashboard(self._say(page.name))
+            .uid(uid(page.name, self._language))
+            .description(self._say(f"{page.name}.about"))
+            .tags([TAG, f"{TAG}-{self._language}"])
+            .timezone(ZONE)
+            .time(page.range_from, "now")
+            .refresh(page.refresh)
+            .readonly()
+            .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
+            .variables([self._variable(variable) for variable in page.variables])
+            .links(self._links())
+        )
+        y = 0
+        for band in page.bands:
+            y = self._band(made, band, y)
+        return made.build()
+
+    def _say(self, key: str) -> str:
+        return say(key, self._language)
+
+    def _band(self, made: page_builder.Dashboard, band: Band, y: int) -> int:
+        """Add a band at `y` and return where the next one begins."""
+        row = None
+        if band.fold:
+            self._panels += 1
+            row = page_builder.Row(self._say(band.fold)).id(self._panels).collapsed(collapsed=True)
+            row.grid_pos(dashboard.GridPos(h=1, w=WIDTH, x=0, y=y))
+            y += 1
+        x, top = 0, y
+        for panel in band.panels:
+            if x + panel.width > WIDTH:
+                x, y = 0, y + band.height
+            place = dashboard.GridPos(h=band.height, w=panel.width, x=x, y=y)
+            x += panel.width
+            if row is None:
+                made.with_panel(self._panel(panel, place))
+            else:
+                row.with_panel(self._panel(panel, place))
+        if row is None:
+            return y + band.height
+        made.with_row(row)
+        return top  # closed it takes no more than its line
+
+    def _panel(self, panel: Panel, place: dashboard.GridPos) -> AnyPanel:
+        self._panels += 1
+        made = _frame(panel)
+        made.id(self._panels).grid_pos(place)
+        title, about = titles(self._page, panel)
+        made.title(self._say(title)).description(self._say(about))
+        made.datasource(_source(panel.source))
+        made.targets([_Target(select, panel, index) for index, select in enumerate(panel.asks)])
+        made.no_value(self._say(panel.empty))
+        shown = [field for field in panel.fields if not field.hidden]
+        made.unit(UNITS[shown[0].unit] if len(shown) == 1 else "none")
+        for field in panel.fields:
+            looks = self._looks(field, panel)
+            if (
+                panel.legend
+            ):  # the lines have names of the tag: one field, its looks are the panel's
+                self._give(made, field)
+            else:
+                made.override_by_name("Time" if field.name == "time" else field.name, looks)
+        return made
+
+    def _give(self, made: AnyPanel, field: Field) -> None:
+        """Give a whole panel the looks of its one field."""
+        if field.limits:
+            steps = [
+                dashboard.Threshold(value=at, color=colour) for at, colour in LIMITS[field.limits]
+            ]
+            made.thresholds(page_builder.ThresholdsConfig().steps(steps))
+
+    def _looks(self, field: Field, panel: Panel) -> list[dashboard.DynamicConfigValue]:
+        """Return how a column is shown, as overrides of its name."""
+        said: dict[str, object] = {"displayName": self._say(field.text)}
+        said["unit"] = UNITS[field.unit]
+        if field.unit in DECIMALS:
+            said["decimals"] = DECIMALS[field.unit]
+        if field.unit == "share":
+            said["min"], said["max"] = 0, 1
+        if field.values:
+            said["mappings"] = [
+                dashboard.ValueMap(
+                    {
+                        value: dashboard.ValueMappingResult(
+                            text=self._say(name.text), color=name.colour, index=index
+                        )
+                        for index, (value, name) in enumerate(VALUES[field.values].items())
+                    }
+                )
+            ]
+        if field.limits:
+            said["thresholds"] = dashboard.ThresholdsConfig(
+                steps=[dashboard.Threshold(value=at, color=c) for at, c in LIMITS[field.limits]]
+            )
+            if panel.kind is not Kind.LINES and panel.kind is not Kind.BARS:
+                said["color"] = {"mode": "thresholds"}
+        if panel.kind is Kind.TABLE:
+            if field.limits or (field.values and field.values not in ("meaning", "domain")):
+                said["custom.cellOptions"] = {"type": "color-text"}
+            if field.values == "meaning":
+                said["custom.cellOptions"] = {"type": "auto", "wrapText": True}
+                said["custom.minWidth"] = 320
+            if field.hidden:
+                said["custom.hidden"] = True
+        if field.link is not None:
+            said["links"] = [{"title": self._say(f"to {field.link}"), "url": self._url(field.link)}]
+        return [dashboard.DynamicConfigValue(key, value) for key, value in said.items()]
+
+    def _url(self, link: Link) -> str:
+        """Return where a click leads: what the row names goes along, and the time that is shown."""
+        chosen = "&".join(f"var-{name}=${{__data.fields.{name}}}" for name in _GOES_ALONG[link])
+        return f"/d/{uid(_LEADS[link], self._language)}?{chosen}&${{__url_time_range}}"
+
+    def _variable(self, variable: Variable) -> page_builder.QueryVariable:
+        made = (
+            page_builder.QueryVariable(variable.name)
+            .label(self._say(variable.name))
+            .description(self._say(f"variable.{variable.name}"))
+            .datasource(_source(Source.RAW))
+            .query(
+                {"query": str(variable.asks), "refId": "InfluxVariableQueryEditor-VariableQuery"}
+            )
+            .refresh(dashboard.VariableRefresh.ON_DASHBOARD_LOAD)
+            .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
+            .multi(variable.several)
+            .include_all(variable.several)
+        )
+        if variable.several:
+            everything = self._say("all")
+            made.all_value(".*")
+            made.current(dashboard.VariableOption(text=everything, value="$__all", selected=True))
+        return made
+
+    def _links(self) -> list[Builder[dashboard.DashboardLink]]:
+        """Return links to the other pages, and to this one in the other language; what is chosen goes along."""
+        made: list[Builder[dashboard.DashboardLink]] = [
+            _link(self._say(page.name), uid(page.name, self._language), "dashboard")
+            for page in PAGES
+            if page is not self._page
+        ]
+        other: Sequence[Language] = [one for one in LANGUAGES if one != self._language]
+        made += [
+            _link(say("this language", one), uid(self._page.name, one), "external link")
+            for one in other
+        ]
+        return made
+
+
+def _link(title: str, page: str, icon: str) -> page_builder.DashboardLink:
+    return (
+        page_builder.DashboardLink(title)
+        .type(dashboard.DashboardLinkType.LINK)
+        .url(f"/d/{page}")
+        .icon(icon)
+        .tooltip(title)
+        .include_vars(include_vars=True)
+        .keep_time(keep_time=True)
+    )
+
+
+def _source(source: Source) -> dashboard.DataSourceRef:
+    return dashboard.DataSourceRef(type_val=PLUGIN, uid=source.value)
+
+
+def _frame(panel: Panel) -> AnyPanel:
+    """Return an empty panel of a kind, with what all of that kind have in common."""
+    legend = common_builder.VizLegendOptions().show_legend(show_legend=True)
+    legend.display_mode(common.LegendDisplayMode.LIST).placement(common.LegendPlacement.BOTTOM)
+    tooltip = common_builder.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
+    match panel.kind:
+        case Kind.STAT:
+            return (
+                stat_builder.Panel()
+                .color_mode(common.BigValueColorMode.VALUE)
+                .graph_mode(common.BigValueGraphMode.NONE)
+                .text_mode(common.BigValueTextMode.VALUE)
+                .reduce_options(
+                    common_builder.ReduceDataOptions()
+                    .calcs(["lastNotNull"])
+                    .fields("/^(?!Time$).*/")
+                )
+            )
+        case Kind.TABLE:
+            return table_builder.Panel().cell_height(common.TableCellHeight.SM)
+        case Kind.LINES:
+            return (
+                lines_builder.Panel()
+                .legend(legend)
+                .tooltip(tooltip)
+                .line_width(2)
+                .show_points(common.VisibilityMode.AUTO)
+                .span_nulls(span_nulls=3_600_000.0)
+            )
+        case Kind.BARS:
+            return bars_builder.Panel().legend(legend).tooltip(tooltip).x_field("Time")
+        case Kind.STATES:
+            return (
+                states_builder.Panel()
+                .merge_values(merge_values=True)
+                .show_value(common.VisibilityMode.AUTO)
+                .legend(legend)
+            )
+        case Kind.MAP:
+            return _map(panel)
+
+
+def _map(panel: Panel) -> map_builder.Panel:
+    """Return a map that shows all its points, each in the colour of the first figure of the panel."""
+    figures = [field for field in panel.fields if field.unit == "count" or field.values == "state"]
+    style = {
+        "color": {"field": figures[0].name, "fixed": "blue"},
+        "opacity": 0.8,
+        "size": {"fixed": 9, "min": 6, "max": 18},
+        "symbol": {"fixed": "img/icons/marker/circle.svg", "mode": "fixed"},
+    }
+    points = (
+        common_builder.MapLayerOptions()
+        .type("markers")
+        .name(panel.name)
+        .location(
+            common_builder.FrameGeometrySource()
+            .mode(common.FrameGeometrySourceMode.COORDS)
+            .latitude("lat")
+            .longitude("lon")
+        )
+        .config({"showLegend": False, "style": style})
+        .tooltip(tooltip=True)
+    )
+    ground = common_builder.MapLayerOptions().type("default").name("map")
+    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(12)
+    return map_builder.Panel().view(view).basemap(ground).layers([points])

@@ -1,0 +1,142 @@
+"""Units, colours, limits and the names of values: how numbers of the store look on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+GREEN, YELLOW, ORANGE, RED = "#2f9e44", "#f2c037", "#f08c00", "#e03131"
+VIOLET, BLUE, GREY, DARK = "#9c6ade", "#3b82d6", "#8a94a0", "#5c6670"
+
+UNITS = {
+    "": "none",
+    "/": "none",
+    "count": "none",
+    "id": "string",
+    "share": "percentunit",
+    "AQI": "none",
+    "/100": "percent",
+    "A": "amp",
+    "B": "decbytes",
+    "Cel": "celsius",
+    "Hz": "hertz",
+    "V": "volt",
+    "W": "watt",
+    "Wh": "watth",
+    "%RH": "humidity",
+    "dB": "dB",
+    "deg": "degree",
+    "h": "h",
+    "hPa": "pressurehpa",
+    "lx": "lux",
+    "m": "lengthm",
+    "m/s": "velocityms",
+    "mm": "lengthmm",
+    "ms": "ms",
+    "ppb": "conppb",
+    "ppm": "ppm",
+    "s": "dthms",
+    "moment": "time:YYYY-MM-DD HH:mm",
+    "day": "time:YYYY-MM-DD",
+    "ug/m3": "conμgm3",
+    "var": "voltampreact",
+    "1/day": "none",
+}
+"""The dictionary's units, and a few of our own, by Grafana's names; those that have words in them need none of
+a language: 26:03:09 rather than "26 hours"."""
+
+DECIMALS = {"share": 1, "/100": 1, "count": 0, "AQI": 0, "W": 1, "Wh": 1}
+
+
+class Step(NamedTuple):
+    """From `above` on the colour is this; None is from the bottom."""
+
+    above: float | None
+    colour: str
+
+
+LIMITS: Mapping[str, tuple[Step, ...]] = {
+    "none is well": (Step(None, GREEN), Step(1, RED)),
+    "none is well, some are late": (Step(None, GREEN), Step(1, YELLOW)),
+    "none is unknown": (Step(None, GREEN), Step(1, VIOLET)),
+    "part received": (Step(None, RED), Step(0.9, YELLOW), Step(0.98, GREEN)),
+    "part available": (Step(None, RED), Step(0.95, YELLOW), Step(0.99, GREEN)),
+    "part occupied": (Step(None, GREEN), Step(0.8, YELLOW), Step(0.95, RED)),
+    "hours left": (Step(None, RED), Step(6, YELLOW), Step(24, GREEN)),
+    "load": (Step(None, GREEN), Step(80, YELLOW), Step(95, RED)),
+    "waiting": (Step(None, GREEN), Step(1000, YELLOW), Step(100_000, RED)),
+    # Colours and bands of the ministry's index: exchange's readers know them from its map.
+    "aqi": (
+        Step(None, "#00e800"),
+        Step(51, "#ffff00"),
+        Step(101, "#ff7e00"),
+        Step(151, "#ff0000"),
+        Step(201, "#8f3f97"),
+        Step(301, "#7e0023"),
+    ),
+    "pm2_5": (
+        Step(None, "#00e800"),
+        Step(12.5, "#ffff00"),
+        Step(30.5, "#ff7e00"),
+        Step(50.5, "#ff0000"),
+        Step(125.5, "#8f3f97"),
+        Step(225.5, "#7e0023"),
+    ),
+    "plain": (Step(None, BLUE),),
+}
+"""Source of both air scales: the air quality index of Taiwan's Ministry of Environment, in force since 2025-01-01."""
+
+
+class Name(NamedTuple):
+    """What a value is called (a key of the texts) and its colour."""
+
+    text: str
+    colour: str
+
+
+VALUES: Mapping[str, Mapping[str, Name]] = {
+    "state": {
+        "0": Name("state.up", GREEN),
+        "1": Name("state.late", YELLOW),
+        "2": Name("state.down", RED),
+        "3": Name("state.unknown", VIOLET),
+        "4": Name("state.maintenance", BLUE),
+        "5": Name("state.retired", DARK),
+    },
+    "yes": {"0": Name("no", GREY), "1": Name("yes", ORANGE)},
+    "lit": {"0": Name("lit.off", DARK), "1": Name("lit.on", YELLOW)},
+    "occupied": {"0": Name("bay.free", GREEN), "1": Name("bay.occupied", ORANGE)},
+    "gateway": {"0": Name("state.down", RED), "1": Name("state.up", GREEN)},
+    "fault": {"0": Name("fault.none", GREEN), "1": Name("fault.some", RED)},
+    "known": {"0": Name("no", RED), "1": Name("yes", GREEN)},
+    "open": {"0": Name("incident.over", GREY), "1": Name("incident.open", RED)},
+    "kind": {
+        kind: Name(f"kind.{kind}", colour)
+        for kind, colour in (
+            ("gateway_down", RED),
+            ("device_down", RED),
+            ("flapping", ORANGE),
+            ("sequence_clash", ORANGE),
+            ("two_gateways", ORANGE),
+        )
+    },
+    "meaning": {
+        kind: Name(f"kind.{kind}.means", GREY)
+        for kind in ("gateway_down", "device_down", "flapping", "sequence_clash", "two_gateways")
+    },
+    "domain": {
+        domain: Name(f"domain.{domain}", GREY)
+        for domain in ("air", "gateway", "parking", "power", "streetlight", "weather")
+    },
+    "command": {
+        status: Name(f"command.{status}", colour)
+        for status, colour in (
+            ("accepted", BLUE),
+            ("done", GREEN),
+            ("failed", RED),
+            ("rejected", RED),
+            ("expired", ORANGE),
+        )
+    },
+}
+"""By kind: the value as the store has it, and its name."""

@@ -1,0 +1,131 @@
+"""Air: how it is, where it is worst, and what one must know before believing a cheap sensor."""
+
+from __future__ import annotations
+
+from dashboards.influxql import INTERVAL, Select, call, in_range, is_text, since
+from dashboards.pages.parts import (
+    COUNTY,
+    DEVICE,
+    HIDDEN_TIME,
+    PLACE,
+    SITE,
+    aggregates,
+    days,
+    days_complete,
+    hours,
+    now_stats,
+    open_incidents,
+    sites_map,
+    sites_now,
+    stat,
+    variables,
+)
+from dashboards.panels import Band, Field, Kind, Page, Panel, Source
+from exchange.dictionary import dictionary
+
+DOMAIN = "air"
+LAST_HOURS = since("3h")
+AQI = Field(name="aqi", text="aqi", unit="AQI", limits="aqi")
+AQI_MEAN = Field(name="aqi_mean", text="aqi mean", unit="AQI", limits="aqi")
+PARTS = tuple(
+    Field(name=f"aqi_{metric}", text=f"metric.{DOMAIN}.{metric}", unit="AQI", limits="aqi")
+    for metric in ("pm2_5", "pm10", "o3", "co", "so2", "no2")
+)
+INDICATIVE = Field(name="indicative", text="indicative", values="yes")
+_SITES = Select(
+    columns=aggregates("last", ["aqi", "aqi_mean"]),
+    source="site_hour",
+    where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
+    by=("county", "site"),
+)
+STATIONS = Panel(
+    name="stations",
+    kind=Kind.TABLE,
+    asks=(
+        Select(
+            columns=aggregates("last", ["aqi", *(part.name for part in PARTS), "indicative"]),
+            source="rollup_hour",
+            where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
+            by=("county", "site", "device"),
+        ),
+    ),
+    fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, AQI, *PARTS, INDICATIVE),
+    source=Source.ROLLUPS,
+    empty="no hours yet",
+)
+SITES = Panel(
+    name="aqi by site",
+    kind=Kind.TABLE,
+    asks=(_SITES,),
+    fields=(HIDDEN_TIME, COUNTY, SITE, AQI, AQI_MEAN),
+    width=12,
+    source=Source.ROLLUPS,
+    empty="no hours yet",
+)
+
+
+def _measured(metric: str, limits: str = "") -> Panel:
+    """Return a metric of each site, as means of hours: raw rows of all stations would be too many."""
+    unit = dictionary()[DOMAIN].metrics[metric].unit
+    field = Field(name=metric, text=f"metric.{DOMAIN}.{metric}", unit=unit, limits=limits)
+    query = Select(
+        columns=[call("mean", f"{metric}_mean").named(metric)],
+        source="rollup_hour",
+        where=(*PLACE, is_text("domain", DOMAIN), in_range()),
+        every=INTERVAL,
+        by=("site",),
+    )
+    return Panel(
+        name=metric,
+        kind=Kind.LINES,
+        asks=(query,),
+        fields=(field,),
+        width=12,
+        source=Source.ROLLUPS,
+        legend="site",
+        empty="no hours yet",
+    )
+
+
+PAGE = Page(
+    name="air",
+    variables=variables(),
+    bands=(
+        Band(
+            height=4,
+            panels=(
+                stat(
+                    "worst",
+                    Select(columns=aggregates("max", ["aqi"]), source=_SITES),
+                    AQI,
+                    width=6,
+                    source=Source.ROLLUPS,
+                    empty="no hours yet",
+                ),
+                stat(
+                    "mean",
+                    Select(columns=aggregates("mean", ["aqi_mean"]), source=_SITES),
+                    AQI_MEAN,
+                    width=6,
+                    source=Source.ROLLUPS,
+                    empty="no hours yet",
+                ),
+                *now_stats(DOMAIN, width=3),
+            ),
+        ),
+        Band(height=9, panels=(SITES, sites_map(12, DOMAIN))),
+        Band(height=8, panels=(open_incidents(DOMAIN),)),
+        Band(height=9, panels=(hours("aqi by hour", DOMAIN, [AQI], 24),)),
+        Band(height=9, panels=(_measured("pm2_5", limits="pm2_5"), _measured("pm10"))),
+        Band(height=9, panels=(_measured("temperature"), _measured("humidity"))),
+        Band(height=10, panels=(STATIONS,)),
+        Band(
+            height=9,
+            panels=(
+                days("aqi by day", DOMAIN, [(AQI, call("max", "aqi"))]),
+                days_complete(DOMAIN, 12),
+            ),
+        ),
+        Band(height=8, panels=(sites_now(DOMAIN),)),
+    ),
+)

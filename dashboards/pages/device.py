@@ -1,0 +1,221 @@
+"""One device: is it well, since when, and what does it say. Its charts follow from the dictionary."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from dashboards.influxql import (
+    INTERVAL,
+    Condition,
+    Select,
+    TagValues,
+    call,
+    chosen,
+    column,
+    in_range,
+    since,
+)
+from dashboards.pages.parts import (
+    AVAILABILITY,
+    COMPLETENESS,
+    NOW,
+    PLACE,
+    TODAY,
+    ZONE,
+    aggregates,
+    incidents,
+    stat,
+    variables,
+)
+from dashboards.panels import Band, Field, Kind, Page, Panel, Variable
+from exchange.dictionary import dictionary
+
+THIS: tuple[Condition, ...] = (*PLACE, chosen("device"))
+STATE = Field(name="state", text="state", values="state")
+HEADLINES = {
+    "streetlight": ("level", "power"),
+    "parking": ("occupied", "free_car"),
+    "air": ("pm2_5", "noise"),
+    "power": ("power",),
+    "weather": ("temperature", "wind_speed", "rain"),
+    "gateway": ("outbox_depth", "uplink_rtt"),
+}
+"""What one wants to see first of each domain."""
+VALUES = {
+    "lit": "lit",
+    "occupied": "occupied",
+    "lamp_fault": "fault",
+    "gear_fault": "fault",
+    "clock_known": "known",
+}
+"""The booleans, by the names of their values."""
+
+
+def _newest(name: str, field: Field, when: Condition = NOW, source: str = "device") -> Panel:
+    query = Select(columns=aggregates("last", [field.name]), source=source, where=(*THIS, when))
+    return stat(name, query, field, width=4)
+
+
+def _field(domain: str, metric: str) -> Field:
+    return Field(
+        name=metric,
+        text=f"metric.{domain}.{metric}",
+        unit=dictionary()[domain].metrics[metric].unit,
+        values=VALUES.get(metric, ""),
+    )
+
+
+def _chart(domain: str, metrics: tuple[str, ...], kind: Kind, quantity: str) -> Panel:
+    """Return metrics of one unit. A query a metric: one that the device does not send leaves no line without values."""
+    boolean = kind is Kind.STATES
+    asks = tuple(
+        Select(
+            columns=[call("last" if boolean else "mean", metric).named(metric)],
+            source=domain,
+            where=(*THIS, in_range()),
+            every=INTERVAL,
+        )
+        for metric in metrics
+    )
+    fields = tuple(_field(domain, metric) for metric in metrics)
+    return Panel(
+        name=f"{domain} {quantity}",
+        kind=kind,
+        asks=asks,
+        fields=fields,
+        width=12,
+        empty="not sent",
+        title=fields[0].text if len(fields) == 1 else f"quantity.{quantity}",
+    )
+
+
+def _domain(domain: str) -> Band:
+    """Return every metric of a domain: a chart a unit, closed until somebody wants it."""
+    metrics = dictionary()[domain].metrics
+    ordered = sorted(
+        metrics, key=lambda name: (metrics[name].type == "boolean", metrics[name].unit)
+    )
+    panels = [
+        _chart(
+            domain,
+            tuple(names),
+            Kind.STATES if boolean else Kind.LINES,
+            "states" if boolean else unit,
+        )
+        for (boolean, unit), names in groupby(
+            ordered, key=lambda name: (metrics[name].type == "boolean", metrics[name].unit)
+        )
+    ]
+    return Band(height=8, panels=panels, fold=f"domain.{domain}")
+
+
+STATES = Panel(
+    name="states",
+    kind=Kind.STATES,
+    asks=(
+        Select(
+            columns=[call("last", "state").named("state")],
+            source="device",
+            where=(*THIS, in_range()),
+            every=INTERVAL,
+        ),
+    ),
+    fields=(STATE,),
+    empty="watch is silent",
+)
+MEASURED = Panel(
+    name="measured",
+    kind=Kind.LINES,
+    asks=tuple(
+        Select(
+            columns=[call("mean", metric).named(metric)],
+            source=domain,
+            where=(*THIS, in_range()),
+            every=INTERVAL,
+        )
+        for domain, metrics in HEADLINES.items()
+        for metric in metrics
+    ),
+    fields=tuple(
+        {
+            metric: _field(domain, metric)
+            for domain, metrics in HEADLINES.items()
+            for metric in metrics
+        }.values()
+    ),
+    empty="not sent",
+)
+DAYS = Panel(
+    name="days",
+    kind=Kind.BARS,
+    asks=(
+        Select(
+            columns=[call("last", name).named(name) for name in ("completeness", "availability")],
+            source="device_day",
+            where=(*THIS, in_range()),
+            every="1d",
+            zone=ZONE,
+        ),
+    ),
+    fields=(COMPLETENESS, AVAILABILITY),
+    width=12,
+    empty="watch is silent",
+)
+COMMANDS = Panel(
+    name="commands",
+    kind=Kind.TABLE,
+    asks=(
+        Select(
+            columns=[column(name).named(name) for name in ("status", "reason", "readback", "id")],
+            source="command",
+            where=(*THIS, in_range()),
+            newest_first=True,
+            limit=100,
+        ),
+    ),
+    fields=(
+        Field(name="time", text="time", unit="moment"),
+        Field(name="status", text="result", values="command"),
+        Field(name="reason", text="reason"),
+        Field(name="readback", text="readback"),
+        Field(name="id", text="command id"),
+    ),
+    width=12,
+    empty="no commands",
+)
+
+PAGE = Page(
+    name="device",
+    variables=(
+        *variables(sites=False),
+        Variable(
+            name="device",
+            asks=TagValues(tag="device", source="device", where=(chosen("county"), chosen("site"))),
+            several=False,
+        ),
+    ),
+    range_from="now-24h",
+    bands=(
+        Band(
+            height=4,
+            panels=(
+                _newest("state", STATE),
+                _newest("since", Field(name="since", text="since")),
+                _newest("age", Field(name="age_s", text="age", unit="s")),
+                _newest("gateway", Field(name="gateway_up", text="gateway", values="gateway")),
+                _newest("completeness", COMPLETENESS, TODAY, "device_day"),
+                _newest("availability", AVAILABILITY, TODAY, "device_day"),
+            ),
+        ),
+        Band(height=5, panels=(STATES,)),
+        Band(height=10, panels=(MEASURED,)),
+        Band(
+            height=8, panels=(incidents("incidents", (since("366d"),), opened=True, place=False),)
+        ),
+        Band(height=8, panels=(DAYS, COMMANDS)),
+        *(
+            _domain(domain)
+            for domain in ("streetlight", "parking", "air", "power", "weather", "gateway")
+        ),
+    ),
+)

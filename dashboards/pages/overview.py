@@ -1,0 +1,103 @@
+"""The overview: what is broken, since when, what does it mean."""
+
+from __future__ import annotations
+
+from dashboards.influxql import Select, call, compares
+from dashboards.pages.parts import (
+    AVAILABILITY,
+    COMPLETENESS,
+    COUNTY,
+    HIDDEN_TIME,
+    LONGEST_INCIDENT,
+    PLACE,
+    STATES,
+    TODAY,
+    aggregates,
+    availability_today,
+    completeness_today,
+    days_complete,
+    newest_by_site,
+    now_stats,
+    open_incidents,
+    past_incidents,
+    sites_map,
+    sites_now,
+    stat,
+    states_over_time,
+    variables,
+)
+from dashboards.panels import Band, Field, Kind, Page, Panel
+
+OPEN = stat(
+    "incidents",
+    Select(
+        columns=[call("count", "open").named("open")],
+        source="incident",
+        where=(*PLACE, compares("open", "=", 1), LONGEST_INCIDENT),
+    ),
+    Field(name="open", text="open incidents", unit="count", limits="none is well"),
+    empty="nothing is broken",
+)
+COUNTIES = Panel(
+    name="counties",
+    kind=Kind.TABLE,
+    asks=(
+        Select(
+            columns=aggregates("sum", [field.name for field in STATES]),
+            source=newest_by_site([field.name for field in STATES]),
+            by=("county",),
+        ),
+    ),
+    fields=(HIDDEN_TIME, COUNTY, *STATES),
+    width=14,
+    empty="watch is silent",
+)
+_DAY = ("received", "expected", "up_s", "down_s")
+COUNTY_DAYS = Panel(
+    name="county days",
+    kind=Kind.TABLE,
+    asks=(
+        Select(
+            columns=[
+                (call("sum", "received") / call("sum", "expected")).named("completeness"),
+                (call("sum", "up_s") / (call("sum", "up_s") + call("sum", "down_s"))).named(
+                    "availability"
+                ),
+                call("sum", "missing").named("missing"),
+            ],
+            source=newest_by_site([*_DAY, "missing"], "site_day_state", when=TODAY),
+            by=("county",),
+        ),
+    ),
+    fields=(
+        HIDDEN_TIME,
+        COUNTY,
+        COMPLETENESS,
+        AVAILABILITY,
+        Field(name="missing", text="missing", unit="count"),
+    ),
+    width=10,
+    empty="watch is silent",
+)
+
+PAGE = Page(
+    name="overview",
+    variables=variables(),
+    bands=(
+        Band(
+            height=4,
+            panels=(
+                OPEN,
+                *now_stats(width=3),
+                completeness_today(width=4),
+                availability_today(width=4),
+            ),
+        ),
+        Band(height=9, panels=(open_incidents(),)),
+        Band(height=12, panels=(sites_map(12), states_over_time(width=12))),
+        Band(height=8, panels=(COUNTIES, COUNTY_DAYS)),
+        Band(height=12, panels=(sites_now(),)),
+        Band(height=8, panels=(days_complete(width=24),)),
+        Band(height=9, panels=(past_incidents(),)),
+    ),
+)

@@ -1,0 +1,312 @@
+"""What several pages show: the rows of the watch, by place and domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from dashboards.influxql import (
+    INTERVAL,
+    Column,
+    Condition,
+    Expression,
+    Function,
+    Select,
+    TagValues,
+    call,
+    chosen,
+    column,
+    compares,
+    in_range,
+    is_text,
+    since,
+)
+from dashboards.panels import Field, Kind, Link, Panel, Source, Variable
+
+ZONE = "Asia/Taipei"
+"""Of the civil days of all counties."""
+PLACE = (chosen("county"), chosen("site"))
+NOW = since("15m")
+"""The watch writes every device once in five minutes, and every site once a minute: what is older is over."""
+TODAY = since("2d")
+"""Rows of days are dated at their midnight; the newest is today's."""
+CLOSED_DAY = since("3d")
+"""A day is rolled up when it is over; a night's part at the next noon."""
+INCIDENTS = 200
+"""Of a page; the newest."""
+LONGEST_INCIDENT = since("366d")
+WATCH = "watch is silent"
+
+COUNTY = Field(name="county", text="county", link=Link.COUNTY)
+SITE = Field(name="site", text="site", link=Link.SITE)
+DEVICE = Field(name="device", text="device", link=Link.DEVICE)
+DOMAIN = Field(name="domain", text="domain", values="domain")
+HIDDEN_TIME = Field(name="time", text="time", unit="moment", hidden=True)
+
+STATES = (
+    Field(name="devices", text="devices", unit="count"),
+    Field(name="up", text="state.up", unit="count"),
+    Field(name="late", text="state.late", unit="count", limits="none is well, some are late"),
+    Field(name="down", text="state.down", unit="count", limits="none is well"),
+    Field(name="unknown", text="state.unknown", unit="count", limits="none is unknown"),
+    Field(name="maintenance", text="state.maintenance", unit="count"),
+)
+COMPLETENESS = Field(name="completeness", text="completeness", unit="share", limits="part received")
+AVAILABILITY = Field(
+    name="availability", text="availability", unit="share", limits="part available"
+)
+
+
+def variables(*, sites: bool = True) -> tuple[Variable, ...]:
+    """Return what is chosen on a page: counties, and several sites or one."""
+    return (
+        Variable(name="county", asks=TagValues(tag="county", source="site_now")),
+        Variable(
+            name="site",
+            asks=TagValues(tag="site", source="site_now", where=(chosen("county"),)),
+            several=sites,
+        ),
+    )
+
+
+def of_domain(domain: str) -> tuple[Condition, ...]:
+    """Return the condition of a domain; of none for all."""
+    return (is_text("domain", domain),) if domain else ()
+
+
+def columns(names: Sequence[str]) -> list[Column]:
+    """Return fields or tags as they are."""
+    return [column(name).named(name) for name in names]
+
+
+def aggregates(function: Function, names: Sequence[str]) -> list[Column]:
+    """Return one aggregate of several fields, under their own names."""
+    return [call(function, name).named(name) for name in names]
+
+
+def newest_by_site(
+    fields: Sequence[str], measurement: str = "site_now", domain: str = "", when: Condition = NOW
+) -> Select:
+    """Return the newest row of each site and domain: the one shape that 160,000 lamps are looked at by."""
+    return Select(
+        columns=aggregates("last", fields),
+        source=measurement,
+        where=(*PLACE, *of_domain(domain), when),
+        by=("county", "site", "domain"),
+    )
+
+
+def total_now(field: str, domain: str = "") -> Select:
+    """Return the sum over all chosen sites, now."""
+    return Select(columns=aggregates("sum", [field]), source=newest_by_site([field], domain=domain))
+
+
+def completeness_today(domain: str = "", width: int = 4) -> Panel:
+    """Return what part of today's samples has come: of all samples, not a mean of sites."""
+    today = newest_by_site(["received", "expected"], "site_day_state", domain, TODAY)
+    share = call("sum", "received") / call("sum", "expected")
+    query = Select(columns=[share.named("completeness")], source=today)
+    return stat("completeness", query, COMPLETENESS, width=width)
+
+
+def availability_today(domain: str = "", width: int = 4) -> Panel:
+    """Return for what part of today the devices were up, where anybody knows."""
+    today = newest_by_site(["up_s", "down_s"], "site_day_state", domain, TODAY)
+    share = call("sum", "up_s") / (call("sum", "up_s") + call("sum", "down_s"))
+    query = Select(columns=[share.named("availability")], source=today)
+    return stat("availability", query, AVAILABILITY, width=width)
+
+
+def stat(
+    name: str,
+    asks: Select,
+    field: Field,
+    *,
+    width: int = 4,
+    empty: str = WATCH,
+    source: Source = Source.RAW,
+) -> Panel:
+    """Return one number."""
+    return Panel(
+        name=name,
+        kind=Kind.STAT,
+        asks=(asks,),
+        fields=(HIDDEN_TIME, field),
+        width=width,
+        empty=empty,
+        source=source,
+    )
+
+
+def now_stats(domain: str = "", width: int = 4) -> tuple[Panel, ...]:
+    """Return how many devices there are, and how many of them are in which trouble."""
+    return tuple(
+        stat(field.name, total_now(field.name, domain), field, width=width)
+        for field in (STATES[3], STATES[4], STATES[2], STATES[0])
+    )
+
+
+def open_incidents(domain: str = "") -> Panel:
+    """Return what is broken, since when, and what it means."""
+    return incidents("broken", (compares("open", "=", 1), LONGEST_INCIDENT, *of_domain(domain)))
+
+
+def past_incidents(where: tuple[Condition, ...] = ()) -> Panel:
+    """Return what was broken in the time shown, over or not."""
+    return incidents("past", (in_range(), *where), opened=True)
+
+
+def incidents(
+    name: str, where: tuple[Condition, ...], *, opened: bool = False, place: bool = True
+) -> Panel:
+    """Return incidents, newest first."""
+    shown = [
+        Field(name="time", text="since", unit="moment"),
+        Field(name="kind", text="kind", values="kind"),
+        *([Field(name="open", text="open", values="open")] if opened else []),
+        Field(name="label", text="label"),
+        *([COUNTY, SITE, DEVICE] if place else []),
+        Field(name="devices", text="takes along", unit="count"),
+        Field(name="duration_s", text="lasted", unit="s"),
+        Field(name="meaning", text="meaning", values="meaning"),
+    ]
+    asked = [
+        column("kind" if field.name == "meaning" else field.name).named(field.name)
+        for field in shown
+        if field.name != "time"
+    ]
+    everywhere = PLACE if place else (*PLACE, chosen("device"))
+    query = Select(
+        columns=asked,
+        source="incident",
+        where=(*everywhere, *where),
+        newest_first=True,
+        limit=INCIDENTS,
+    )
+    return Panel(name=name, kind=Kind.TABLE, asks=(query,), fields=shown, empty="nothing is broken")
+
+
+def sites_now(domain: str = "", width: int = 24) -> Panel:
+    """Return one row per site and domain: how it stands."""
+    shown = (*STATES, COMPLETENESS, AVAILABILITY)
+    return Panel(
+        name="sites",
+        kind=Kind.TABLE,
+        asks=(newest_by_site([field.name for field in shown], domain=domain),),
+        fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *shown),
+        width=width,
+        empty=WATCH,
+    )
+
+
+def sites_map(width: int = 12, domain: str = "") -> Panel:
+    """Return the sites on a map, in the colour of their devices that are down."""
+    shown = (STATES[3], STATES[4], STATES[0])
+    where = [Field(name=name, text="place", hidden=True) for name in ("lat", "lon")]
+    inner = newest_by_site(["lat", "lon", *(field.name for field in shown)], domain=domain)
+    query = Select(
+        columns=[
+            *aggregates("mean", ["lat", "lon"]),
+            *aggregates("sum", [field.name for field in shown]),
+        ],
+        source=inner,
+        by=("county", "site"),
+    )
+    return Panel(
+        name="map",
+        kind=Kind.MAP,
+        asks=(query,),
+        fields=(HIDDEN_TIME, COUNTY, SITE, *where, *shown),
+        width=width,
+        empty=WATCH,
+    )
+
+
+def states_over_time(domain: str = "", width: int = 12) -> Panel:
+    """Return how many devices were in trouble, through the time shown."""
+    shown = (STATES[3], STATES[4], STATES[2])
+    names = [field.name for field in shown]
+    inner = Select(
+        columns=aggregates("max", names),
+        source="site_now",
+        where=(*PLACE, *of_domain(domain), in_range()),
+        by=("county", "site", "domain"),
+        every=INTERVAL,
+    )
+    query = Select(
+        columns=aggregates("sum", names), source=inner, where=(in_range(),), every=INTERVAL
+    )
+    return Panel(
+        name="history", kind=Kind.LINES, asks=(query,), fields=shown, width=width, empty=WATCH
+    )
+
+
+def days_complete(domain: str = "", width: int = 12) -> Panel:
+    """Return completeness and availability of each civil day."""
+    up_and_down = call("sum", "up_s") + call("sum", "down_s")
+    query = Select(
+        columns=[
+            (call("sum", "received") / call("sum", "expected")).named("completeness"),
+            (call("sum", "up_s") / up_and_down).named("availability"),
+        ],
+        source="site_day_state",
+        where=(*PLACE, *of_domain(domain), in_range()),
+        every="1d",
+        zone=ZONE,
+    )
+    return Panel(
+        name="days",
+        kind=Kind.BARS,
+        asks=(query,),
+        fields=(COMPLETENESS, AVAILABILITY),
+        width=width,
+        empty=WATCH,
+    )
+
+
+def days(
+    name: str,
+    domain: str,
+    sums: Sequence[tuple[Field, Expression]],
+    *,
+    kind: Literal[Kind.BARS, Kind.LINES] = Kind.BARS,
+    width: int = 12,
+) -> Panel:
+    """Return something of each civil day, over all sites of a domain."""
+    query = Select(
+        columns=[value.named(field.name) for field, value in sums],
+        source="site_day",
+        where=(*PLACE, *of_domain(domain), in_range()),
+        every="1d",
+        zone=ZONE,
+    )
+    return Panel(
+        name=name,
+        kind=kind,
+        asks=(query,),
+        fields=[field for field, _ in sums],
+        width=width,
+        source=Source.ROLLUPS,
+        empty="no days yet",
+    )
+
+
+def hours(name: str, domain: str, fields: Sequence[Field], width: int = 12) -> Panel:
+    """Return each site's hours as lines."""
+    query = Select(
+        columns=aggregates("mean", [field.name for field in fields]),
+        source="site_hour",
+        where=(*PLACE, *of_domain(domain), in_range()),
+        every=INTERVAL,
+        by=("site",),
+    )
+    return Panel(
+        name=name,
+        kind=Kind.LINES,
+        asks=(query,),
+        fields=fields,
+        width=width,
+        source=Source.ROLLUPS,
+        legend="site",
+        empty="no days yet",
+    )

@@ -1,0 +1,158 @@
+"""Streetlights: which lamps do not burn, which burn by day, and what a night costs."""
+
+from __future__ import annotations
+
+from dashboards.influxql import Condition, Select, call, compares, is_text
+from dashboards.pages.parts import (
+    CLOSED_DAY,
+    COUNTY,
+    DEVICE,
+    HIDDEN_TIME,
+    INCIDENTS,
+    PLACE,
+    SITE,
+    aggregates,
+    columns,
+    completeness_today,
+    days,
+    days_complete,
+    newest_by_site,
+    now_stats,
+    open_incidents,
+    sites_map,
+    sites_now,
+    stat,
+    states_over_time,
+    variables,
+)
+from dashboards.panels import Band, Field, Kind, Page, Panel, Source
+
+DOMAIN = "streetlight"
+OUT = Field(name="lamps_out", text="lamps out", unit="count", limits="none is well")
+BY_DAY = Field(name="day_burners", text="day burners", unit="count", limits="none is well")
+CYCLING = Field(name="cycling", text="cycling", unit="count", limits="none is well")
+ENERGY = Field(name="night_energy_wh", text="energy", unit="Wh")
+BASELINE = Field(name="night_baseline_wh", text="baseline", unit="Wh")
+SAVED = Field(name="night_saved_wh", text="saved", unit="Wh")
+SAVED_LOW = Field(name="night_saved_low_wh", text="saved at least", unit="Wh")
+SAVED_HIGH = Field(name="night_saved_high_wh", text="saved at most", unit="Wh")
+LAMP_DAY = (
+    Field(name="time", text="day", unit="day"),
+    COUNTY,
+    SITE,
+    DEVICE,
+    Field(name="faulty", text="out", values="yes"),
+    Field(name="day_burning_s", text="burned by day", unit="s"),
+    Field(name="burning_s", text="burned", unit="s"),
+    Field(name="switchings", text="switchings", unit="1/day"),
+)
+
+
+def _last_night(field: Field, width: int = 4) -> Panel:
+    """Return the sum over all sites of the newest day that is rolled up."""
+    inner = newest_by_site([field.name], "site_day", DOMAIN, CLOSED_DAY)
+    query = Select(columns=aggregates("sum", [field.name]), source=inner)
+    name = field.name.removeprefix("night_").removesuffix("_wh")
+    return stat(name, query, field, width=width, source=Source.ROLLUPS, empty="no days yet")
+
+
+def _lamps(name: str, which: Condition) -> Panel:
+    """Return single lamps: those alone in which something is wrong, and not more than somebody repairs in a day."""
+    query = Select(
+        columns=columns([field.name for field in LAMP_DAY if field.name != "time"]),
+        source="rollup_day",
+        where=(*PLACE, is_text("domain", DOMAIN), which, CLOSED_DAY),
+        newest_first=True,
+        limit=INCIDENTS,
+    )
+    return Panel(
+        name=name,
+        kind=Kind.TABLE,
+        asks=(query,),
+        fields=LAMP_DAY,
+        width=12,
+        source=Source.ROLLUPS,
+        empty="nothing is broken",
+    )
+
+
+_SITE_NIGHT = (OUT, BY_DAY, CYCLING, ENERGY, SAVED, SAVED_LOW, SAVED_HIGH)
+SITES = Panel(
+    name="nights",
+    kind=Kind.TABLE,
+    asks=(newest_by_site([field.name for field in _SITE_NIGHT], "site_day", DOMAIN, CLOSED_DAY),),
+    fields=(
+        HIDDEN_TIME,
+        COUNTY,
+        SITE,
+        Field(name="domain", text="domain", hidden=True),
+        *_SITE_NIGHT,
+    ),
+    source=Source.ROLLUPS,
+    empty="no days yet",
+)
+
+PAGE = Page(
+    name="streetlights",
+    variables=variables(),
+    range_from="now-30d",
+    bands=(
+        Band(
+            height=4,
+            panels=(
+                _last_night(OUT),
+                _last_night(BY_DAY),
+                _last_night(CYCLING),
+                *now_stats(DOMAIN, width=3),
+            ),
+        ),
+        Band(height=8, panels=(open_incidents(DOMAIN),)),
+        Band(
+            height=9,
+            panels=(
+                _lamps("out", compares("faulty", "=", 1)),
+                _lamps("by day", compares("day_burning_s", ">", 3600)),
+            ),
+        ),
+        Band(
+            height=4,
+            panels=(
+                _last_night(ENERGY, width=6),
+                _last_night(SAVED, width=6),
+                _last_night(SAVED_LOW, width=6),
+                _last_night(SAVED_HIGH, width=6),
+            ),
+        ),
+        Band(
+            height=9,
+            panels=(
+                days(
+                    "energy by night",
+                    DOMAIN,
+                    [(field, call("sum", field.name)) for field in (ENERGY, BASELINE)],
+                ),
+                days(
+                    "saved by night",
+                    DOMAIN,
+                    [(field, call("sum", field.name)) for field in (SAVED, SAVED_LOW, SAVED_HIGH)],
+                    kind=Kind.LINES,
+                ),
+            ),
+        ),
+        Band(
+            height=9,
+            panels=(
+                days(
+                    "faults by day",
+                    DOMAIN,
+                    [(field, call("sum", field.name)) for field in (OUT, BY_DAY, CYCLING)],
+                    width=24,
+                ),
+            ),
+        ),
+        Band(height=10, panels=(SITES,)),
+        Band(height=12, panels=(sites_map(12, DOMAIN), states_over_time(DOMAIN, 12))),
+        Band(height=9, panels=(sites_now(DOMAIN),)),
+        Band(height=8, panels=(days_complete(DOMAIN, 16), completeness_today(DOMAIN, 8))),
+    ),
+)
