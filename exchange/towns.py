@@ -39,6 +39,22 @@ Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
 Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]
 Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+Mail = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"^[A-Za-z0-9.!#%&'*+/=?^_`{{|}}~-]+@[A-Za-z0-9.-]+{END}", max_length=254
+    ),
+]
+Webhook = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"^(file:/[A-Za-z0-9._/-]+|env:[A-Za-z_][A-Za-z0-9_]*){END}", max_length=200
+    ),
+]
+"""Where its URL is kept, as Grafana sees it: whoever knows the URL may speak in the channel."""
+Link = Annotated[
+    str, msgspec.Meta(pattern=rf"^(https?://[A-Za-z0-9._~:/?=&%@+-]+)?{END}", max_length=500)
+]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +163,16 @@ class Alerts(_Table, frozen=True, kw_only=True):
     """Air is called unhealthy above this index."""
     car_park_full_percent: Percent = 95.0
     """A car park is called full from this part of its bays on."""
+    down_devices: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    """So many silent devices of one domain at a site are an alert."""
+    lag_minutes: Annotated[int, msgspec.Meta(ge=5, le=1440)] = 15
+    """Nothing new for so long is an alert of the office itself."""
+    mail: list[Mail] = []
+    """Who is told."""
+    webhooks: list[Webhook] = []
+    """What else is told: `file:/PATH` or `env:NAME` that holds the URL."""
+    runbooks: Link = ""
+    """Where alerts' links find docs/operators; empty: they name the file in the repository."""
 
 
 class Site(_Table, frozen=True, kw_only=True):
