@@ -7,16 +7,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import msgspec
 
 from exchange.broker_table import BrokerTable
-from exchange.configuration import located, read_toml
+from exchange.configuration import check_zone, located, read_toml
 from exchange.errors import ConfigError
 from exchange.mqtt import Settings
 from exchange.tls import Tls
-from exchange.topics import County
+from exchange.topics import END, County
 from ingest.metrics import Endpoint
+from ingest.rollups.settings import SiteSettings
 from ingest.stores import Store, open_store
 
 MAX_PACKET_BYTES = 2 * 1024 * 1024  # of MQTT; a pack may be 256 KiB, what is larger is quarantined
@@ -24,6 +26,9 @@ SESSION_EXPIRY_S = 600
 MAX_WORKERS = 64
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+VendorMetric = Annotated[
+    str, msgspec.Meta(pattern=rf"^x-[a-z0-9]{{1,32}}-[a-z0-9][a-z0-9_.-]{{0,62}}{END}")
+]
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,9 +75,52 @@ class QuarantineFile(_Table, frozen=True, kw_only=True):
 
 
 class WatchSettings(_Table, frozen=True, kw_only=True):
-    """How often every device's row is written, changed or not."""
+    """What the watch goes by."""
 
     every_s: Positive = 300.0
+    """How often every device's row is written, changed or not."""
+    time_zone: str = "Asia/Taipei"
+    """IANA name: the counties' civil days are by it."""
+    time_zones: dict[County, str] = {}
+    """Of counties whose days are by another one."""
+    flaps_per_h: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
+    """A device that goes down more often than that in an hour is one incident, not many."""
+    maintenance: Path = Path("maintenance.toml")
+    """Windows in which silence is meant; read again when it changes."""
+
+    def zone(self, county: str = "") -> ZoneInfo:
+        """Return the time zone of a county's days."""
+        return ZoneInfo(self.time_zones.get(county, self.time_zone))
+
+
+class RollupSettings(_Table, frozen=True, kw_only=True):
+    """What hours and days are made by, how fast, and how long they are kept."""
+
+    store: str = ""
+    """Where they go; absent: the `store` of the file where it is SQLite, else the bucket `{bucket}_rollups` beside it."""
+    store_token_file: Path | None = None
+    """What may read the raw rows, and read and write these; absent: the file's `store_token_file`."""
+    every_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 600.0
+    """How often it looks for what is missing or late among the latest hours."""
+    recent_h: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 48
+    """How many hours these are."""
+    whole_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
+    """How many days it looks through once a day."""
+    settle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 120.0
+    """How long after its end an hour is made first."""
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    """It works for this part of its time at most and leaves the store to others for the rest."""
+    raw_retention_days: Annotated[int, msgspec.Meta(ge=3, le=36_500)] | None = None
+    """How long raw rows are kept, in InfluxDB as its bucket says; absent: for ever."""
+    retention_days: Annotated[int, msgspec.Meta(ge=3, le=36_500)] | None = None
+    """How long hours and days are kept, in InfluxDB as their bucket says; absent: for ever."""
+    vendor_metrics: list[VendorMetric] = []
+    """Metrics beside the dictionary's that are rolled up, too."""
+    sites: dict[str, SiteSettings] = {}
+    """By `county/site`, or by county for all its sites that have none of their own."""
+    metrics_host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
+    metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    """Where `onestreet rollups run` is asked for metrics and readiness; nobody answers when it is absent."""
 
 
 class Config(_Table, frozen=True, kw_only=True):
@@ -94,6 +142,7 @@ class Config(_Table, frozen=True, kw_only=True):
     batch: BatchLimits = BatchLimits()
     quarantine: QuarantineFile = QuarantineFile()
     watch: WatchSettings = WatchSettings()
+    rollups: RollupSettings = RollupSettings()
     metrics: Endpoint = Endpoint()
 
 
@@ -119,6 +168,9 @@ def _checked(path: Path, workers: int | None) -> Config:
         raise ConfigError(str(path), "worker", len(config.further), allowed)
     for worker in range(2, config.workers + 1):
         _check_identity(config, worker, file=path)
+    check_zone(str(path), "watch.time_zone", config.watch.time_zone)
+    for county, zone in config.watch.time_zones.items():
+        check_zone(str(path), f"watch.time_zones.{county}", zone)
     last = 65536 - config.workers
     if config.metrics.port is not None and config.metrics.port > last:
         allowed = f"at most {last}: each worker has a port of its own"
@@ -198,12 +250,36 @@ def store_of(config: Config, file: Path) -> Store:
         raise ConfigError(str(file), key, error.value, error.allowed) from error
 
 
+def rollup_stores(config: Config, file: Path) -> tuple[Store, Store]:
+    """Return the stores of raw rows and of hours and days, one where they are the same. Raises: ConfigError."""
+    settings = config.rollups
+    token_file = settings.store_token_file or config.store_token_file
+    raw = store_of(msgspec.structs.replace(config, store_token_file=token_file), file)
+    url = settings.store or _rollups_of(config.store)
+    if url == config.store:
+        return raw, raw
+    try:
+        return raw, open_store(url, token_file=token_file, ca_file=config.store_ca_file)
+    except ConfigError as error:
+        raise ConfigError(str(file), "rollups.store", error.value, error.allowed) from error
+
+
+def _rollups_of(store: str) -> str:
+    """Return where hours and days go beside raw rows."""
+    return store if store.startswith("sqlite:") else f"{store}_rollups"
+
+
 def _anchored(config: Config, folder: Path) -> Config:
     """Return the configuration with every path absolute, seen from its file's folder."""
     broker, store, quarantine = config.broker.anchored(folder), config.store, config.quarantine
+    watch, rollups = config.watch, config.rollups
     if store.startswith("sqlite:///"):
         store = f"sqlite:///{folder / store.removeprefix('sqlite:///')}"
+    kept = rollups.store
+    if kept.startswith("sqlite:///"):
+        kept = f"sqlite:///{folder / kept.removeprefix('sqlite:///')}"
     token, ca = config.store_token_file, config.store_ca_file
+    their_token = rollups.store_token_file
     return msgspec.structs.replace(
         config,
         broker=broker,
@@ -212,4 +288,10 @@ def _anchored(config: Config, folder: Path) -> Config:
         store_token_file=None if token is None else folder / token,
         store_ca_file=None if ca is None else folder / ca,
         quarantine=msgspec.structs.replace(quarantine, path=folder / quarantine.path),
+        watch=msgspec.structs.replace(watch, maintenance=folder / watch.maintenance),
+        rollups=msgspec.structs.replace(
+            rollups,
+            store=kept,
+            store_token_file=None if their_token is None else folder / their_token,
+        ),
     )

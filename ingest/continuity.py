@@ -6,14 +6,18 @@ seen what came before. Live samples may overtake a backlog, so a gap is a gap un
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import msgspec
 
 from exchange.readings import Sample
 
-MAX_MISSING = 10_000  # remembered by name, per device; a larger gap is counted only
-MAX_ROWS = 256  # remembered row times, per device
+MAX_GAPS = 64
+"""Ranges of missing samples remembered by name, per device and epoch; what is missing beyond is counted only."""
+
+Count: TypeAlias = Callable[[int, int, int], None]
+"""Takes a time in milliseconds, and by how many the received and the missing of its day change."""
 
 
 class Findings(msgspec.Struct):
@@ -30,51 +34,121 @@ class Findings(msgspec.Struct):
         return self
 
 
-class Continuity:
-    """What is remembered of one device's samples."""
+class _Gap(msgspec.Struct, gc=False):
+    """Samples that have not come, and the time of the one that showed it."""
 
-    __slots__ = ("_highest", "_lost", "_missing", "_rows", "epoch")
+    first: int
+    last: int
+    shown_ms: int
+
+
+class _Run(msgspec.Struct, gc=False):
+    """What is known of one epoch."""
+
+    epoch: int
+    highest: int = -1
+    lost: int = 0
+    gaps: list[_Gap] | None = None
+
+    @property
+    def missing(self) -> int:
+        return self.lost + sum(gap.last - gap.first + 1 for gap in self.gaps or ())
+
+
+def _count_nothing(_time_ms: int, _received: int, _missing: int) -> None:
+    return
+
+
+class Continuity:
+    """What is remembered of one device's samples: of its epoch, and of the one before, which may come late."""
+
+    __slots__ = ("_before", "_newest_name", "_newest_row", "_run")
 
     def __init__(self) -> None:
-        self.epoch = -1
-        self._highest = -1
-        self._missing: set[int] = set()
-        self._lost = 0
-        self._rows: dict[int, tuple[int, int]] = {}
+        self._run = _Run(-1)
+        self._before: _Run | None = None
+        self._newest_row = -1
+        self._newest_name = (-1, -1)
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch seen, -1 before the first."""
+        return self._run.epoch
 
     @property
     def missing(self) -> int:
         """Samples between the first seen and the last that have not come."""
-        return len(self._missing) + self._lost
+        return self._run.missing + (self._before.missing if self._before else 0)
 
-    def take(self, samples: Iterable[Sample]) -> Findings:
-        """Follow samples as they come; return what is new."""
+    def take(self, samples: Iterable[Sample], count: Count = _count_nothing) -> Findings:
+        """Follow samples as they come and return what was found.
+
+        Shape: `count` gets each that is new, and what it shows to be missing or not to be missing any more.
+        """
         found = Findings()
         for sample in samples:
-            epoch, seq = sample.epoch, sample.seq
-            if epoch > self.epoch:
-                found.epochs += self.epoch >= 0
-                self.epoch = epoch
-                self._highest = seq
-            elif epoch == self.epoch:
-                self._follow(seq)
-            claimed = self._rows.setdefault(sample.row_time_ns, (epoch, seq))
-            found.clashes += claimed != (epoch, seq)
-        while len(self._rows) > MAX_ROWS:
-            del self._rows[next(iter(self._rows))]
+            epoch = sample.epoch
+            run: _Run | None = self._run
+            if epoch > self._run.epoch:
+                if self._run.epoch >= 0:
+                    found.epochs += 1
+                    self._before = self._run
+                self._run = run = _Run(epoch)
+            elif epoch < self._run.epoch:
+                run = self._before
+            if run is not None and run.epoch == epoch:
+                _follow(run, sample, count)
+            found.clashes += self._clashes(sample)
         return found
 
     def interrupt(self) -> None:
         """Nobody knows what passed unseen: the next sample is a new beginning."""
-        self._highest = -1
+        self._run.highest = -1
+        if self._before is not None:
+            self._before.highest = -1
 
-    def _follow(self, seq: int) -> None:
-        if seq <= self._highest:
-            self._missing.discard(seq)
-            return
-        if self._highest >= 0:
-            gap = seq - self._highest - 1
-            named = min(gap, MAX_MISSING - len(self._missing))
-            self._missing.update(range(seq - named, seq))
-            self._lost += gap - named
-        self._highest = seq
+    def _clashes(self, sample: Sample) -> bool:
+        """Whether another sample has its row. Only the newest row is remembered: times rise with seq."""
+        row = sample.row_time_ns
+        if row > self._newest_row:
+            self._newest_row, self._newest_name = row, (sample.epoch, sample.seq)
+        return row == self._newest_row and self._newest_name != (sample.epoch, sample.seq)
+
+
+def _follow(run: _Run, sample: Sample, count: Count) -> None:
+    seq, time_ms = sample.seq, sample.time_ms
+    if seq <= run.highest:
+        gap = next((one for one in run.gaps or () if one.first <= seq <= one.last), None)
+        if gap is not None:
+            _fill(run, gap, seq)
+            count(gap.shown_ms, 0, -1)
+            count(time_ms, 1, 0)
+        return
+    skipped = seq - run.highest - 1 if run.highest >= 0 else 0
+    if skipped:
+        gaps = run.gaps = run.gaps if run.gaps is not None else []
+        gaps.append(_Gap(run.highest + 1, seq - 1, time_ms))
+        if len(gaps) > MAX_GAPS:
+            oldest = gaps.pop(0)
+            run.lost += oldest.last - oldest.first + 1
+    run.highest = seq
+    count(time_ms, 1, skipped)
+
+
+def _fill(run: _Run, gap: _Gap, seq: int) -> None:
+    gaps = run.gaps
+    assert gaps is not None
+    if gap.first == gap.last:
+        gaps.remove(gap)
+        if not gaps:
+            run.gaps = None
+    elif seq == gap.first:
+        gap.first += 1
+    elif seq == gap.last:
+        gap.last -= 1
+    elif len(gaps) < MAX_GAPS:
+        gaps.insert(gaps.index(gap) + 1, _Gap(seq + 1, gap.last, gap.shown_ms))
+        gap.last = seq - 1
+    else:  # no room for two: what lies before is counted only
+        run.lost += seq - gap.first
+        gap.first = seq + 1

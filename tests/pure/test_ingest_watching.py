@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from exchange.readings import Sample
 from exchange.states import State
 from exchange.topics import Topic
-from ingest.continuity import MAX_MISSING, MAX_ROWS, Continuity
+from ingest.continuity import MAX_GAPS, Continuity
 from ingest.registry import Change, DeviceId, Registry
 
 EPOCH = 1_795_000_000_777
@@ -67,11 +67,44 @@ def test_what_nobody_watched_is_not_missing() -> None:
 
 def test_memory_is_bounded_and_the_count_is_not() -> None:
     continuity = Continuity()
-    continuity.take([sample(0), sample(10 * MAX_MISSING)])
-    assert continuity.missing == 10 * MAX_MISSING - 1
-    assert len(continuity._missing) == MAX_MISSING
-    continuity.take([sample(10 * MAX_MISSING + seq) for seq in range(1, 2 * MAX_ROWS)])
-    assert len(continuity._rows) == MAX_ROWS
+    continuity.take([sample(0), sample(1_000_000)])
+    assert continuity.missing == 999_999
+    continuity.take([sample(1_000_000 + 2 * number) for number in range(1, 2 * MAX_GAPS)])
+    assert continuity.missing == 999_999 + 2 * MAX_GAPS - 1
+    assert len(continuity._run.gaps or ()) == MAX_GAPS
+
+
+@given(st.lists(st.integers(0, 60), max_size=120), st.integers(1, 3))
+def test_each_is_counted_once_and_what_is_missing_is_what_did_not_come(
+    order: list[int], days: int
+) -> None:
+    continuity = Continuity()
+    received: dict[int, int] = {}
+    total = {"received": 0, "missing": 0}
+
+    def count(time_ms: int, new: int, missing: int) -> None:
+        day = time_ms // (1000 * days)
+        received[day] = received.get(day, 0) + new
+        total["received"] += new
+        total["missing"] += missing
+
+    for seq in order:
+        continuity.take([sample(seq)], count)
+    came = {seq for seq in order if seq >= order[0]} if order else set()
+    assert total["received"] == len(came)
+    assert total["missing"] == continuity.missing
+    assert continuity.missing == (max(came) - order[0] + 1 - len(came) if came else 0)
+    assert sum(received.values()) == len(came)
+
+
+def test_the_epoch_before_may_come_late() -> None:
+    continuity = Continuity()
+    seen: list[tuple[int, int]] = []
+    continuity.take([sample(5), sample(0, epoch=EPOCH + 1)])
+    late = [sample(6), sample(8), sample(7), sample(8)]
+    continuity.take(late, lambda _time_ms, new, missing: seen.append((new, missing)))
+    assert seen == [(1, 0), (1, 1), (0, -1), (1, 0)]
+    assert continuity.missing == 0
 
 
 def state(epoch: int = 1, *, online: bool = True) -> State:

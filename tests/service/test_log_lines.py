@@ -124,8 +124,8 @@ async def test_the_watch_says_once_that_it_cannot_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("ingest.watch.SWEEP_EVERY_S", 0.01)
-    monkeypatch.setattr("ingest.watch.STORE_PATIENCE_S", 0.01)
+    monkeypatch.setattr("ingest.watch.service.SWEEP_EVERY_S", 0.01)
+    monkeypatch.setattr("ingest.watch.service.STORE_PATIENCE_S", 0.01)
     url = f"influxdb://127.0.0.1:{flapping.port}/town/city"
     service = Ingest(tmp_path, broker, store=url, top="[watch]\nevery_s = 0.01")
     flapping.is_down = True

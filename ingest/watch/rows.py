@@ -1,0 +1,138 @@
+"""The rows that the watch writes, as docs/exchange/store.md names them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from exchange.moments import rfc3339
+from exchange.topics import Topic
+from ingest.registry import Registered
+from ingest.stores import FieldValue, Point, Series
+from ingest.watch.days import Day
+from ingest.watch.figures import Figures
+from ingest.watch.liveness import Losses, Status
+
+DEVICE_DAY, SITE_DAY = "device_day", "site_day_state"
+
+
+class Place(NamedTuple):
+    """What is summed: the devices of one domain in one site."""
+
+    county: str
+    site: str
+    domain: str
+
+
+class Shown(NamedTuple):
+    """What a device's row says beside its state. Units: `since_ms` since 1970."""
+
+    status: Status
+    since_ms: int
+    age_s: float | None
+    incident: str
+    flapping: bool
+    gateway_up: bool
+
+
+def device_row(known: Registered, shown: Shown, now_ms: int) -> Point:
+    """Return the row of a device."""
+    fields: dict[str, FieldValue] = {
+        "label": known.label,
+        "asset_id": known.asset_id,
+        "gateway": known.topic.gateway,
+        "interval_s": float(known.interval_s),
+        "up": int(shown.status in (Status.UP, Status.LATE)),
+        "status": shown.status.word,
+        "state": int(shown.status),
+        "since": _rfc3339(shown.since_ms),
+        "incident": shown.incident,
+        "flapping": int(shown.flapping),
+        "gateway_up": int(shown.gateway_up),
+    }
+    if shown.age_s is not None:
+        fields["age_s"] = round(max(shown.age_s, 0.0), 3)
+    if known.lat is not None and known.lon is not None:
+        fields |= {"lat": float(known.lat), "lon": float(known.lon)}
+    return Point(series_of(known.topic), now_ms * 1_000_000 + known.epoch % 1_000_000, fields)
+
+
+def retired_row(topic: Topic, now_ms: int) -> Point:
+    """Return the last row of a device."""
+    fields: dict[str, FieldValue] = {
+        "up": 0,
+        "status": Status.RETIRED.word,
+        "state": int(Status.RETIRED),
+        "since": _rfc3339(now_ms),
+        "incident": "",
+    }
+    return Point(series_of(topic), now_ms * 1_000_000, fields)
+
+
+def series_of(topic: Topic, measurement: str = "device") -> Series:
+    """Return whose rows they are."""
+    return Series(measurement, topic.county, topic.site, topic.device, topic.domain)
+
+
+def site_row(place: Place, counts: list[int], figures: Figures, now_ms: int) -> Point:
+    """Return how a site's devices of one domain are now."""
+    fields: dict[str, FieldValue] = {"devices": sum(counts)}
+    for status in (Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN, Status.MAINTENANCE):
+        fields[status.word] = counts[status]
+    fields |= _shares(figures)
+    return Point(_series("site_now", place), now_ms * 1_000_000, fields)
+
+
+def device_day_row(topic: Topic, day: Day, figures: Figures, losses: Losses) -> Point:
+    """Return a device's day."""
+    fields = _day_fields(figures) | {"heard": losses.heard, "missed": losses.missed}
+    return Point(series_of(topic, DEVICE_DAY), day.start_ms * 1_000_000, fields)
+
+
+def site_day_row(place: Place, day: Day, figures: Figures) -> Point:
+    """Return the sum of a site's days."""
+    return Point(_series(SITE_DAY, place), day.start_ms * 1_000_000, _day_fields(figures))
+
+
+def figures_of(point: Point) -> Figures:
+    """Return the figures that a day's row holds."""
+
+    def whole(name: str, factor: int = 1) -> int:
+        value = point.fields.get(name, 0)
+        return 0 if isinstance(value, str) else round(value * factor)
+
+    times = (whole(name, 1000) for name in ("up_s", "down_s", "unknown_s", "maintenance_s"))
+    return Figures(whole("received"), whole("missing"), *times)
+
+
+def losses_of(point: Point) -> Losses:
+    """Return what a day's row knows of a device's losses."""
+    heard, missed = point.fields.get("heard", 0), point.fields.get("missed", 0)
+    return Losses(int(heard), int(missed))
+
+
+def _day_fields(figures: Figures) -> dict[str, FieldValue]:
+    return {
+        "expected": figures.received + figures.missing,
+        "received": figures.received,
+        "missing": figures.missing,
+        "up_s": figures.up_ms / 1000,
+        "down_s": figures.down_ms / 1000,
+        "unknown_s": figures.unknown_ms / 1000,
+        "maintenance_s": figures.maintenance_ms / 1000,
+        **_shares(figures),
+    }
+
+
+def _shares(figures: Figures) -> dict[str, FieldValue]:
+    """Completeness and availability, each left out where there is nothing that it could be a share of."""
+    shares = {"completeness": figures.completeness, "availability": figures.availability}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def _series(measurement: str, place: Place) -> Series:
+    return Series(measurement, place.county, place.site, "", place.domain)
+
+
+def _rfc3339(time_ms: int) -> str:
+    return rfc3339(datetime.fromtimestamp(time_ms / 1000, UTC))

@@ -1,0 +1,321 @@
+"""The watch as a service: what it hears from the broker, and what it writes to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from exchange import health, runtime
+from exchange.errors import ConfigError, ContractError, StoreError, UplinkError
+from exchange.mqtt import Client, Message, Subscription
+from exchange.readings import Pack, decode_pack
+from exchange.states import decode_state
+from exchange.topics import PREFIX, Topic, parse_topic
+from exchange.trouble import Trouble
+from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
+from ingest.registry import DeviceId, Registry
+from ingest.stores import Point, Store, StoreRejected, StoreUnavailable
+from ingest.watch.days import Days
+from ingest.watch.incidents import MEASUREMENT, Incident, incident_of
+from ingest.watch.lookout import MAX_TOLD, Counts, Lookout, Now, Restored
+from ingest.watch.maintenance import WindowFile
+from ingest.watch.rows import DEVICE_DAY, SITE_DAY, Place, figures_of, losses_of
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 0.25
+POINTS_A_WRITE = 1000
+STORE_PATIENCE_S = 5.0
+GOODBYE_DEADLINE_S = 3.0
+FLUSH_DEADLINE_S = 15.0
+WINDOWS_EVERY_S = 2.0
+RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
+INCIDENTS_BACK_MS = 90 * 86_400_000
+LATE_DAY_MS = 3_600_000
+"""So long after midnight the day before is read back, too."""
+
+
+def now() -> Now:
+    """Return this moment."""
+    return Now(time.monotonic(), time.time_ns() // 1_000_000)
+
+
+class Watch:
+    """The watch over the counties of a configuration. Raises: ConfigError."""
+
+    def __init__(
+        self, config: Config, store: Store, *, file: Path, clock: Callable[[], Now] = now
+    ) -> None:
+        settings = config.watch
+        self.connected = asyncio.Event()
+        """Set with the first connection: from then on the registry fills."""
+        self._now = clock
+        self._store = store
+        self._days = {county: Days(settings.zone(county)) for county in config.counties}
+        self._every_s = settings.every_s
+        self.lookout = Lookout(
+            self._days.__getitem__, every_s=settings.every_s, flaps_per_h=settings.flaps_per_h
+        )
+        self._windows = WindowFile(settings.maintenance, settings.zone())
+        self._windows_s = self._touched_s = self._written_s = float("-inf")
+        self._told: set[tuple[str, str]] = set()
+        self._rows: list[Point] = []
+        self._restored = False
+        self._store_rest_until_s = float("-inf")
+        self._store_trouble = Trouble(
+            log, "rows of devices cannot be written", "rows of devices are written again"
+        )
+        self._windows_trouble = Trouble(
+            log, "the maintenance windows cannot be read", "the maintenance windows are read again"
+        )
+        self.client = Client(
+            broker_settings(config, file=file, suffix="-watch"),
+            [
+                Subscription(f"{PREFIX}/{county}/+/+/+/+/{channel}")
+                for county in config.counties
+                for channel in ("state", "readings")
+            ],
+            self._on_messages,
+            on_connect=self._on_connect,
+            on_disconnect=self._on_disconnect,
+            tls=broker_tls(config, file=file),
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What it has seen."""
+        return self.lookout.counts
+
+    @property
+    def registry(self) -> Registry:
+        """Every device there is."""
+        return self.lookout.registry
+
+    async def run(self) -> None:
+        """Watch until `stop` or cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            beside = [
+                tasks.create_task(self._sweep_for_ever(), name="sweep"),
+                tasks.create_task(self._restore(), name="restore"),
+            ]
+            await self.client.run()
+            for task in beside:
+                task.cancel()
+
+    async def stop(self, deadline_s: float) -> None:
+        """End `run` in order, having written how the day went so far."""
+        await self.client.stop(deadline_s)
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(FLUSH_DEADLINE_S):
+                await self._flush()
+
+    async def judge(self) -> str:
+        """Return how things stand now, in the words of `exchange.health`."""
+        if not self.client.connected:
+            return f"waiting for the broker: {self.client.last_error}"
+        try:
+            await self._store.ping()
+        except StoreError as error:
+            return f"waiting for the store: {error}"
+        return health.WELL
+
+    # What comes in
+
+    def _on_connect(self, session_present: bool) -> None:
+        self.connected.set()
+        self.lookout.seeing(self._now(), continued=session_present)
+
+    def _on_disconnect(self, _error: UplinkError) -> None:
+        self.lookout.blind(self._now())
+
+    def _on_messages(self, messages: list[Message], generation: int) -> None:
+        moment = self._now()
+        for message in messages:
+            try:
+                topic = parse_topic(message.topic)
+                if topic.channel == "state":
+                    self.lookout.take_state(topic, decode_state(message.payload), moment)
+                else:
+                    self._take_readings(topic, decode_pack(message.payload, topic), moment)
+            except ContractError as error:
+                if "/state" in message.topic:
+                    self.counts.bad_states += 1
+                    self._tell("a state cannot be taken", message.topic, str(error))
+                # Readings that break the contract are ingest's to refuse.
+            except Exception as error:  # noqa: BLE001 - said once, and the watch goes on
+                # One message must not end the watch of a town, whatever our own mistake is.
+                what = "a message could not be judged"
+                self._tell(what, type(error).__name__, message.topic, error)
+        self.client.acknowledge([message.packet_id for message in messages], generation)
+
+    def _take_readings(self, topic: Topic, pack: Pack, moment: Now) -> None:
+        self.lookout.take_readings(topic, pack.samples, moment)
+
+    def _read_windows(self, moment: Now) -> None:
+        if moment.s - self._windows_s < WINDOWS_EVERY_S:
+            return
+        self._windows_s = moment.s
+        try:
+            windows = self._windows.changed()
+        except ConfigError as error:
+            self._windows_trouble.report(str(error))
+            return
+        if windows is not None:
+            self._windows_trouble.over()
+            self.lookout.set_windows(windows, moment)
+            if windows:
+                log.info("maintenance windows: %d", len(windows))
+
+    def _tell(
+        self, what: str, whom: str, detail: str = "", mistake: Exception | None = None
+    ) -> None:
+        """Log once what may come in thousands."""
+        if (what, whom) not in self._told:
+            if len(self._told) >= MAX_TOLD:
+                self._told.clear()
+            self._told.add((what, whom))
+            level = logging.WARNING if mistake is None else logging.ERROR
+            log.log(level, "%s: %s", what, whom, extra={"detail": detail}, exc_info=mistake)
+
+    # What an earlier run left
+
+    async def _restore(self) -> None:
+        """Read back open incidents and the figures of today; until that is done none are written."""
+        attempts = 0
+        while attempts < RESTORE_ATTEMPTS:
+            try:
+                await (
+                    self._store.ping()
+                )  # one that is away is waited for; one that lets nobody read, is not
+                attempts += 1
+                await self._read_back()
+            except StoreError as error:
+                why = str(error)
+                await asyncio.sleep(RESTORE_PAUSE_S)
+            else:
+                break
+        else:
+            words = "the watch cannot read its own rows: the figures of today begin now: %s"
+            log.warning(words, why)
+        self._restored = True
+
+    async def _read_back(self) -> None:
+        moment = self._now()
+        starts = [days.of(moment.ms - LATE_DAY_MS).start_ms for days in self._days.values()]
+        begin_ns = min(starts) * 1_000_000
+        incidents: list[Incident] = []
+        since_ns = (moment.ms - INCIDENTS_BACK_MS) * 1_000_000
+        async for point in self._store.rows(MEASUREMENT, start_ns=since_ns):
+            found = incident_of(point)
+            if found is not None and not found.ended_ms and found.county in self._days:
+                incidents.append(found)
+        devices: list[tuple[DeviceId, Restored]] = []
+        async for point in self._store.rows(DEVICE_DAY, start_ns=begin_ns):
+            county = point.series.county
+            if county in self._days:
+                day = self._days[county].of(point.time_ms)
+                one = Restored(day, figures_of(point), losses_of(point))
+                devices.append((DeviceId(county, point.series.device), one))
+        sites = []
+        async for point in self._store.rows(SITE_DAY, start_ns=begin_ns):
+            county, site, domain = point.series.county, point.series.site, point.series.domain
+            if county in self._days:
+                day = self._days[county].of(point.time_ms)
+                sites.append((Place(county, site, domain), day, figures_of(point)))
+        self.lookout.restore(incidents, devices, sites, self._now())
+
+    # What goes out
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            moment = self._now()
+            self._read_windows(moment)
+            if moment.s - self._touched_s >= self._every_s:
+                self._touched_s = moment.s
+                self.lookout.book.touch()
+            self.lookout.sweep(moment)
+            await self._write()
+
+    async def _write(self) -> None:
+        """Write what is due. What a failing store misses is written anew when it is back."""
+        moment = self._now()
+        if moment.s < self._store_rest_until_s:
+            return
+        since_s, self._written_s = moment.s - self._written_s, moment.s
+        if self._restored and since_s < self._every_s + STORE_PATIENCE_S:
+            self._rows += self.lookout.day_rows(moment, since_s)
+        while True:
+            self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE)
+            if not self._rows or not await self._write_in_hand():
+                return
+
+    async def _write_in_hand(self) -> bool:
+        """Write the rows in hand; False when they have to be written again."""
+        while self._rows:
+            part = self._rows[:POINTS_A_WRITE]
+            try:
+                await self._store.write(part)
+            except StoreUnavailable as error:
+                rest_s = max(STORE_PATIENCE_S, error.retry_after_s or 0.0)
+                self._store_rest_until_s = self._now().s + rest_s
+                self._store_trouble.report(str(error), kind=error.kind)
+                self._rows = _newest(self._rows)
+                return False
+            except StoreRejected as error:
+                self._tell("the store rejects rows of devices", "device", str(error))
+            else:
+                self._store_trouble.over()
+            del self._rows[:POINTS_A_WRITE]
+        return True
+
+    async def _flush(self) -> None:
+        self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE)
+        await self._write_in_hand()
+        if not self._restored:
+            return
+        left: Iterable[Point] = self.lookout.last_rows(self._now())
+        left = iter(left)
+        while part := list(islice(left, POINTS_A_WRITE)):
+            await self._store.write(part)
+
+
+def main(config_path: Path) -> int:
+    """Run the watch until SIGTERM; return the exit code. Raises: ConfigError."""
+    runtime.log_to_stderr()
+    config = load_config(config_path)
+    return runtime.run(_main(config, config_path))
+
+
+async def _main(config: Config, file: Path) -> int:
+    stop = runtime.stop_on_signals()
+    store = store_of(config, file)
+    watch = Watch(config, store, file=file)
+    try:
+        async with health.answering(watch.judge), asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch.run(), name="watch")
+            announcing = tasks.create_task(_announce(watch), name="announce")
+            await stop.wait()
+            runtime.notify("STOPPING=1")
+            await watch.stop(GOODBYE_DEADLINE_S)
+            watching.cancel()
+            announcing.cancel()
+    finally:
+        await store.close()
+    log.info("stopped", extra={"counts": watch.counts})
+    return 0
+
+
+async def _announce(watch: Watch) -> None:
+    await watch.connected.wait()
+    runtime.notify("READY=1")
+
+
+def _newest(rows: list[Point]) -> list[Point]:
+    """Return the last row of each device and day, so that an outage piles nothing up."""
+    return list({(row.series, row.fields.get("id")): row for row in rows}.values())

@@ -1,0 +1,375 @@
+"""How the watch judges, with time as the test says."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.registry import DeviceId
+from ingest.watch.liveness import Status
+from ingest.watch.maintenance import Window, utc
+from tests.lookouts import COUNTY, EPOCH, SITE, Street
+
+UP, LATE, DOWN, UNKNOWN = Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN
+BOUND_S = 5.0
+
+
+def street(*devices: str, interval_s: float = 60.0) -> Street:
+    """Return a street whose gateway stands behind these devices, each heard once."""
+    one = Street()
+    one.state("gw-1")
+    for device in devices:
+        one.state(device, interval_s=interval_s)
+        one.hear(device)
+    one.pass_time(1.0)
+    return one
+
+
+def hear_for(one: Street, seconds: float, *devices: str, interval_s: float = 60.0) -> None:
+    """Let time pass in which these devices are heard as they should be."""
+    for _ in range(round(seconds / interval_s)):
+        one.pass_time(interval_s, step_s=1.0)
+        for device in devices:
+            one.hear(device)
+
+
+def test_a_device_is_down_within_two_intervals_and_five_seconds() -> None:
+    one = street("aq-1", "aq-2")
+    hear_for(one, 600, "aq-1", "aq-2")
+    silent_from_s = one.now_s
+    for _ in range(2):
+        one.pass_time(59.0)
+        one.hear("aq-2")
+    assert one.status("aq-1") is UP
+    while one.status("aq-1") is not DOWN:
+        one.pass_time(0.25)
+        one.hear("aq-2")
+    assert 120.0 < one.now_s - silent_from_s <= 120.0 + BOUND_S
+    assert [row.fields["status"] for row in one.rows("device", "aq-1")][-2:] == ["late", "down"]
+    one.hear("aq-1")
+    assert one.status("aq-1") is UP
+
+
+def test_a_silent_device_is_one_incident_from_beginning_to_end() -> None:
+    one = street("aq-1", "aq-2")
+    hear_for(one, 1800, "aq-2")
+    (begun,) = one.incidents()
+    assert (begun.fields["kind"], begun.fields["cause"], begun.fields["open"]) == (
+        "device_down",
+        "silent",
+        1,
+    )
+    last = one.rows("device", "aq-1")[-1]
+    assert (last.fields["incident"], last.fields["up"], last.fields["state"]) == (
+        begun.fields["id"],
+        0,
+        2,
+    )
+    one.hear("aq-1")
+    one.pass_time(1.0)
+    (ended,) = one.incidents()
+    assert ended.time_ns == begun.time_ns
+    assert (ended.fields["open"], ended.fields["ended"]) == (0, one.now.ms - 1000)
+    assert ended.fields["duration_s"] == pytest.approx(1800 - 124, abs=2)
+    assert one.rows("device", "aq-1")[-1].fields["incident"] == ""
+
+
+def test_what_its_gateway_says_is_down_at_once() -> None:
+    one = street("aq-1", "aq-2")
+    one.state("aq-1", online=False)
+    assert one.status("aq-1") is DOWN
+    one.pass_time(1.0)
+    assert [row.fields["cause"] for row in one.incidents()] == ["gateway_says"]
+
+
+def test_a_gateway_that_goes_is_one_incident_and_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    names = [f"aq-{number}" for number in range(200)]
+    one = street(*names)
+    one.state("gw-1", online=False)
+    one.pass_time(3600.0, step_s=5.0)
+    assert {one.status(name) for name in names} == {UNKNOWN}
+    (incident,) = one.incidents()
+    assert (incident.fields["kind"], incident.fields["devices"]) == ("gateway_down", 200)
+    assert incident.series.device == "gw-1"
+    ids = {one.rows("device", name)[-1].fields["incident"] for name in names}
+    assert ids == {incident.fields["id"]}
+    assert [record.getMessage() for record in caplog.records] == [
+        "gw-1 is down: nothing is known of 200 devices"
+    ]
+    one.state("gw-1")
+    for name in names:
+        one.hear(name)
+    one.pass_time(1.0)
+    assert {one.status(name) for name in names} == {UP}
+    assert one.incidents(still=True) == []
+    assert len(caplog.records) == 2
+
+
+def test_silence_of_all_is_its_gateways() -> None:
+    """With short intervals the broker's word that a gateway is gone comes later than the silence."""
+    one = street("aq-1", "aq-2", "aq-3", interval_s=5.0)
+    hear_for(one, 60, "aq-1", "aq-2", "aq-3", interval_s=5.0)
+    one.pass_time(30.0)
+    assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [DOWN, UNKNOWN, UNKNOWN]
+    (incident,) = one.incidents()
+    assert (incident.fields["kind"], incident.fields["cause"]) == ("gateway_down", "gateway_silent")
+    one.state("gw-1", online=False)
+    one.pass_time(1.0)
+    (incident,) = one.incidents()
+    assert incident.fields["cause"] == "gateway_offline"
+    one.state("gw-1")
+    one.hear("aq-1")
+    one.pass_time(1.0)
+    assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, UP, UNKNOWN]
+    for _ in range(6):
+        one.pass_time(4.0)
+        one.hear("aq-1")
+    assert one.status("aq-2") is DOWN
+    assert {row.fields["kind"] for row in one.incidents(still=True)} == {"device_down"}
+
+
+def test_who_was_not_heard_since_its_gateway_came_back_is_not_up() -> None:
+    one = street("aq-1", "aq-2")
+    one.state("gw-1", online=False)
+    one.pass_time(600.0)
+    one.state("gw-1")
+    one.pass_time(1.0)
+    assert one.status("aq-1") is UNKNOWN
+    hear_for(one, 180, "aq-2")
+    assert (one.status("aq-1"), one.status("aq-2")) == (DOWN, UP)
+
+
+def test_a_device_that_comes_and_goes_is_one_incident() -> None:
+    one = street("aq-1", "aq-2")
+    for _ in range(100):
+        one.state("aq-1", online=False)
+        one.pass_time(10.0)
+        one.state("aq-1")
+        one.hear("aq-1")
+        one.hear("aq-2")
+        one.pass_time(10.0)
+    (flapping,) = one.incidents("flapping")
+    assert flapping.fields["open"] == 1
+    assert len(one.incidents("device_down")) == 6
+    rows = one.rows("device", "aq-1")
+    assert len(rows) < 30
+    assert rows[-1].fields["flapping"] == 1
+    hear_for(one, 2400, "aq-1", "aq-2")
+    assert one.incidents(still=True) == []
+    assert one.rows("device", "aq-1")[-1].fields["flapping"] == 0
+
+
+def test_a_device_that_dies_of_it_is_down_in_the_end() -> None:
+    one = street("aq-1", "aq-2")
+    for _ in range(10):
+        one.state("aq-1", online=False)
+        one.pass_time(1.0)
+        one.state("aq-1")
+        one.hear("aq-1")
+    hear_for(one, 3600, "aq-2")
+    assert [row.fields["kind"] for row in one.incidents(still=True)] == ["device_down"]
+
+
+def test_while_the_watch_hears_nothing_it_judges_nobody() -> None:
+    one = street("aq-1")
+    before = len(one.rows("device"))
+    one.lookout.blind(one.now)
+    one.pass_time(3600.0, step_s=5.0)
+    assert one.status("aq-1") is UP
+    assert len(one.rows("device")) == before
+    one.lookout.seeing(one.now, continued=True)
+    one.pass_time(2.0)
+    assert one.status("aq-1") is UNKNOWN
+    one.pass_time(130.0)
+    assert one.status("aq-1") is DOWN
+    figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
+    assert figures.judged_ms <= 140_000
+
+
+def test_maintenance_is_neither_up_nor_down() -> None:
+    one = street("aq-1", "aq-2")
+    begin_ms = one.now.ms + 60_000
+    window = Window(
+        id="m-1", county=COUNTY, device="gw-1", begin=utc(begin_ms), end=utc(begin_ms + 600_000)
+    )
+    other = Window(
+        id="m-2", county=COUNTY, site="elsewhere", begin=utc(begin_ms), end=utc(begin_ms + 10**7)
+    )
+    one.lookout.set_windows([window, other], one.now)
+    one.pass_time(61.0)
+    assert one.status("aq-1") is Status.MAINTENANCE
+    one.state("gw-1", online=False)
+    one.pass_time(500.0)
+    assert one.incidents() == []
+    one.pass_time(110.0)
+    assert (one.status("gw-1"), one.status("aq-1")) == (DOWN, UNKNOWN)
+    figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
+    assert figures.maintenance_ms == pytest.approx(600_000, abs=1000)
+    assert figures.down_ms == 0
+
+
+def test_a_maintenance_window_ends_an_incident() -> None:
+    one = street("aq-1", "aq-2")
+    hear_for(one, 300, "aq-2")
+    assert len(one.incidents(still=True)) == 1
+    window = Window(
+        id="m-1", county=COUNTY, begin=utc(one.now.ms - 1), end=utc(one.now.ms + 600_000)
+    )
+    one.lookout.set_windows([window], one.now)
+    assert one.incidents(still=True) == []
+
+
+def test_a_retired_device_has_a_last_row_and_no_incident() -> None:
+    one = street("aq-1", "aq-2")
+    hear_for(one, 300, "aq-2")
+    one.empty("aq-1")
+    one.pass_time(600.0)
+    rows = one.rows("device", "aq-1")
+    assert (rows[-1].fields["status"], rows[-1].fields["state"]) == ("retired", 5)
+    assert {row.series.device for row in one.incidents(still=True)} == {"aq-2"}
+    assert one.status("aq-1") is None
+
+
+def test_between_two_gateways_a_device_is_unknown_and_not_retired_for_ever() -> None:
+    one = street("aq-1", "aq-2")
+    for name in ("aq-1", "gw-1", "aq-2"):
+        one.empty(name)
+    one.pass_time(1.0)
+    assert one.rows("device", "aq-1")[-1].fields["status"] == "retired"
+    one.pass_time(600.0)
+    assert one.rows("device", "aq-1")[-1].fields["status"] == "unknown"
+    (incident,) = one.incidents()
+    assert (incident.fields["kind"], incident.fields["devices"]) == ("gateway_gone", 2)
+    one.state("gw-2", "gw-2")
+    one.state("aq-1", "gw-2", epoch=5)
+    one.hear("aq-1", "gw-2", epoch=5)
+    one.pass_time(1.0)
+    (incident,) = one.incidents()
+    assert (incident.fields["open"], incident.fields["devices"]) == (1, 1)
+    last = one.rows("device", "aq-1")[-1].fields
+    assert (last["status"], last["gateway"]) == ("up", "gw-2")
+    one.state("aq-2", "gw-2", epoch=5)
+    one.pass_time(1.0)
+    assert one.incidents(still=True) == []
+
+
+def test_nobody_waits_for_another_gateway_for_ever() -> None:
+    one = street("aq-1")
+    one.empty("aq-1")
+    one.empty("gw-1")
+    one.pass_time(73 * 3600.0, step_s=20.0)
+    assert one.rows("device", "aq-1")[-1].fields["status"] == "retired"
+    assert one.incidents(still=True) == []
+    assert one.status("aq-1") is None
+
+
+def test_two_gateways_that_speak_for_one_device_are_an_incident_that_ends() -> None:
+    one = street("aq-1")
+    one.state("aq-1", "gw-2", epoch=1)
+    one.pass_time(60.0)
+    assert [row.fields["kind"] for row in one.incidents(still=True)] == ["two_gateways"]
+    hear_for(one, 3720, "aq-1")
+    assert one.incidents(still=True) == []
+
+
+def test_a_site_says_how_many_are_how() -> None:
+    one = street("aq-1", "aq-2", "aq-3")
+    one.state("aq-3", online=False)
+    one.pass_time(6.0)
+    row = [row for row in one.rows("site_now") if row.series.domain == "air"][-1]
+    assert row.series == ("site_now", COUNTY, SITE, "", "air")
+    shown = {name: row.fields[name] for name in ("devices", "up", "late", "down", "unknown")}
+    assert shown == {"devices": 3, "up": 2, "late": 0, "down": 1, "unknown": 0}
+    assert row.fields["completeness"] == 1.0
+    assert row.fields["maintenance"] == 0
+    times = [row.time_ms for row in one.rows("site_now") if row.series.domain == "air"]
+    assert all(after - before >= 5000 for before, after in pairwise(times))
+
+
+def test_many_changes_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    names = [f"aq-{number}" for number in range(500)]
+    one = street(*names)
+    for name in names:
+        one.state(name, online=False)
+    one.pass_time(300.0)
+    assert len(caplog.records) < 40
+    assert "and 470 further changes of devices" in caplog.text
+
+
+ACTS = st.sampled_from(
+    ["hear", "old", "on", "off", "gw on", "gw off", "empty", "blind", "see", "gw empty"]
+)
+INTERVAL_S = 20.0
+
+
+class Story:
+    """Whatever may happen to three devices and their gateway."""
+
+    def __init__(self) -> None:
+        self.street = Street()
+        self.heard_s = dict.fromkeys(("aq-0", "aq-1", "aq-2"), float("-inf"))
+        self.is_seeing = True
+        self.state("gw-1", online=True)
+
+    def state(self, device: str, *, online: bool, epoch: int = EPOCH) -> None:
+        self.street.state(device, online=online, interval_s=INTERVAL_S, epoch=epoch)
+
+    def act(self, what: str, device: str) -> None:
+        one = self.street
+        match what:
+            case "hear" | "old" if one.status(device) is not None:
+                one.hear(device, age_s=3600.0 if what == "old" else 0.0)
+                if what == "hear":
+                    self.heard_s[device] = one.now_s
+            case "on" | "off":
+                self.state(device, online=what == "on")
+            case "gw on" | "gw off":
+                self.state("gw-1", online=what == "gw on")
+            case "empty":
+                one.empty(device)
+            case "gw empty":
+                one.empty("gw-1")
+            case "blind":
+                one.lookout.blind(one.now)
+                self.is_seeing = False
+            case "see":
+                one.lookout.seeing(one.now, continued=device == "aq-0")
+                self.is_seeing = True
+
+    def ends_well(self) -> None:
+        """Have everything be as it should for longer than anything is remembered."""
+        one = self.street
+        one.lookout.seeing(one.now, continued=False)
+        newest = 2 * 10**12
+        for device in self.heard_s:
+            self.state(device, online=True, epoch=newest)
+        self.state("gw-1", online=True)
+        for _ in range(int(4000 / INTERVAL_S)):
+            one.pass_time(INTERVAL_S, step_s=5.0)
+            for device in self.heard_s:
+                one.hear(device, epoch=newest)
+
+
+@given(st.lists(st.tuples(ACTS, st.integers(0, 2), st.floats(0.1, 200.0)), max_size=40))
+def test_whatever_comes_nobody_silent_is_up_and_every_incident_ends(
+    acts: list[tuple[str, int, float]],
+) -> None:
+    story = Story()
+    one = story.street
+    for what, number, wait_s in acts:
+        story.act(what, f"aq-{number}")
+        one.pass_time(wait_s, step_s=1.0)
+        for device, heard_s in story.heard_s.items():
+            if story.is_seeing and one.now_s - heard_s > 2 * INTERVAL_S + BOUND_S:
+                assert one.status(device) is not UP
+    story.ends_well()
+    assert {one.status(device) for device in story.heard_s} == {UP}
+    assert one.incidents(still=True) == []
+    counted = [row for row in one.rows("site_now") if row.series.domain == "air"][-1]
+    assert (counted.fields["devices"], counted.fields["up"]) == (3, 3)
