@@ -12,7 +12,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from math import fsum
 
 from exchange.air_quality_index import BEYOND, Scale, Table, table_on
-from ingest.rollups.samples import Fields, Row, mean, number, numbers, pieces
+from ingest.rollups.samples import Fields, Row, inside, mean, number, numbers, pieces, start_ms
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.spans import Bounds, Span
 
@@ -50,8 +50,8 @@ def chain(hours: Sequence[Row], on: date, site: SiteSettings) -> Fields:
     table = table_on(on)
     if table is None:
         return label
-    last_ms = _start_ms(hours[-1])
-    back = {(last_ms - _start_ms(row)) // HOUR_MS: row for row in hours}
+    last_ms = start_ms(hours[-1])
+    back = {(last_ms - start_ms(row)) // HOUR_MS: row for row in hours}
     means = {
         metric: [number(back.get(age, {}), f"{metric}_hour") for age in range(HOURS_BACK)]
         for metric in POLLUTANTS
@@ -92,7 +92,7 @@ def sub_index(concentration: float, scale: Scale) -> int | None:
 def day(hours: Sequence[Row], on: date, day: Bounds, night: Bounds, site: SiteSettings) -> Fields:
     """Return a day's index and sub-indices, its highest hour `aqi_max`, and how many hours have an index."""
     del night, site
-    own = [row for row in hours if day.start_ms <= _start_ms(row) < day.end_ms]
+    own = inside(hours, day)
     known = list(numbers(own, "aqi"))
     fields: Fields = {"aqi_hours": len(known)}
     if known:
@@ -181,7 +181,3 @@ def _moving_mean(newest_first: Sequence[float | None], scale: Scale) -> float | 
 def _tidy(value: float) -> float:
     """Return a mean without what binary sums leave behind: twelve digits are more than any sensor has."""
     return float(f"{value:.12g}")
-
-
-def _start_ms(row: Row) -> int:
-    return int(row["start_ms"])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import fsum
 from typing import NamedTuple, TypeAlias
 
-from ingest.rollups.spans import Sample, Span
+from ingest.rollups.spans import Bounds, Sample, Span
 
 Row: TypeAlias = Mapping[str, float | int | str]
 """A row of an hour or a day as it is stored, with `start_ms` and `device` beside its fields."""
@@ -69,6 +69,15 @@ def number(row: Row, name: str) -> float | None:
     """Return a field of a row; None when it has none."""
     value = row.get(name)
     return None if value is None or isinstance(value, str) else float(value)
+
+
+def start_ms(row: Row) -> int:
+    return int(row["start_ms"])
+
+
+def inside(rows: Iterable[Row], bounds: Bounds) -> list[Row]:
+    """Return the rows that begin within bounds."""
+    return [row for row in rows if bounds.start_ms <= start_ms(row) < bounds.end_ms]
 
 
 def numbers(rows: Iterable[Row], name: str) -> Iterator[float]:

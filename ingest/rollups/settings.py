@@ -49,6 +49,11 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     meter_class_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0
     """The limit of error of what measures the energy; class 1 of IEC 62053-21 is 1."""
 
+    most_w: Positive = 2000.0
+    """A lamp's counter that rises faster did not count: it was replaced, or set."""
+    most_meter_w: Positive = 1_000_000.0
+    """The same of a meter of the domain `power`."""
+
     # Parking
     full_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 95.0
     """A lot is full from this part of its places on."""

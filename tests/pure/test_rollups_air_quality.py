@@ -192,7 +192,7 @@ def test_a_day_keeps_the_table_that_was_in_force() -> None:
 
 def hour_span(minutes: dict[int, float], metric: str = "pm2_5") -> Span:
     track = [(START_MS + 60_000 * minute, value) for minute, value in minutes.items()]
-    return Span(START_MS, START_MS + HOUR_MS, "aq-1", {metric: track}, {})
+    return Span(START_MS, START_MS + HOUR_MS, tracks={metric: track}, before={})
 
 
 def test_an_hour_is_weighed_by_time_for_rows_come_only_on_change() -> None:
@@ -292,7 +292,7 @@ def test_a_correction_stands_beside_the_raw_value_and_only_where_it_is_asked_for
         "x-plantower-pm2_5_cf1": [(at, 20.0) for at in minutes],
         "humidity": [(at, 50.0) for at in minutes],
     }
-    span = Span(START_MS, START_MS + HOUR_MS, "aq-1", tracks, {})
+    span = Span(START_MS, START_MS + HOUR_MS, tracks=tracks, before={})
     assert "pm2_5_corrected_hour" not in air_quality.hour(span, DEFAULTS)
     asked = air_quality.hour(span, SiteSettings(cf1_metric="x-plantower-pm2_5_cf1"))
     assert asked["pm2_5_hour"] == 18
