@@ -8,7 +8,7 @@ StoreError
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 from urllib.parse import SplitResult, urlsplit
@@ -54,7 +54,7 @@ class StoreRejected(StoreError):
 
 
 class Series(NamedTuple):
-    """Whose rows: a measurement and its tags. Only the measurement `device` has the tag `domain`."""
+    """Whose rows: a measurement and its tags. Rows of a domain's own measurement have no tag `domain`."""
 
     measurement: str
     county: str
@@ -74,6 +74,39 @@ class Point(msgspec.Struct, frozen=True, gc=False):
     def time_ms(self) -> int:
         """When it was measured: what readers show."""
         return self.time_ns // 1_000_000
+
+
+class Part(NamedTuple):
+    """The rows of a measurement that one site has in a while; of the named devices only, where there are some."""
+
+    measurement: str
+    county: str
+    site: str
+    start_ns: int
+    end_ns: int
+    """Not included."""
+    devices: tuple[str, ...] = ()
+    domain: str = ""
+    """Of measurements whose rows have this tag; every row where it is empty."""
+
+
+class Count(NamedTuple):
+    """How many rows a device has in one step of a while."""
+
+    device: str
+    start_ns: int
+    rows: int
+
+
+class DeviceRows(NamedTuple):
+    """Rows of one device by ascending time, column by column.
+
+    Shape: every column is as long as `times_ns`, with None where a row lacks the field; no column is empty.
+    """
+
+    device: str
+    times_ns: Sequence[int]
+    columns: Mapping[str, Sequence[FieldValue | None]]
 
 
 class Store(Protocol):
@@ -97,6 +130,29 @@ class Store(Protocol):
         end_ns: int | None = None,
     ) -> AsyncIterator[Point]:
         """Yield rows by ascending time, from `start_ns` to before `end_ns`. Raises: StoreUnavailable."""
+
+    async def sites(self, measurement: str, county: str) -> list[str]:
+        """Return the sites of a county that have such rows. Raises: StoreUnavailable."""
+
+    def counts(self, part: Part, *, counted: str, step_ns: int) -> AsyncIterator[Count]:
+        """Yield, device by device, how many rows with the field `counted` are in each step that has some.
+
+        Shape: steps begin at the part's start. Raises: StoreUnavailable.
+        """
+
+    def device_rows(
+        self, part: Part, fields: Sequence[str] | None = None, *, last_with: str = ""
+    ) -> AsyncIterator[DeviceRows]:
+        """Yield each device's rows, devices ascending: these fields of them, or all.
+
+        Shape: with `last_with` only the last row that has this field. Raises: StoreUnavailable.
+        """
+
+    async def delete_before(self, measurement: str, time_ns: int, *, most: int) -> int:
+        """Delete about `most` of the oldest rows before a time and return how many; 0 when none is left.
+
+        Shape: always 0 where the store itself has a retention. Raises: StoreUnavailable.
+        """
 
     async def ping(self) -> None:
         """Return when it would take a point now, as far as it tells without one. Raises: StoreUnavailable."""

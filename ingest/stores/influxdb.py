@@ -25,7 +25,17 @@ import msgspec
 
 from exchange.configuration import check_private
 from exchange.errors import ConfigError
-from ingest.stores import FieldValue, Point, Series, StoreOverfull, StoreRejected, StoreUnavailable
+from ingest.stores import (
+    Count,
+    DeviceRows,
+    FieldValue,
+    Part,
+    Point,
+    Series,
+    StoreOverfull,
+    StoreRejected,
+    StoreUnavailable,
+)
 
 TOKEN_VARIABLE = "INFLUX_TOKEN"  # noqa: S105 - the name of the variable
 REQUEST_TIMEOUT_S = 30.0
@@ -154,9 +164,58 @@ class InfluxStore:
         wanted += [f"time < {end_ns}"] if end_ns is not None else []
         wanted += [f'"device" = {_literal(device)}'] if device is not None else []
         where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
-        async for columns, values in self._query(f"SELECT * FROM {_name(measurement)}{where}"):  # noqa: S608 - quoted
+        async for _, columns, values in self._query(f"SELECT * FROM {_name(measurement)}{where}"):  # noqa: S608 - quoted
             for row in values:
                 yield _point(measurement, dict(zip(columns, row, strict=True)), kinds)
+
+    async def sites(self, measurement: str, county: str) -> list[str]:
+        asked = f'SHOW TAG VALUES FROM {_name(measurement)} WITH KEY = "site"'
+        where = f' WHERE "county" = {_literal(county)}'
+        return sorted(
+            {str(site) async for *_, values in self._query(asked + where) for _, site in values}
+        )
+
+    async def counts(self, part: Part, *, counted: str, step_ns: int) -> AsyncIterator[Count]:
+        asked = (
+            f"SELECT count({_name(counted)}) FROM {_name(part.measurement)}{_where(part)}"  # noqa: S608 - quoted
+            f' GROUP BY "device", time({step_ns}ns, {part.start_ns % step_ns}ns) fill(none)'
+        )
+        async for tags, _, values in self._query(asked):
+            for start_ns, rows in values:
+                assert isinstance(start_ns, int)
+                assert isinstance(rows, int)
+                yield Count(tags.get("device", ""), start_ns, rows)
+
+    async def device_rows(
+        self, part: Part, fields: Sequence[str] | None = None, *, last_with: str = ""
+    ) -> AsyncIterator[DeviceRows]:
+        kinds = await self._field_kinds(part.measurement)
+        names = sorted(kinds) if fields is None else [name for name in fields if name in kinds]
+        if last_with and last_with not in names:
+            names.append(last_with)
+        if not names or (last_with and last_with not in kinds):
+            return
+        # With a selector the others come from the same row. DESC LIMIT 1 loses series where the answer is in chunks.
+        selected = [
+            f"last({_name(name)}) AS {_name(name)}" if name == last_with else _name(name)
+            for name in names
+        ]
+        asked = (
+            f"SELECT {', '.join(selected)} FROM {_name(part.measurement)}{_where(part)}"  # noqa: S608 - quoted
+            ' GROUP BY "device"'
+        )
+        device, held = "", list[list[Cell]]()
+        async for tags, _, values in self._query(asked):
+            if tags.get("device", "") != device and held:  # a long series comes in several chunks
+                yield _by_column(device, held, names, kinds)
+                held = []
+            device = tags.get("device", "")
+            held += values
+        if held:
+            yield _by_column(device, held, names, kinds)
+
+    async def delete_before(self, measurement: str, time_ns: int, *, most: int) -> int:  # noqa: ARG002 - the bucket's retention does it
+        return 0
 
     async def ping(self) -> None:
         try:
@@ -173,11 +232,13 @@ class InfluxStore:
         """Return the types of the fields: the answer's JSON writes 2.0 and 2 alike."""
         query = f"SHOW FIELD KEYS FROM {_name(measurement)}"
         return {
-            str(name): str(kind) async for _, values in self._query(query) for name, kind in values
+            str(name): str(kind) async for *_, values in self._query(query) for name, kind in values
         }
 
-    async def _query(self, text: str) -> AsyncIterator[tuple[list[str], list[list[Cell]]]]:
-        """Yield (columns, rows) as the answer comes. Raises: StoreUnavailable."""
+    async def _query(
+        self, text: str
+    ) -> AsyncIterator[tuple[dict[str, str], list[str], list[list[Cell]]]]:
+        """Yield (tags, columns, rows) as the answer comes. Raises: StoreUnavailable."""
         if self._session is None:
             await self.open()
         assert self._session is not None
@@ -195,7 +256,7 @@ class InfluxStore:
                         if "error" in result:
                             raise StoreUnavailable(f"{self._url}: {result['error']}")
                         for series in result.get("series", []):
-                            yield series["columns"], series["values"]
+                            yield series.get("tags", {}), series["columns"], series["values"]
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError) as error:
             raise self._away(error) from error
 
@@ -355,6 +416,32 @@ def _name(text: str) -> str:
 def _literal(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _where(part: Part) -> str:
+    tags = {"county": part.county, "site": part.site}
+    if part.domain:
+        tags["domain"] = part.domain
+    wanted = [f"time >= {part.start_ns}", f"time < {part.end_ns}"]
+    wanted += [f"{_name(tag)} = {_literal(value)}" for tag, value in tags.items()]
+    if part.devices:
+        named = " OR ".join(f'"device" = {_literal(device)}' for device in part.devices)
+        wanted.append(f"({named})")
+    return f" WHERE {' AND '.join(wanted)}"
+
+
+def _by_column(
+    device: str, rows: list[list[Cell]], names: Sequence[str], kinds: Mapping[str, str]
+) -> DeviceRows:
+    times, *cells = zip(*rows, strict=True)
+    columns: dict[str, Sequence[FieldValue | None]] = {}
+    for name, column in zip(names, cells, strict=True):
+        found = set(map(type, column))
+        if kinds[name] == "float" and int in found:
+            columns[name] = [None if value is None else float(value) for value in column]
+        elif found != {type(None)}:
+            columns[name] = column
+    return DeviceRows(device, times, columns)
 
 
 def _point(measurement: str, row: dict[str, Cell], kinds: dict[str, str]) -> Point:

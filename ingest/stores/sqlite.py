@@ -19,9 +19,18 @@ import msgspec
 
 from exchange.dictionary import dictionary
 from exchange.errors import StoreError
-from ingest.stores import FieldValue, Point, Series, StoreRejected, StoreUnavailable
+from ingest.stores import (
+    Count,
+    DeviceRows,
+    FieldValue,
+    Part,
+    Point,
+    Series,
+    StoreRejected,
+    StoreUnavailable,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE points (
@@ -32,19 +41,60 @@ CREATE TABLE points (
     time_ns INTEGER NOT NULL,
     domain TEXT NOT NULL,
     fields TEXT NOT NULL,
-    PRIMARY KEY (measurement, county, site, device, time_ns)
+    PRIMARY KEY (measurement, county, site, device, time_ns, domain)
 ) WITHOUT ROWID;
 CREATE INDEX points_by_time ON points (measurement, time_ns);
 """
+# In version 1 the domain was no part of the key.
+_FROM_1 = ";".join(
+    [
+        "DROP INDEX points_by_time",
+        "ALTER TABLE points RENAME TO points_1",
+        _SCHEMA,
+        "INSERT INTO points SELECT * FROM points_1",
+        "DROP TABLE points_1",
+    ]
+)
 # json_patch merges the fields of a repeated key, as InfluxDB does.
 _UPSERT = """
 INSERT INTO points VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET fields = json_patch(fields, excluded.fields), domain = excluded.domain
+ON CONFLICT DO UPDATE SET fields = json_patch(fields, excluded.fields)
 """
 _ROWS = """
 SELECT measurement, county, site, device, domain, time_ns, fields FROM points
 WHERE measurement = ? AND time_ns >= ? AND time_ns < ? AND (? IS NULL OR device = ?)
 ORDER BY time_ns, county, site, device
+"""
+_SITES = """
+WITH RECURSIVE found (site) AS (
+    SELECT min(site) FROM points WHERE measurement = ?1 AND county = ?2
+    UNION ALL
+    SELECT (SELECT min(site) FROM points WHERE measurement = ?1 AND county = ?2 AND site > found.site)
+    FROM found WHERE found.site IS NOT NULL
+)
+SELECT site FROM found WHERE site IS NOT NULL
+"""
+# By time: a part is a small piece of what a site has.
+_PART = """
+FROM points INDEXED BY points_by_time
+WHERE measurement = ? AND time_ns >= ? AND time_ns < ? AND county = ? AND site = ?
+    AND (? = '' OR domain = ?) AND (? = '[]' OR device IN (SELECT value FROM json_each(?)))
+"""
+_COUNTS = f"""
+SELECT device, (time_ns - ?) / ? AS step, count(fields -> ?) {_PART}
+GROUP BY device, step ORDER BY device, step
+"""
+_DEVICE_ROWS = f"SELECT device, time_ns, fields {_PART} ORDER BY device, time_ns"
+_LAST_ROWS = f"""
+SELECT device, max(time_ns), fields {_PART} AND fields -> ? IS NOT NULL
+GROUP BY device ORDER BY device
+"""
+_DELETE = """
+DELETE FROM points WHERE measurement = ?1 AND time_ns <= (
+    SELECT max(time_ns) FROM (
+        SELECT time_ns FROM points WHERE measurement = ?1 AND time_ns < ?2 ORDER BY time_ns LIMIT ?3
+    )
+)
 """
 _LOCK_PATIENCE_S = 1.0
 _PAGE_ROWS = 2000
@@ -81,19 +131,43 @@ class SqliteStore:
         start_ns: int | None = None,
         end_ns: int | None = None,
     ) -> AsyncIterator[Point]:
-        if self._connection is None:
-            await self.open()
-        # A connection of its own: a long read holds up no write.
-        reader = await asyncio.to_thread(self._connect)
-        with closing(reader):
-            first = -_INT64 if start_ns is None else start_ns
-            last = _INT64 - 1 if end_ns is None else end_ns
-            asked = (measurement, first, last, device, device)
-            with self._translated():
-                cursor = await asyncio.to_thread(reader.execute, _ROWS, asked)
-                while page := await asyncio.to_thread(cursor.fetchmany, _PAGE_ROWS):
-                    for *series, time_ns, fields in page:
-                        yield Point(Series(*series), time_ns, _decode(fields))
+        first = -_INT64 if start_ns is None else start_ns
+        last = _INT64 - 1 if end_ns is None else end_ns
+        asked = (measurement, first, last, device, device)
+        async for page in self._pages(_ROWS, asked):
+            for *series, time_ns, fields in page:
+                yield Point(Series(*series), time_ns, _decode(fields))
+
+    async def sites(self, measurement: str, county: str) -> list[str]:
+        asked = (measurement, county)
+        return [site async for page in self._pages(_SITES, asked) for (site,) in page]
+
+    async def counts(self, part: Part, *, counted: str, step_ns: int) -> AsyncIterator[Count]:
+        asked = (part.start_ns, step_ns, f'$."{counted}"', *_asked(part))
+        async for page in self._pages(_COUNTS, asked):
+            for device, step, rows in page:
+                if rows:
+                    yield Count(device, part.start_ns + step * step_ns, rows)
+
+    async def device_rows(
+        self, part: Part, fields: Sequence[str] | None = None, *, last_with: str = ""
+    ) -> AsyncIterator[DeviceRows]:
+        device, held = "", list[tuple[int, dict[str, FieldValue]]]()
+        query, asked = _DEVICE_ROWS, _asked(part)
+        if last_with:
+            query, asked = _LAST_ROWS, (*asked, f'$."{last_with}"')
+        async for page in self._pages(query, asked):
+            for name, time_ns, text in page:
+                if name != device and held:
+                    yield _by_column(device, held, fields)
+                    held = []
+                device = name
+                held.append((time_ns, _decode(text)))
+        if held:
+            yield _by_column(device, held, fields)
+
+    async def delete_before(self, measurement: str, time_ns: int, *, most: int) -> int:
+        return await self._run(lambda: self._delete(measurement, time_ns, most))
 
     async def ping(self) -> None:
         async for _ in self.rows("gateway", start_ns=_INT64 - 2):
@@ -104,6 +178,17 @@ class SqliteStore:
             await self._run(self._connection.close)
             self._connection = None
         self._thread.shutdown()
+
+    async def _pages(self, query: str, asked: tuple[Any, ...]) -> AsyncIterator[list[Any]]:
+        """Yield an answer's rows, some at a time."""
+        if self._connection is None:
+            await self.open()
+        # A connection of its own: a long read holds up no write.
+        reader = await asyncio.to_thread(self._connect)
+        with closing(reader), self._translated():
+            cursor = await asyncio.to_thread(reader.execute, query, asked)
+            while page := await asyncio.to_thread(cursor.fetchmany, _PAGE_ROWS):
+                yield page
 
     async def _run(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)
@@ -142,12 +227,13 @@ class SqliteStore:
             return
         with _transaction(connection):
             [(version,)] = connection.execute("PRAGMA user_version")  # now nobody else changes it
-            if not version:
-                for statement in _SCHEMA.split(";"):
+            for name in wanted:
+                connection.execute(f'DROP VIEW IF EXISTS "{name}"')
+            if version != SCHEMA_VERSION:
+                for statement in (_FROM_1 if version else _SCHEMA).split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for name, view in wanted.items():
-                connection.execute(f'DROP VIEW IF EXISTS "{name}"')
+            for view in wanted.values():
                 connection.execute(view)
 
     def _write(self, points: Sequence[Point]) -> None:
@@ -157,6 +243,13 @@ class SqliteStore:
         assert self._connection is not None
         with self._translated(), _transaction(self._connection):
             self._connection.executemany(_UPSERT, rows)
+
+    def _delete(self, measurement: str, time_ns: int, most: int) -> int:
+        if self._connection is None:
+            self._open()
+        assert self._connection is not None
+        with self._translated(), _transaction(self._connection):
+            return self._connection.execute(_DELETE, (measurement, time_ns, most)).rowcount
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -176,6 +269,22 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:  # after some errors SQLite has rolled back by itself
             connection.execute("ROLLBACK")
         raise
+
+
+def _asked(part: Part) -> tuple[Any, ...]:
+    """Return what stands for the question marks of _PART."""
+    devices = _encode(part.devices).decode()
+    within = (part.measurement, part.start_ns, part.end_ns, part.county, part.site)
+    return (*within, part.domain, part.domain, devices, devices)
+
+
+def _by_column(
+    device: str, held: list[tuple[int, dict[str, FieldValue]]], fields: Sequence[str] | None
+) -> DeviceRows:
+    there = {name for _, row in held for name in row}
+    names = sorted(there) if fields is None else [name for name in fields if name in there]
+    columns = {name: [row.get(name) for _, row in held] for name in names}
+    return DeviceRows(device, [time_ns for time_ns, _ in held], columns)
 
 
 def _row(point: Point) -> tuple[Any, ...]:

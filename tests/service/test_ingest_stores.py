@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from exchange.errors import ConfigError, StoreError
-from ingest.stores import Point, Series, Store, StoreRejected, StoreUnavailable, open_store
+from ingest.stores import (
+    Count,
+    DeviceRows,
+    Part,
+    Point,
+    Series,
+    Store,
+    StoreRejected,
+    StoreUnavailable,
+    open_store,
+)
 from ingest.stores.sqlite import SqliteStore
 from tests.influx import Influx
 
@@ -187,6 +197,122 @@ async def test_writers_and_readers_do_not_wait_for_each_other(store: Store) -> N
     assert 1 + len([point async for point in reading]) == len(points)
 
 
+# By site
+
+
+HOUR_NS = 3600 * 10**9
+START_NS = NOON_NS - NOON_NS % HOUR_NS + 1800 * 10**9  # of an hour that begins half past
+
+
+def part(**changed: object) -> Part:
+    whole = Part("air", "tw-tpe", "street", START_NS, START_NS + 3 * HOUR_NS)
+    return whole._replace(**changed)  # type: ignore[arg-type]  # the test's words
+
+
+async def device_rows(store: Store, *asked: object, **further: str) -> list[DeviceRows]:
+    found = [each async for each in store.device_rows(*asked, **further)]  # type: ignore[arg-type]  # the test's words
+    return [
+        DeviceRows(device, list(times), {name: list(column) for name, column in columns.items()})
+        for device, times, columns in found
+    ]
+
+
+async def test_the_sites_of_a_county_are_named(store: Store) -> None:
+    assert await store.sites("air", "tw-tpe") == []
+    places = [("tw-tpe", "street"), ("tw-tpe", "park"), ("tw-nwt", "hill"), ("tw-tpe", "it's")]
+    await store.write(
+        [
+            Point(Series("air", *place, "aq-7"), NOON_NS + n, {"pm1": 1.0})
+            for place in places
+            for n in (1, 2)
+        ]
+    )
+    await store.write([Point(LAMP._replace(site="alley"), NOON_NS, {"level": 1.0})])
+    assert await store.sites("air", "tw-tpe") == ["it's", "park", "street"]
+    assert await store.sites("air", "tw-khh") == []
+    assert await store.sites("streetlight", "tw-tpe") == ["alley"]
+
+
+async def test_rows_are_counted_by_device_and_step(store: Store) -> None:
+    minute_ns = 60 * 10**9
+    times = {"aq-7": [0, 1, 59, 60, 179], "aq-10": [61, 62], "aq-8": [-1, 180]}
+    await store.write(
+        [
+            Point(
+                AIR._replace(device=device), START_NS + minute * minute_ns, {"seq": 1, "epoch": 5}
+            )
+            for device, minutes in times.items()
+            for minute in minutes
+        ]
+    )
+    await store.write([Point(AIR, START_NS + minute_ns * 2, {"noise": 1.0})])  # has no epoch
+    await store.write([Point(AIR._replace(site="park"), START_NS, {"epoch": 1})])
+    found = [each async for each in store.counts(part(), counted="epoch", step_ns=HOUR_NS)]
+    assert found == [
+        Count("aq-10", START_NS + HOUR_NS, 2),
+        Count("aq-7", START_NS, 3),
+        Count("aq-7", START_NS + HOUR_NS, 1),
+        Count("aq-7", START_NS + 2 * HOUR_NS, 1),
+    ]
+    some = part(devices=("aq-7", "it's"), start_ns=START_NS + HOUR_NS)
+    found = [each async for each in store.counts(some, counted="epoch", step_ns=HOUR_NS)]
+    assert [each.rows for each in found] == [1, 1]
+
+
+async def test_a_sites_rows_come_device_by_device_and_column_by_column(store: Store) -> None:
+    one, two = AIR._replace(device="a"), AIR._replace(device="b")
+    await store.write(
+        [
+            Point(two, START_NS + 5, {"pm1": 2.0, "epoch": 7, "quality": "bad:fault"}),
+            Point(one, START_NS + 9, {"pm1": 1.5, "epoch": 7}),
+            Point(one, START_NS + 1, {"noise": 40.0, "epoch": 7}),
+            Point(two, START_NS - 1, {"pm1": 9.0, "epoch": 7}),
+            Point(two, START_NS + 3 * HOUR_NS, {"pm1": 9.0, "epoch": 7}),
+            Point(two._replace(site="park"), START_NS + 5, {"pm1": 9.0, "epoch": 7}),
+        ]
+    )
+    times = [START_NS + 1, START_NS + 9]
+    a = DeviceRows("a", times, {"pm1": [None, 1.5], "noise": [40.0, None], "epoch": [7, 7]})
+    b = DeviceRows("b", [START_NS + 5], {"pm1": [2.0], "epoch": [7], "quality": ["bad:fault"]})
+    bare = b._replace(columns={"pm1": [2.0], "epoch": [7]})
+    assert await device_rows(store, part()) == [a, b]
+    assert await device_rows(store, part(devices=("b",))) == [b]
+    wanted = ["epoch", "pm1", "is-not"]
+    assert [list(each.columns) for each in await device_rows(store, part(), wanted)] == [
+        ["epoch", "pm1"],
+        ["epoch", "pm1"],
+    ]
+    [found] = await device_rows(store, part(devices=("b",)), wanted)
+    assert [type(value) for [value] in found.columns.values()] == [int, float]
+    last = await device_rows(store, part(), ["pm1", "noise", "epoch"], last_with="epoch")
+    assert last == [DeviceRows("a", times[1:], {"pm1": [1.5], "epoch": [7]}), bare]
+    last = await device_rows(store, part(), ["noise", "epoch"], last_with="noise")
+    assert last == [DeviceRows("a", times[:1], {"noise": [40.0], "epoch": [7]})]
+    assert await device_rows(store, part(measurement="nothing")) == []
+    assert await device_rows(store, part(site="nowhere")) == []
+
+
+async def test_a_long_series_comes_whole(store: Store) -> None:
+    points = [Point(AIR, START_NS + n, {"pm1": float(n), "epoch": 1}) for n in range(12_000)]
+    await store.write(points)
+    await store.write([Point(AIR._replace(device="z"), START_NS, {"pm1": 1.0, "epoch": 1})])
+    found = await device_rows(store, part(), ["pm1", "epoch"])
+    assert [(each.device, len(each.times_ns)) for each in found] == [("aq-7", 12_000), ("z", 1)]
+    assert found[0].columns["pm1"] == [float(n) for n in range(12_000)]
+
+
+async def test_rows_of_two_domains_of_a_site_stay_two(store: Store) -> None:
+    series = [Series("site_hour", "tw-tpe", "street", "", domain) for domain in ("air", "parking")]
+    await store.write([Point(each, START_NS, {"rows": n}) for n, each in enumerate(series)])
+    assert sorted(point.series.domain for point in await rows(store, "site_hour")) == [
+        "air",
+        "parking",
+    ]
+    for number, domain in enumerate(("air", "parking")):
+        [found] = await device_rows(store, part(measurement="site_hour", domain=domain))
+        assert found == DeviceRows("", [START_NS], {"rows": [number]})
+
+
 # InfluxDB alone
 
 
@@ -300,6 +426,49 @@ async def test_a_view_per_domain_shows_the_metrics_as_columns(tmp_path: Path) ->
         assert shell.execute(asked).fetchall() == [
             ("aq-7", "2026-11-18T11:06:40.250Z", 1_795_000_000_250, 40.5, 3, 1.0)
         ]
+
+
+async def test_what_is_old_is_deleted_in_small_steps(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "rows.sqlite")
+    points = [
+        Point(AIR._replace(device=f"aq-{n % 3}"), NOON_NS + n, {"pm1": 1.0}) for n in range(30)
+    ]
+    await store.write([*points, Point(LAMP, NOON_NS, {"level": 1.0})])
+    steps = []
+    while deleted := await store.delete_before("air", NOON_NS + 20, most=8):
+        steps.append(deleted)
+    assert steps == [8, 8, 4]
+    assert await rows(store, "air") == points[20:]
+    assert len(await rows(store, "streetlight")) == 1
+    await store.close()
+
+
+async def test_a_file_of_version_1_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(
+            """
+            CREATE TABLE points (
+                measurement TEXT NOT NULL, county TEXT NOT NULL, site TEXT NOT NULL,
+                device TEXT NOT NULL, time_ns INTEGER NOT NULL, domain TEXT NOT NULL,
+                fields TEXT NOT NULL, PRIMARY KEY (measurement, county, site, device, time_ns)
+            ) WITHOUT ROWID;
+            CREATE INDEX points_by_time ON points (measurement, time_ns);
+            CREATE VIEW "air" AS SELECT device, fields FROM points WHERE measurement = 'air';
+            INSERT INTO points VALUES ('air', 'tw-tpe', 'street', 'aq-7', 5, '', '{"pm1":1.5}');
+            INSERT INTO points VALUES ('device', 'tw-tpe', 'street', 'aq-7', 5, 'air', '{"up":1}');
+            PRAGMA user_version = 1;
+            """
+        )
+    store = SqliteStore(path)
+    await store.open()
+    await store.write([Point(AIR, 5, {"pm10": 2.5})])
+    assert await rows(store, "air") == [Point(AIR, 5, {"pm1": 1.5, "pm10": 2.5})]
+    assert [point.series.domain for point in await rows(store, "device")] == ["air"]
+    await store.close()
+    with closing(sqlite3.connect(path)) as shell:
+        assert shell.execute("SELECT pm1, pm10 FROM air").fetchall() == [(1.5, 2.5)]
+        assert [row[0] for row in shell.execute("PRAGMA user_version")] == [2]
 
 
 async def test_a_file_of_a_newer_program_is_left_alone(tmp_path: Path) -> None:
