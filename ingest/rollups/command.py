@@ -1,0 +1,111 @@
+"""`onestreet rollups run|once`: hours and days from raw rows, until SIGTERM or once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from exchange import health, runtime
+from exchange.errors import ConfigError
+from ingest.config import Config, load_config, rollup_stores
+from ingest.rollups.days import HOUR_NS
+from ingest.rollups.engine import Engine, Pace, Retention
+from ingest.rollups.metrics import serving
+
+log = logging.getLogger(__name__)
+
+CONFIG = Path("/etc/onestreet/ingest.toml")
+_DAY_NS = 24 * HOUR_NS
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the subcommand and return its exit status. Raises: ConfigError."""
+    asked = _parser().parse_args(argv)
+    runtime.log_to_stderr()
+    file: Path = asked.config
+    return runtime.run(_main(load_config(file), file, asked))
+
+
+def engine(config: Config, file: Path) -> Engine:
+    """Return the engine that a configuration asks for. Raises: ConfigError."""
+    raw, kept = rollup_stores(config, file)
+    settings = config.rollups
+    return Engine(
+        raw,
+        kept,
+        {county: config.watch.zone(county) for county in config.counties},
+        sites=settings.sites,
+        pace=Pace(
+            every_s=settings.every_s,
+            recent_ns=settings.recent_h * HOUR_NS,
+            whole_ns=settings.whole_days * _DAY_NS,
+            settle_ns=round(settings.settle_s * 1e9),
+            share=settings.share,
+        ),
+        retention=Retention(
+            (settings.raw_retention_days or 0) * _DAY_NS, (settings.retention_days or 0) * _DAY_NS
+        ),
+        vendor_metrics=settings.vendor_metrics,
+    )
+
+
+async def _main(config: Config, file: Path, asked: argparse.Namespace) -> int:
+    stop, made = runtime.stop_on_signals(), engine(config, file)
+    settings = config.rollups
+    async with AsyncExitStack() as around:
+        around.push_async_callback(made.close)
+        if asked.action == "once":
+            return await _until(stop, made.once(asked.first, asked.last, anew=asked.anew), made)
+        await around.enter_async_context(health.answering(made.judge))
+        try:
+            where = settings.metrics_host, settings.metrics_port
+            await around.enter_async_context(serving(*where, made))
+        except OSError as error:
+            allowed = f"must be free, at an address of this machine: {error.strerror}"
+            raise ConfigError(str(file), "rollups.metrics_port", where[1], allowed) from error
+        runtime.notify("READY=1")
+        await _until(stop, made.run(), made)
+        return 0
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None], made: Engine) -> int:
+    """Work until it is done or told to stop; return 0 when it was done, and all of it."""
+    working = asyncio.create_task(work, name="rollups")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    done = working.done()
+    if done:
+        working.result()  # raises what it raised
+    else:
+        runtime.notify("STOPPING=1")
+        # Anywhere is a good place to stop: what is not made is found to be missing by the next pass.
+        working.cancel()
+        await asyncio.wait([working])
+    log.info("stopped", extra={"counts": made.counts})
+    return 0 if done and not made.counts.skipped + made.counts.rejected else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onestreet rollups", description=_WORDS)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="run|once")
+    running = actions.add_parser("run", help="until SIGTERM", description=_WORDS)
+    once = actions.add_parser("once", help="one pass, then end", description=_WORDS)
+    for each in (running, once):
+        each.add_argument("config", type=Path, nargs="?", default=CONFIG, help="%(default)s")
+    once.add_argument("--from", dest="first", type=date.fromisoformat, metavar="DATE", help=_FROM)
+    once.add_argument("--to", dest="last", type=date.fromisoformat, metavar="DATE", help=_TO)
+    once.add_argument("--anew", action="store_true", help=_ANEW)
+    return parser
+
+
+_WORDS = "hours and days of devices and sites, from raw rows 由原始資料彙整每小時與每日統計"
+_FROM = "first civil day, YYYY-MM-DD; default: as far back as is looked through daily 起始日"
+_TO = "last civil day, YYYY-MM-DD; default: today 結束日"
+_ANEW = "make all of it anew, as after a change of settings 全部重新計算，例如變更設定之後"

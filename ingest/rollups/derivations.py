@@ -1,0 +1,58 @@
+"""What each domain adds to the statistics of its metrics: a table of pure functions, one row a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date
+from typing import Any, NamedTuple, TypeAlias
+
+from ingest.rollups import air_quality
+from ingest.rollups.samples import Fields, Row
+from ingest.rollups.settings import SiteSettings
+from ingest.rollups.spans import Bounds, Span
+
+Hour: TypeAlias = Callable[[Span, SiteSettings], Fields]
+"""A device's hour from its values."""
+Chain: TypeAlias = Callable[[Sequence[Row], date, SiteSettings], Fields]
+"""What a device's hour gains from the rows of the hours before it; its own is the last."""
+DeviceDay: TypeAlias = Callable[[Sequence[Row], date, Bounds, Bounds, SiteSettings], Fields]
+"""A device's day from its hours, the day's bounds and those of the night that begins on it."""
+OfDevices: TypeAlias = Callable[[Sequence[Row], SiteSettings], Fields]
+"""A site's hour or day from its devices' rows."""
+Digest: TypeAlias = Callable[[Span, str, SiteSettings], Any]
+"""What a site's row needs of a device's values, where no row of the device may tell it."""
+Combine: TypeAlias = Callable[[Sequence[Any], Bounds, SiteSettings], Fields]
+"""A site's hour or day from such digests."""
+
+CHAINED_HOURS = air_quality.HOURS_BACK - 1
+
+
+class Derivation(NamedTuple):
+    """A domain's functions, where it has them.
+
+    Shape: `reads` names the derived fields that functions of rows look at; `night` is whether a day's row looks at
+        hours from 24 h before the day to the next noon.
+    """
+
+    hour: Hour | None = None
+    chain: Chain | None = None
+    day: DeviceDay | None = None
+    site_hour: OfDevices | None = None
+    site_day: OfDevices | None = None
+    digest: Digest | None = None
+    combine: Combine | None = None
+    night: bool = False
+    reads: tuple[str, ...] = ()
+
+
+NONE = Derivation()
+DERIVATIONS = {
+    "air": Derivation(
+        hour=air_quality.hour,
+        chain=air_quality.chain,
+        day=air_quality.day,
+        site_hour=air_quality.site_hour,
+        site_day=air_quality.site_day,
+        reads=air_quality.READS,
+    ),
+}
