@@ -24,6 +24,7 @@ from ingest.stores import Store, open_store
 MAX_PACKET_BYTES = 2 * 1024 * 1024  # of MQTT; a pack may be 256 KiB, what is larger is quarantined
 SESSION_EXPIRY_S = 600
 MAX_WORKERS = 64
+TIMEZONE = "Asia/Taipei"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 VendorMetric = Annotated[
@@ -79,25 +80,17 @@ class WatchSettings(_Table, frozen=True, kw_only=True):
 
     every_s: Positive = 300.0
     """How often every device's row is written, changed or not."""
-    time_zone: str = "Asia/Taipei"
-    """IANA name: the counties' civil days are by it."""
-    time_zones: dict[County, str] = {}
-    """Of counties whose days are by another one."""
     flaps_per_h: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
     """A device that goes down more often than that in an hour is one incident, not many."""
     maintenance: Path = Path("maintenance.toml")
     """Windows in which silence is meant; read again when it changes."""
-
-    def zone(self, county: str = "") -> ZoneInfo:
-        """Return the time zone of a county's days."""
-        return ZoneInfo(self.time_zones.get(county, self.time_zone))
 
 
 class RollupSettings(_Table, frozen=True, kw_only=True):
     """What hours and days are made by, how fast, and how long they are kept."""
 
     store: str = ""
-    """Where they go; absent: the `store` of the file where it is SQLite, else the bucket `{bucket}_rollups` beside it."""
+    """Where they go; absent: the `store` of the file if it is SQLite, else the bucket `{bucket}_rollups` beside it."""
     store_token_file: Path | None = None
     """What may read the raw rows, and read and write these; absent: the file's `store_token_file`."""
     every_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 600.0
@@ -142,8 +135,14 @@ class Config(_Table, frozen=True, kw_only=True):
     batch: BatchLimits = BatchLimits()
     quarantine: QuarantineFile = QuarantineFile()
     watch: WatchSettings = WatchSettings()
+    timezones: dict[County, str] = {}
+    """IANA names, by county: its civil days; a county that is not among them has Taiwan's."""
     rollups: RollupSettings = RollupSettings()
     metrics: Endpoint = Endpoint()
+
+    def zone(self, county: str) -> ZoneInfo:
+        """Return the time zone of a county's civil days."""
+        return ZoneInfo(self.timezones.get(county, TIMEZONE))
 
 
 def load_config(path: Path, workers: int | None = None) -> Config:
@@ -168,9 +167,8 @@ def _checked(path: Path, workers: int | None) -> Config:
         raise ConfigError(str(path), "worker", len(config.further), allowed)
     for worker in range(2, config.workers + 1):
         _check_identity(config, worker, file=path)
-    check_zone(str(path), "watch.time_zone", config.watch.time_zone)
-    for county, zone in config.watch.time_zones.items():
-        check_zone(str(path), f"watch.time_zones.{county}", zone)
+    for county, zone in config.timezones.items():
+        check_zone(str(path), f"timezones.{county}", zone)
     last = 65536 - config.workers
     if config.metrics.port is not None and config.metrics.port > last:
         allowed = f"at most {last}: each worker has a port of its own"

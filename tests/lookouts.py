@@ -6,7 +6,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 from exchange.readings import Sample
-from exchange.states import Descriptor, State
+from exchange.states import Descriptor, Location, State
 from exchange.topics import Topic
 from ingest.registry import DeviceId
 from ingest.stores import Point
@@ -59,9 +59,10 @@ class Street:
         interval_s: float = 60.0,
         epoch: int = EPOCH,
         transport: str = "modbus",
+        location: Location | None = None,
     ) -> None:
         """Have a gateway state a device; itself, when they have one name."""
-        descriptor = Descriptor(transport=transport)
+        descriptor = Descriptor(transport=transport, location=location)
         state = State(v=1, online=online, interval_s=interval_s, epoch=epoch, descriptor=descriptor)
         self.lookout.take_state(self.topic(device, gateway, "state"), state, self.now)
 

@@ -36,6 +36,7 @@ class Incident(msgspec.Struct, kw_only=True):
     device: str
     """The culprit."""
     label: str
+    domain: str = ""
     began_ms: int
     ended_ms: int = 0
     devices: int = 1
@@ -61,6 +62,7 @@ class Incident(msgspec.Struct, kw_only=True):
             "devices": self.devices,
             "cause": self.cause,
             "label": self.label,
+            "domain": self.domain,
         }
         series = Series(MEASUREMENT, self.county, self.site, self.device)
         # Incidents of one device that begin together have rows of their own.
@@ -80,6 +82,7 @@ def incident_of(point: Point) -> Incident | None:
         site=series.site,
         device=series.device,
         label=str(fields.get("label", "")),
+        domain=str(fields.get("domain", "")),
         began_ms=point.time_ms,
         ended_ms=int(fields.get("ended", 0)),
         devices=int(fields.get("devices", 1)),

@@ -107,6 +107,9 @@ class _Site(msgspec.Struct, eq=False):
     calendar: Calendar
     accrued_ms: int
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
+    located: int = 0
+    lat_sum: float = 0.0
+    lon_sum: float = 0.0
     written_s: float = _NEVER_S
     day_written_s: float = _NEVER_S
     changed: bool = True
@@ -334,8 +337,12 @@ class Lookout:
         place = Place(known.topic.county, known.topic.site, known.topic.domain)
         if watched is None:
             watched = self._begin(name, place, now)
-        elif watched.place != place:
-            self._move(watched, place, now)
+        else:
+            assert before is not None
+            self._locate(watched.place, before, -1, now)
+            if watched.place != place:
+                self._move(watched, place, now)
+        self._locate(place, known, 1, now)
         if before is not None and before.topic.gateway != known.topic.gateway:
             self._end_of_gone(before.topic, now)
         if not self._is_damped(watched, known):
@@ -400,6 +407,7 @@ class Lookout:
             self._last_rows[f"day {row.time_ns}", name] = row
         site = self._site(watched.place, now)
         self._accrue_site(watched.place, site, now)
+        self._locate(watched.place, known, -1, now)
         site.counts[watched.status] -= 1
         site.changed = True
         self._due_rows.pop(name, None)
@@ -432,6 +440,7 @@ class Lookout:
                 self.registry.adopt(name, known)
                 place = Place(known.topic.county, known.topic.site, known.topic.domain)
                 self._begin(name, place, now)
+                self._locate(place, known, 1, now)
                 self._due_rows[name] = None
             words = "%s is gone: %d devices wait for another gateway"
             self._say(logging.WARNING, words, culprit.topic.device, devices, now=now)
@@ -665,6 +674,7 @@ class Lookout:
                 site=known.topic.site,
                 device=known.topic.device,
                 label=known.label,
+                domain=known.topic.domain,
                 began_ms=now.ms,
                 devices=devices,
             )
@@ -827,7 +837,10 @@ class Lookout:
             if self._seeing_s is not None and now.s - site.written_s >= rest_s:
                 site.written_s, site.changed = now.s, False
                 self._accrue_site(place, site, now)
-                yield site_row(place, site.counts, site.calendar.today, now.ms)
+                middle = None
+                if site.located:
+                    middle = site.lat_sum / site.located, site.lon_sum / site.located
+                yield site_row(place, site.counts, site.calendar.today, middle, now.ms)
 
     def _site_days(self, now: Now) -> list[Point]:
         found = []
@@ -870,6 +883,14 @@ class Lookout:
             day = self._days(place.county).of(now.ms)
             found = self._sites[place] = _Site(Calendar(day), now.ms)
         return found
+
+    def _locate(self, place: Place, known: Registered, step: int, now: Now) -> None:
+        """Count a device's location in or out of its site's."""
+        if known.lat is not None and known.lon is not None:
+            site = self._site(place, now)
+            site.located += step
+            site.lat_sum += step * known.lat
+            site.lon_sum += step * known.lon
 
     def _say(self, level: int, words: str, *about: object, now: Now) -> None:
         """Log a change; of many in a minute, the first ones and how many there were."""

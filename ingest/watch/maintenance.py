@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -59,13 +59,18 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: list[Window] = []
 
 
-def read_windows(path: Path, zone: ZoneInfo) -> list[Window]:
-    """Return the file's windows, none without a file; times without an offset are of `zone`. Raises: ConfigError."""
+Zones: TypeAlias = Callable[[str], ZoneInfo]
+"""Return a county's time zone: of times that are written without an offset."""
+
+
+def read_windows(path: Path, zones: Zones) -> list[Window]:
+    """Return the file's windows, none without a file. Raises: ConfigError."""
     if not path.exists():
         return []
     with located(path):
         found = []
         for index, window in enumerate(read_toml(path, _File).window):
+            zone = zones(window.county)
             aware = msgspec.structs.replace(
                 window, begin=_aware(window.begin, zone), end=_aware(window.end, zone)
             )
@@ -151,9 +156,9 @@ class Schedule:
 class WindowFile:
     """The file, read again when it has changed."""
 
-    def __init__(self, path: Path, zone: ZoneInfo) -> None:
+    def __init__(self, path: Path, zones: Zones) -> None:
         self.path = path
-        self._zone = zone
+        self._zones = zones
         self._seen: tuple[int, int, int] | None = (-1, -1, -1)
 
     def changed(self) -> list[Window] | None:
@@ -168,7 +173,7 @@ class WindowFile:
         if seen == self._seen:
             return None
         self._seen = seen
-        return read_windows(self.path, self._zone)
+        return read_windows(self.path, self._zones)
 
 
 def utc(time_ms: int) -> datetime:

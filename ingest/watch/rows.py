@@ -74,12 +74,20 @@ def series_of(topic: Topic, measurement: str = "device") -> Series:
     return Series(measurement, topic.county, topic.site, topic.device, topic.domain)
 
 
-def site_row(place: Place, counts: list[int], figures: Figures, now_ms: int) -> Point:
-    """Return how a site's devices of one domain are now."""
+def site_row(
+    place: Place,
+    counts: list[int],
+    figures: Figures,
+    middle: tuple[float, float] | None,
+    now_ms: int,
+) -> Point:
+    """Return how a site's devices of one domain are now, and where their middle is."""
     fields: dict[str, FieldValue] = {"devices": sum(counts)}
     for status in (Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN, Status.MAINTENANCE):
         fields[status.word] = counts[status]
     fields |= _shares(figures)
+    if middle is not None:
+        fields |= {"lat": round(middle[0], 6), "lon": round(middle[1], 6)}
     return Point(_series("site_now", place), now_ms * 1_000_000, fields)
 
 

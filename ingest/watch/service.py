@@ -56,12 +56,12 @@ class Watch:
         """Set with the first connection: from then on the registry fills."""
         self._now = clock
         self._store = store
-        self._days = {county: Days(settings.zone(county)) for county in config.counties}
+        self._days = {county: Days(config.zone(county)) for county in config.counties}
         self._every_s = settings.every_s
         self.lookout = Lookout(
             self._days.__getitem__, every_s=settings.every_s, flaps_per_h=settings.flaps_per_h
         )
-        self._windows = WindowFile(settings.maintenance, settings.zone())
+        self._windows = WindowFile(settings.maintenance, config.zone)
         self._windows_s = self._touched_s = self._written_s = float("-inf")
         self._told: set[tuple[str, str]] = set()
         self._rows: list[Point] = []

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.states import Location
 from ingest.registry import DeviceId
 from ingest.watch.liveness import Status
 from ingest.watch.maintenance import Window, utc
@@ -289,6 +290,25 @@ def test_a_site_says_how_many_are_how() -> None:
     assert row.fields["maintenance"] == 0
     times = [row.time_ms for row in one.rows("site_now") if row.series.domain == "air"]
     assert all(after - before >= 5000 for before, after in pairwise(times))
+
+
+def test_a_site_is_in_the_middle_of_its_devices_and_says_when_none_is_left() -> None:
+    one = Street()
+    one.state("gw-1")
+    one.state("aq-1", location=Location(lat=24.0, lon=121.0))
+    one.state("aq-2", location=Location(lat=25.0, lon=121.5))
+    one.state("aq-3")
+
+    def last() -> dict[str, object]:
+        one.pass_time(70.0)
+        return dict([row for row in one.rows("site_now") if row.series.domain == "air"][-1].fields)
+
+    assert (last()["lat"], last()["lon"]) == (24.5, 121.25)
+    one.state("aq-2", location=Location(lat=24.0, lon=121.0))
+    assert (last()["lat"], last()["lon"]) == (24.0, 121.0)
+    for name in ("aq-1", "aq-2", "aq-3"):
+        one.empty(name)
+    assert (last()["devices"], "lat" in last()) == (0, False)
 
 
 def test_many_changes_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
