@@ -28,6 +28,8 @@ READS = ("energy_wh", "energy_gap_wh")
 """What a site's rows need of its devices'."""
 COVERAGE_FACTOR = 2.0
 """An interval of twice the standard uncertainty holds the truth in about 95 of 100 cases (GUM, JCGM 100)."""
+LEAST_SHARE = 0.1
+"""Of less than this part of the lamps' time nothing is said of the rest."""
 _WH_PER_W_MS = 1 / 3_600_000
 
 
@@ -137,10 +139,10 @@ def savings(lamps: Iterable[Lamp], site: SiteSettings) -> Fields:
         correction (Cochran, Sampling Techniques, 3rd edition, section 6.4) for what was not heard.
     """
     heard = [lamp for lamp in lamps if lamp.share > 0]
-    shares = fsum(min(lamp.share, 1.0) for lamp in heard)
-    if not heard or not shares:
+    count = len(heard)
+    share = fsum(min(lamp.share, 1.0) for lamp in heard) / count if count else 0.0
+    if share < LEAST_SHARE:
         return {}
-    count, share = len(heard), min(shares / len(heard), 1.0)
     baseline_wh = fsum(lamp.baseline_wh for lamp in heard) / share
     energy_wh = fsum(lamp.energy_wh for lamp in heard) / share
     saved_wh = baseline_wh - energy_wh
