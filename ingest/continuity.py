@@ -59,16 +59,14 @@ def _count_nothing(_time_ms: int, _received: int, _missing: int) -> None:
     return
 
 
-class Continuity:
+class Continuity(msgspec.Struct, gc=False):
     """What is remembered of one device's samples: of its epoch, and of the one before, which may come late."""
 
-    __slots__ = ("_before", "_newest_name", "_newest_row", "_run")
-
-    def __init__(self) -> None:
-        self._run = _Run(-1)
-        self._before: _Run | None = None
-        self._newest_row = -1
-        self._newest_name = (-1, -1)
+    _run: _Run = msgspec.field(default_factory=lambda: _Run(-1))
+    _before: _Run | None = None
+    _newest_row: int = -1
+    _newest_epoch: int = -1
+    _newest_seq: int = -1
 
     @property
     def epoch(self) -> int:
@@ -111,8 +109,10 @@ class Continuity:
         """Whether another sample has its row. Only the newest row is remembered: times rise with seq."""
         row = sample.row_time_ns
         if row > self._newest_row:
-            self._newest_row, self._newest_name = row, (sample.epoch, sample.seq)
-        return row == self._newest_row and self._newest_name != (sample.epoch, sample.seq)
+            self._newest_row = row
+            self._newest_epoch, self._newest_seq = sample.epoch, sample.seq
+        named = (self._newest_epoch, self._newest_seq)
+        return row == self._newest_row and named != (sample.epoch, sample.seq)
 
 
 def _follow(run: _Run, sample: Sample, count: Count) -> None:

@@ -27,6 +27,7 @@ class DeviceId(NamedTuple):
 class Registered(msgspec.Struct, frozen=True, gc=False):
     """A device, as the state of its owner says."""
 
+    name: DeviceId
     topic: Topic
     online: bool
     interval_s: float
@@ -62,7 +63,7 @@ class Registry:
 
     def apply(self, topic: Topic, state: State | None) -> Change:
         """Take a state, None for the empty payload that retires."""
-        name = DeviceId(topic.county, topic.device)
+        name = DeviceId(intern(topic.county), topic.device)
         known = self.devices.get(name)
         mine = known is not None and known.topic.gateway == topic.gateway
         if state is None:
@@ -74,14 +75,13 @@ class Registry:
             return Change.RETIRED
         if known is not None and not mine and state.epoch <= known.epoch:
             return Change.DISPUTED
-        said = _registered(topic, state)
+        said = _registered(name if known is None else known.name, topic, state)
         if known == said:
             return Change.NONE
         if known is not None and not mine:
             self._leave(known.topic, name)
-        name = DeviceId(intern(topic.county), said.topic.device)
-        self.devices[name] = said
-        self._behind.setdefault((topic.county, topic.gateway), set()).add(name)
+        self.devices[said.name] = said
+        self._behind.setdefault((topic.county, topic.gateway), set()).add(said.name)
         return Change.SET
 
     def adopt(self, name: DeviceId, known: Registered) -> None:
@@ -105,11 +105,12 @@ class Registry:
             del self._behind[key]
 
 
-def _registered(topic: Topic, state: State) -> Registered:
+def _registered(name: DeviceId, topic: Topic, state: State) -> Registered:
     descriptor, location = state.descriptor, state.descriptor.location
-    levels = (topic.county, topic.site, topic.gateway, topic.domain, topic.device, topic.channel)
+    shared = map(intern, (topic.county, topic.site, topic.gateway, topic.domain))
     return Registered(
-        Topic(*map(intern, levels)),  # type: ignore[arg-type]  # as they were
+        name,
+        Topic(*shared, topic.device, "state"),
         state.online,
         state.interval_s,
         state.epoch,

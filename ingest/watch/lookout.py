@@ -153,6 +153,7 @@ class Lookout:
         self._watched: dict[DeviceId, _Watched] = {}
         self._gateways: dict[tuple[str, str], _Gateway] = {}
         self._sites: dict[Place, _Site] = {}
+        self._places: dict[Place, Place] = {}
         self._cleared: dict[tuple[str, str], _Cleared] = {}
         self._restored: dict[DeviceId, list[Restored]] = {}
         self._quiet: dict[tuple[DeviceId, Kind], float] = {}
@@ -297,11 +298,12 @@ class Lookout:
         self._last_rows.clear()
         found += self._site_rows(now)
         while self._due_rows and len(found) < limit:
-            name = next(iter(self._due_rows))
-            del self._due_rows[name]
+            name, _ = self._due_rows.popitem()
             watched = self._watched.get(name)
             if watched is not None:
                 found.append(self._row(watched, now))
+        if not self._due_rows:
+            self._due_rows = {}  # one that was large stays so
         return found
 
     def day_rows(self, now: Now, for_s: float) -> list[Point]:
@@ -334,9 +336,9 @@ class Lookout:
         known = self.registry.devices[name]
         gateway = self._gateway(known.topic)
         watched = self._watched.get(name)
-        place = Place(known.topic.county, known.topic.site, known.topic.domain)
+        place = self._place(known)
         if watched is None:
-            watched = self._begin(name, place, now)
+            watched = self._begin(known.name, place, now)
         else:
             assert before is not None
             self._locate(watched.place, before, -1, now)
@@ -438,8 +440,8 @@ class Lookout:
             self._open("gateway_gone", "states_emptied", culprit, now, devices=devices)
             for name, known in orphans.items():
                 self.registry.adopt(name, known)
-                place = Place(known.topic.county, known.topic.site, known.topic.domain)
-                self._begin(name, place, now)
+                place = self._place(known)
+                self._begin(known.name, place, now)
                 self._locate(place, known, 1, now)
                 self._due_rows[name] = None
             words = "%s is gone: %d devices wait for another gateway"
@@ -883,6 +885,11 @@ class Lookout:
             day = self._days(place.county).of(now.ms)
             found = self._sites[place] = _Site(Calendar(day), now.ms)
         return found
+
+    def _place(self, known: Registered) -> Place:
+        """Return a device's place, one object for all that are there."""
+        place = Place(known.topic.county, known.topic.site, known.topic.domain)
+        return self._places.setdefault(place, place)
 
     def _locate(self, place: Place, known: Registered, step: int, now: Now) -> None:
         """Count a device's location in or out of its site's."""
