@@ -23,6 +23,8 @@ HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 HELD_S = DAY_S
 """How far back the newest row is looked for: for so long the last that was known holds."""
+NIGHTS_S = 3 * DAY_S
+"""A day's row has the time at which the day began, and its night ends at the next noon."""
 BAYS_S = HOUR_S
 """A bay that said nothing for so long is neither free nor taken."""
 ROLLUPS_S = 4 * HOUR_S
@@ -90,29 +92,25 @@ def rules(town: Town) -> list[Rule]:
             name="device-silent",
             asks=_newest("down", "site_now", here, _NO_GATEWAY, by=_DOMAIN),
             compares="gte",
-            limits=(limits.silent_devices,),
+            limits=(limits.down_devices,),
             severity=Severity.WARNING,
             lasts_s=300,
         ),
-        Rule(
-            name="lamp-fault",
-            asks=_newest("faulty", "site_hour", here, is_text("domain", "streetlight"), by=_SITE),
-            source=Source.ROLLUPS,
-            compares="gte",
-            limits=(1,),
-            severity=Severity.WARNING,
-            every_s=600,
-        ),
-        Rule(
-            name="day-burner",
-            asks=_newest(
-                "day_burners", "site_hour", here, is_text("domain", "streetlight"), by=_SITE
-            ),
-            source=Source.ROLLUPS,
-            compares="gte",
-            limits=(1,),
-            severity=Severity.INFO,
-            every_s=600,
+        *(
+            Rule(
+                name=name,
+                asks=_newest(field, "site_day", here, is_text("domain", "streetlight"), by=_SITE),
+                source=Source.ROLLUPS,
+                from_s=NIGHTS_S,
+                compares="gte",
+                limits=(1,),
+                severity=severity,
+                every_s=600,
+            )
+            for name, field, severity in (
+                ("lamp-fault", "lamps_out", Severity.WARNING),
+                ("day-burner", "day_burners", Severity.INFO),
+            )
         ),
         Rule(
             name="air-unhealthy",

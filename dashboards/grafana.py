@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from grafana_foundation_sdk.builders import barchart as bars_builder
@@ -20,7 +21,7 @@ from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common, dashboard
 
 from dashboards.influxql import Select
-from dashboards.looks import DECIMALS, LIMITS, UNITS, VALUES
+from dashboards.looks import DECIMALS, LIMITS, PLAIN, UNITS, VALUES
 from dashboards.pages import PAGES
 from dashboards.pages.parts import ZONE
 from dashboards.panels import WIDTH, Band, Field, Kind, Link, Page, Panel, Source, Variable
@@ -73,9 +74,7 @@ class _Target(Dataquery, Builder[Dataquery]):
 
     def to_json(self) -> dict[str, object]:
         series = self._panel.kind in (Kind.LINES, Kind.STATES)
-        names = [column.name for column in self._select.columns]
-        tag = f"$tag_{self._panel.legend}" if self._panel.legend else "$col"
-        alias = f"{tag} $col" if self._panel.legend and len(names) > 1 else tag
+        alias = "$tag_site, $tag_county" if self._panel.by_site else "$col"
         return {
             "refId": chr(ord("A") + self._index),
             "datasource": {"type": PLUGIN, "uid": self._panel.source.value},
@@ -84,6 +83,17 @@ class _Target(Dataquery, Builder[Dataquery]):
             "resultFormat": "time_series" if series else "table",
             **({"alias": alias} if series else {}),
         }
+
+
+class _Thresholds(Builder[dashboard.ThresholdsConfig]):
+    """The colours of a kind of limits; of none, a colour that says nothing."""
+
+    def __init__(self, limits: str) -> None:
+        self._steps = LIMITS[limits] if limits else PLAIN
+
+    def build(self) -> dashboard.ThresholdsConfig:
+        steps = [dashboard.Threshold(value=above, color=colour) for above, colour in self._steps]
+        return dashboard.ThresholdsConfig(steps=steps)
 
 
 class _Page:
@@ -106,6 +116,7 @@ class _Page:
             .readonly()
             .tooltip(dashboard.DashboardCursorSync.CROSSHAIR)
             .variables([self._variable(variable) for variable in page.variables])
+            .annotations([])
             .links(self._links())
         )
         y = 0
@@ -150,23 +161,20 @@ class _Page:
         made.no_value(self._say(panel.empty))
         shown = [field for field in panel.fields if not field.hidden]
         made.unit(UNITS[shown[0].unit] if len(shown) == 1 else "none")
-        for field in panel.fields:
-            looks = self._looks(field, panel)
-            if (
-                panel.legend
-            ):  # the lines have names of the tag: one field, its looks are the panel's
-                self._give(made, field)
-            else:
-                made.override_by_name("Time" if field.name == "time" else field.name, looks)
+        made.thresholds(_Thresholds(shown[0].limits if len(shown) == 1 else ""))
+        if isinstance(made, stat_builder.Panel):
+            called = re.escape(self._say(shown[0].text))
+            reduced = common_builder.ReduceDataOptions().calcs(["lastNotNull"])
+            made.reduce_options(reduced.fields(f"/^{called}$/"))
+        if panel.kind is Kind.BARS:
+            made.override_by_name(
+                "Time", [dashboard.DynamicConfigValue("unit", UNITS["short day"])]
+            )
+        if not panel.by_site:  # those lines are called by their sites: their looks are the panel's
+            for field in panel.fields:
+                name = "Time" if field.name == "time" else field.name
+                made.override_by_name(name, self._looks(field, panel))
         return made
-
-    def _give(self, made: AnyPanel, field: Field) -> None:
-        """Give a whole panel the looks of its one field."""
-        if field.limits:
-            steps = [
-                dashboard.Threshold(value=at, color=colour) for at, colour in LIMITS[field.limits]
-            ]
-            made.thresholds(page_builder.ThresholdsConfig().steps(steps))
 
     def _looks(self, field: Field, panel: Panel) -> list[dashboard.DynamicConfigValue]:
         """Return how a column is shown, as overrides of its name."""
@@ -188,9 +196,7 @@ class _Page:
                 )
             ]
         if field.limits:
-            said["thresholds"] = dashboard.ThresholdsConfig(
-                steps=[dashboard.Threshold(value=at, color=c) for at, c in LIMITS[field.limits]]
-            )
+            said["thresholds"] = _Thresholds(field.limits).build()
             if panel.kind is not Kind.LINES and panel.kind is not Kind.BARS:
                 said["color"] = {"mode": "thresholds"}
         if panel.kind is Kind.TABLE:
@@ -273,11 +279,6 @@ def _frame(panel: Panel) -> AnyPanel:
                 .color_mode(common.BigValueColorMode.VALUE)
                 .graph_mode(common.BigValueGraphMode.NONE)
                 .text_mode(common.BigValueTextMode.VALUE)
-                .reduce_options(
-                    common_builder.ReduceDataOptions()
-                    .calcs(["lastNotNull"])
-                    .fields("/^(?!Time$).*/")
-                )
             )
         case Kind.TABLE:
             return table_builder.Panel().cell_height(common.TableCellHeight.SM)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from dashboards.grafana import check_model
 from dashboards.panels import WIDTH, Source
-from exchange.errors import OnestreetError
+from exchange.errors import StoreError
 
 PageJson: TypeAlias = Mapping[str, Any]
 TIMEOUT_S = 30.0
@@ -23,10 +23,6 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _TIME_BOUND = re.compile(r"\$timeFilter|\btime > now\(\) - ")
 _FIT_VARIABLES = {"county": ".*", "site": ".*", "device": ".*"}
 _INTERVAL = "10m"
-
-
-class StoreSilent(OnestreetError):
-    """The InfluxDB that queries were to be tried on does not answer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Store:
     ca_file: str = ""
 
     def ask(self, source: str, text: str) -> list[dict[str, Any]]:
-        """Return the series of an answer. Raises: ValueError with the store's words; StoreSilent."""
+        """Return the series of an answer. Raises: ValueError with the store's words; StoreError."""
         asked = urllib.parse.urlencode({"db": self.buckets[source], "q": text, "epoch": "ms"})
         request = urllib.request.Request(  # noqa: S310 - checked by the command line
             f"{self.url}/query", asked.encode(), {"Authorization": f"Token {self.token}"}
@@ -72,9 +68,9 @@ class Store:
             said = error.read().decode(errors="replace").strip()
             if error.code in (400, 422):
                 raise ValueError(said) from None
-            raise StoreSilent(f"{self.url}: {error.code} {said}") from None
+            raise StoreError(f"{self.url}: {error.code} {said}") from None
         except OSError as error:
-            raise StoreSilent(f"{self.url}: {error}") from None
+            raise StoreError(f"{self.url}: {error}") from None
         if "error" in result:
             raise ValueError(result["error"])
         series: list[dict[str, Any]] = result.get("series", [])
@@ -113,7 +109,7 @@ def queries(page: PageJson) -> Iterator[Query]:
 
 
 def refusals(page: PageJson, store: Store) -> list[str]:
-    """Return which queries of a page a store does not take. Raises: StoreSilent."""
+    """Return which queries of a page a store does not take. Raises: StoreError."""
     found = []
     for query in queries(page):
         try:

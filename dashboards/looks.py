@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from exchange.air_quality_index import BEYOND, bands
+
 GREEN, YELLOW, ORANGE, RED = "#2f9e44", "#f2c037", "#f08c00", "#e03131"
 VIOLET, BLUE, GREY, DARK = "#9c6ade", "#3b82d6", "#8a94a0", "#5c6670"
 
@@ -38,6 +40,7 @@ UNITS = {
     "s": "dthms",
     "moment": "time:YYYY-MM-DD HH:mm",
     "day": "time:YYYY-MM-DD",
+    "short day": "time:MM-DD",
     "ug/m3": "conμgm3",
     "var": "voltampreact",
     "1/day": "none",
@@ -65,26 +68,11 @@ LIMITS: Mapping[str, tuple[Step, ...]] = {
     "hours left": (Step(None, RED), Step(6, YELLOW), Step(24, GREEN)),
     "load": (Step(None, GREEN), Step(80, YELLOW), Step(95, RED)),
     "waiting": (Step(None, GREEN), Step(1000, YELLOW), Step(100_000, RED)),
-    # Colours and bands of the ministry's index: exchange's readers know them from its map.
-    "aqi": (
-        Step(None, "#00e800"),
-        Step(51, "#ffff00"),
-        Step(101, "#ff7e00"),
-        Step(151, "#ff0000"),
-        Step(201, "#8f3f97"),
-        Step(301, "#7e0023"),
-    ),
-    "pm2_5": (
-        Step(None, "#00e800"),
-        Step(12.5, "#ffff00"),
-        Step(30.5, "#ff7e00"),
-        Step(50.5, "#ff0000"),
-        Step(125.5, "#8f3f97"),
-        Step(225.5, "#7e0023"),
-    ),
-    "plain": (Step(None, BLUE),),
+    "aqi": tuple(Step(band.low or None, band.color) for band in bands()),
 }
-"""Source of both air scales: the air quality index of Taiwan's Ministry of Environment, in force since 2025-01-01."""
+"""By kind. The bands of air are the exchange's."""
+PLAIN = (Step(None, BLUE),)
+"""Of a figure without limits: Grafana would have it turn red at 80."""
 
 
 class Name(NamedTuple):
@@ -128,6 +116,7 @@ VALUES: Mapping[str, Mapping[str, Name]] = {
         domain: Name(f"domain.{domain}", GREY)
         for domain in ("air", "gateway", "parking", "power", "streetlight", "weather")
     },
+    "aqi": {str(BEYOND): Name("aqi.beyond", bands()[-1].color)},
     "command": {
         status: Name(f"command.{status}", colour)
         for status, colour in (

@@ -22,6 +22,11 @@ class Source(StrEnum):
     ROLLUPS = "onestreet-rollups"
 
 
+def bucket_of(source: Source, raw: str) -> str:
+    """Return the bucket behind a data source, by the name of the one of raw rows."""
+    return raw if source is Source.RAW else f"{raw}_rollups"
+
+
 class Kind(StrEnum):
     """How a panel shows what it asks for."""
 
@@ -73,8 +78,8 @@ class Panel:
     fields: Sequence[Field]
     width: int = WIDTH
     source: Source = Source.RAW
-    legend: str = ""
-    """Tag that tells the lines apart, where there are several."""
+    by_site: bool = False
+    """A line of its one field for each site."""
     empty: str
     """Key of what is said when there are no rows."""
     title: str = ""

@@ -15,7 +15,7 @@ OnestreetError
 │   └── UplinkLost         unreachable or broken off; retried
 └── of one room alone      EnrolmentError (exchange.enrolment); OutboxBlocked (edge_agent.outbox); LedgerBlocked
                            (edge_agent.ledger); AuthorityError, OfficeError, BackupError, Busy (provisioning);
-                           SimulatorError (simulators); ProcessFailed (exchange.processes)
+                           SimulatorError (simulators); GrafanaRefused (dashboards); ProcessFailed (exchange.processes)
 
 Final and retryable errors are different classes, so that a caller never has to read a message to decide.
 """

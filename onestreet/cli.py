@@ -35,6 +35,12 @@ SUBCOMMANDS = {
         "ingest.quarantine_command:run", "ingest", "what was refused: list, show, replay, purge"
     ),
     "watch": Subcommand("ingest.command:run_watch", "ingest", "the registry and what is up"),
+    "dashboards": Subcommand(
+        "dashboards.command:run", "dashboards", "what operators see in Grafana: build, check, push"
+    ),
+    "rollups": Subcommand(
+        "ingest.rollups.command:run", "ingest", "hours and days of devices and sites: run, once"
+    ),
     "conform": Subcommand(
         "exchange.conformance.command:run", "conform", "whether a party keeps to the exchange"
     ),

@@ -25,10 +25,16 @@ from exchange.dictionary import dictionary
 
 DOMAIN = "air"
 LAST_HOURS = since("3h")
-AQI = Field(name="aqi", text="aqi", unit="AQI", limits="aqi")
-AQI_MEAN = Field(name="aqi_mean", text="aqi mean", unit="AQI", limits="aqi")
+AQI = Field(name="aqi", text="aqi", unit="AQI", limits="aqi", values="aqi")
+AQI_MEAN = Field(name="aqi_mean", text="aqi mean", unit="AQI", limits="aqi", values="aqi")
 PARTS = tuple(
-    Field(name=f"aqi_{metric}", text=f"metric.{DOMAIN}.{metric}", unit="AQI", limits="aqi")
+    Field(
+        name=f"aqi_{metric}",
+        text=f"metric.{DOMAIN}.{metric}",
+        unit="AQI",
+        limits="aqi",
+        values="aqi",
+    )
     for metric in ("pm2_5", "pm10", "o3", "co", "so2", "no2")
 )
 INDICATIVE = Field(name="indicative", text="indicative", values="yes")
@@ -64,16 +70,16 @@ SITES = Panel(
 )
 
 
-def _measured(metric: str, limits: str = "") -> Panel:
+def _measured(metric: str) -> Panel:
     """Return a metric of each site, as means of hours: raw rows of all stations would be too many."""
     unit = dictionary()[DOMAIN].metrics[metric].unit
-    field = Field(name=metric, text=f"metric.{DOMAIN}.{metric}", unit=unit, limits=limits)
+    field = Field(name=metric, text=f"metric.{DOMAIN}.{metric}", unit=unit)
     query = Select(
         columns=[call("mean", f"{metric}_mean").named(metric)],
         source="rollup_hour",
         where=(*PLACE, is_text("domain", DOMAIN), in_range()),
         every=INTERVAL,
-        by=("site",),
+        by=("county", "site"),
     )
     return Panel(
         name=metric,
@@ -82,7 +88,7 @@ def _measured(metric: str, limits: str = "") -> Panel:
         fields=(field,),
         width=12,
         source=Source.ROLLUPS,
-        legend="site",
+        by_site=True,
         empty="no hours yet",
     )
 
@@ -115,8 +121,8 @@ PAGE = Page(
         ),
         Band(height=9, panels=(SITES, sites_map(12, DOMAIN))),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
-        Band(height=9, panels=(hours("aqi by hour", DOMAIN, [AQI], 24),)),
-        Band(height=9, panels=(_measured("pm2_5", limits="pm2_5"), _measured("pm10"))),
+        Band(height=9, panels=(hours("aqi by hour", DOMAIN, AQI, 24),)),
+        Band(height=9, panels=(_measured("pm2_5"), _measured("pm10"))),
         Band(height=9, panels=(_measured("temperature"), _measured("humidity"))),
         Band(height=10, panels=(STATIONS,)),
         Band(

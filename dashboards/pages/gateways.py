@@ -70,22 +70,22 @@ def _now(field: Field, how: str, width: int = 6) -> Panel:
     )
 
 
-def _over_time(name: str, fields: tuple[Field, ...], width: int = 12) -> Panel:
+def _over_time(name: str, field: Field) -> Panel:
     """Return the worst gateway of each site."""
     query = Select(
-        columns=aggregates("max", [field.name for field in fields]),
+        columns=aggregates("max", [field.name]),
         source=DOMAIN,
         where=(*PLACE, in_range()),
         every=INTERVAL,
-        by=("site",),
+        by=("county", "site"),
     )
     return Panel(
         name=name,
         kind=Kind.LINES,
         asks=(query,),
-        fields=fields,
-        width=width,
-        legend="site",
+        fields=(field,),
+        width=12,
+        by_site=True,
         empty="no gateways",
     )
 
@@ -197,9 +197,7 @@ PAGE = Page(
         ),
         Band(height=9, panels=(STATES_NOW,)),
         Band(height=10, panels=(HEALTH_NOW,)),
-        Band(
-            height=9, panels=(_over_time("backlog", (WAITING,)), _over_time("delay", (ROUND_TRIP,)))
-        ),
+        Band(height=9, panels=(_over_time("backlog", WAITING), _over_time("delay", ROUND_TRIP))),
         Band(height=9, panels=(ARRIVED, BY_SITE)),
         Band(height=9, panels=(states_over_time(DOMAIN, 12), days_complete("", 12))),
     ),

@@ -115,7 +115,7 @@ PAGE = Page(
         Band(height=9, panels=(FULLEST, sites_map(12, DOMAIN))),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
         Band(height=9, panels=(LOTS,)),
-        Band(height=9, panels=(hours("occupancy by hour", DOMAIN, [OCCUPANCY], 24),)),
+        Band(height=9, panels=(hours("occupancy by hour", DOMAIN, OCCUPANCY, 24),)),
         Band(
             height=9,
             panels=(

@@ -291,22 +291,22 @@ def days(
     )
 
 
-def hours(name: str, domain: str, fields: Sequence[Field], width: int = 12) -> Panel:
+def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
     """Return each site's hours as lines."""
     query = Select(
-        columns=aggregates("mean", [field.name for field in fields]),
+        columns=aggregates("mean", [field.name]),
         source="site_hour",
         where=(*PLACE, *of_domain(domain), in_range()),
         every=INTERVAL,
-        by=("site",),
+        by=("county", "site"),
     )
     return Panel(
         name=name,
         kind=Kind.LINES,
         asks=(query,),
-        fields=fields,
+        fields=(field,),
         width=width,
         source=Source.ROLLUPS,
-        legend="site",
+        by_site=True,
         empty="no days yet",
     )

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dashboards.files import PROVISIONED, read
+from dashboards.panels import Source, bucket_of
+from dashboards.publishing import FOLDERS
+from dashboards.texts import LANGUAGES, say
 from exchange.errors import ConfigError
 from ingest.config import load_config
 from provisioning.authority import names_of
@@ -349,16 +353,19 @@ def test_grafana_reads_the_store_by_its_own_token_over_tls(model: Model) -> None
     grafana = services(model)["grafana"]
     mounts = {one["target"]: Path(one["source"]) for one in grafana["volumes"]}
     folder = mounts["/etc/grafana/provisioning"]
-    [file] = sorted(folder.rglob("*.yaml"))
-    assert file.parent == folder / "datasources"
+    file = folder / "datasources" / "store.yaml"
     settings = yaml.safe_load(file.read_text())
     assert settings.keys() == {"apiVersion", "prune", "datasources"}
-    [source] = settings["datasources"]
-    assert (source["type"], source["access"]) == ("influxdb", "proxy")
-    assert source["jsonData"]["version"] == "InfluxQL"
-    assert source["jsonData"]["tlsAuthWithCACert"] is True
-    assert source["jsonData"]["httpHeaderName1"] == "Authorization"
-    assert source["secureJsonData"]["httpHeaderValue1"].startswith("Token $__file{")
+    for source in settings["datasources"]:
+        assert (source["type"], source["access"]) == ("influxdb", "proxy")
+        assert source["jsonData"]["version"] == "InfluxQL"
+        assert source["jsonData"]["tlsAuthWithCACert"] is True
+        assert source["jsonData"]["httpHeaderName1"] == "Authorization"
+        assert source["secureJsonData"]["httpHeaderValue1"].startswith("Token $__file{")
+    buckets = {one["uid"]: one["jsonData"]["dbName"] for one in settings["datasources"]}
+    assert buckets == {one.value: bucket_of(one, "${STORE_BUCKET}") for one in Source} | {
+        "onestreet": "$STORE_BUCKET"
+    }
     named = re.findall(r"\$__file\{(.+?)\}", file.read_text())
     named.append(grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"])
     own = "/office/services/grafana"
@@ -369,5 +376,23 @@ def test_grafana_reads_the_store_by_its_own_token_over_tls(model: Model) -> None
         "ca.pem",
         "admin.password",
     }
-    for name in re.findall(r"\$(\w+)", re.sub(r"\$__file\{.+?\}", "", file.read_text())):
+    for name in re.findall(r"\$\{?(\w+)", re.sub(r"\$__file\{.+?\}", "", file.read_text())):
         assert grafana["environment"][name], name
+
+
+def test_grafana_finds_the_pages_where_they_are_mounted(model: Model) -> None:
+    grafana = services(model)["grafana"]
+    mounts = {one["target"]: Path(one["source"]) for one in grafana["volumes"]}
+    [target] = [one for one in mounts if one.endswith("/provisioning")]
+    [file] = sorted((mounts[target] / "dashboards").glob("*.yaml"))
+    assert file.parent == ROOT / PROVISIONED
+    providers = yaml.safe_load(file.read_text(encoding="utf-8"))["providers"]
+    shown = [(one["folderUid"], one["folder"]) for one in providers]
+    assert shown == [(FOLDERS[language], say("folder", language)) for language in LANGUAGES]
+    pages = read(file.parent)
+    for language, one in zip(LANGUAGES, providers, strict=True):
+        inside = PurePosixPath(one["options"]["path"]).relative_to(target)
+        assert inside == PurePosixPath("dashboards") / language
+        assert any(path.startswith(f"{language}/") for path in pages)
+    home = PurePosixPath(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (mounts[target] / home.relative_to(target)).is_file()

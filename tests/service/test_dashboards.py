@@ -82,8 +82,8 @@ def test_a_panel_gets_rows_with_every_column_that_it_shows(store: Store, asked: 
     if asked.panel.kind in (Kind.LINES, Kind.STATES):
         wanted = {column.name for column in asked.panel.asks[asked.number].columns}
         assert wanted <= {field.name for field in asked.panel.fields}
-        if asked.panel.legend:
-            wanted.add(asked.panel.legend)
+        if asked.panel.by_site:
+            wanted |= {"county", "site"}
     else:
         wanted = {field.name for field in asked.panel.fields}
     for row in rows:

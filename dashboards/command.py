@@ -1,0 +1,132 @@
+"""`onestreet dashboards`: pages for Grafana as files, judged, and published."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dashboards.files import PROVISIONED, page_files, read, write
+from dashboards.judgement import Store, findings, queries, refusals
+from dashboards.panels import Source, bucket_of
+from dashboards.publishing import Grafana, StoreAddress
+from exchange.errors import ConfigError
+from exchange.tls import is_loopback
+from exchange.towns import Store as TownStore
+
+DESCRIPTION = "Pages for operators in Grafana, in Chinese and English. 維運人員的 Grafana 頁面，中英文各一套。"
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command and return its exit status: 1 where something is wrong. Raises: ConfigError, OnestreetError."""
+    chosen = _parser().parse_args(words)
+    status: int = chosen.run(chosen)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onestreet dashboards", description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    build = commands.add_parser(
+        "build", help="writes the pages as files to provision 產生頁面檔，供 Grafana 佈建"
+    )
+    build.add_argument("--into", type=Path, default=PROVISIONED, metavar="FOLDER")
+    build.set_defaults(run=_build)
+    check = commands.add_parser(
+        "check", help="judges pages, and tries their queries on an InfluxDB 檢查頁面並試跑查詢"
+    )
+    check.add_argument(
+        "folder", type=Path, nargs="?", help="what build wrote; without it, this version's pages"
+    )
+    _add_store(check)
+    check.set_defaults(run=_check)
+    push = commands.add_parser(
+        "push", help="publishes pages to a running Grafana 發布到執行中的 Grafana"
+    )
+    push.add_argument("url", metavar="URL", help="https://HOST:PORT (http:// on loopback)")
+    push.add_argument(
+        "--token-file",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="of a service account, Editor or Admin",
+    )
+    push.add_argument("--ca-file", type=Path, metavar="FILE", help="of Grafana's certificate")
+    _add_store(push)
+    push.set_defaults(run=_push)
+    return parser
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", metavar="URL", help="influxdbs://HOST:PORT/ORG/BUCKET, as in a town's file"
+    )
+    parser.add_argument(
+        "--store-token-file", type=Path, metavar="FILE", help="a token that reads both buckets"
+    )
+    parser.add_argument("--store-ca-file", type=Path, metavar="FILE")
+
+
+def _build(chosen: argparse.Namespace) -> int:
+    for file in write(chosen.into):
+        sys.stdout.write(f"{file}\n")
+    return 0
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    pages = dict(page_files()) if chosen.folder is None else read(chosen.folder)
+    found = findings(list(pages.values()))
+    store, asked = _store(chosen), 0
+    if store is not None and not found:
+        buckets = {source.value: bucket_of(source, store.bucket) for source in Source}
+        ca_file = str(chosen.store_ca_file or "")
+        asking = Store(store.url, store.token, buckets, ca_file)
+        for text in pages.values():
+            page = json.loads(text)
+            asked += sum(1 for _ in queries(page))
+            found += refusals(page, asking)
+    for words in found:
+        sys.stderr.write(f"{words}\n")
+    if found:
+        return 1
+    tried = f", {asked} queries 項查詢" if store else ""
+    sys.stdout.write(f"good 頁面無誤: {len(pages)} pages 頁{tried}\n")
+    return 0
+
+
+def _push(chosen: argparse.Namespace) -> int:
+    _check_encrypted("url", chosen.url)
+    grafana = Grafana(chosen.url, _line(chosen.token_file), ca_file=str(chosen.ca_file or ""))
+    for words in grafana.push(_store(chosen)):
+        sys.stdout.write(f"{words}\n")
+    return 0
+
+
+def _store(chosen: argparse.Namespace) -> StoreAddress | None:
+    if not chosen.store:
+        return None
+    try:
+        bucket = TownStore(url=chosen.store).bucket
+    except ValueError as error:
+        raise ConfigError("command line", "--store", chosen.store, str(error)) from None
+    if bucket is None:
+        raise ConfigError("command line", "--store", chosen.store, "Grafana reads an InfluxDB only")
+    if chosen.store_token_file is None:
+        raise ConfigError("command line", "--store-token-file", None, "must be given with --store")
+    ca = chosen.store_ca_file.read_text(encoding="ascii") if chosen.store_ca_file else ""
+    return StoreAddress(bucket.url, bucket.bucket, _line(chosen.store_token_file), ca)
+
+
+def _check_encrypted(key: str, url: str) -> None:
+    """Hold tokens back from plain HTTP to another machine. Raises: ConfigError."""
+    scheme, _, rest = url.partition("://")
+    host = rest.partition("/")[0].rpartition(":")[0] or rest.partition("/")[0]
+    if scheme != "https" and not (scheme == "http" and is_loopback(host.strip("[]"))):
+        allowed = "must be https://HOST:PORT (http:// on loopback): a token goes there"
+        raise ConfigError("command line", key, url, allowed)
+
+
+def _line(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
