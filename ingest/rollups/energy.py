@@ -30,6 +30,8 @@ COVERAGE_FACTOR = 2.0
 """An interval of twice the standard uncertainty holds the truth in about 95 of 100 cases (GUM, JCGM 100)."""
 LEAST_SHARE = 0.1
 """Of less than this part of the lamps' time nothing is said of the rest."""
+_ROUNDING = 0.001
+"""No counter begins again so near to where it was."""
 _WH_PER_W_MS = 1 / 3_600_000
 
 
@@ -189,8 +191,13 @@ def _integrated(known: list[Sample], hold_ms: float) -> Fields:
 
 
 def _difference(earlier: Sample, later: Sample, most_w: float) -> float | None:
-    """Return what a counter counted; None when it cannot have: it was replaced. One that fell began again at 0."""
-    used_wh = later[1] - earlier[1] if later[1] >= earlier[1] else later[1]
+    """Return what a counter counted; None when it cannot have: it was replaced.
+
+    One that fell began again at 0, unless it fell by next to nothing: that is rounding.
+    """
+    used_wh = later[1] - earlier[1]
+    if used_wh < 0:
+        used_wh = 0.0 if -used_wh <= _ROUNDING * earlier[1] else later[1]
     return used_wh if used_wh <= most_w * (later[0] - earlier[0]) * _WH_PER_W_MS else None
 
 

@@ -49,7 +49,7 @@ class Stretch(NamedTuple):
 def hour(span: Span, site: SiteSettings) -> Fields:
     """Return what a lamp did in an hour."""
     fields = energy.measured(span, "energy", "power", site.hold_s, site.most_w)
-    found = list(stretches(span, site))
+    found = stretches(span, site)
     known = [one for one in found if one.burning is not None]
     burning = [one for one in known if one.burning]
     if known:
@@ -108,24 +108,46 @@ def site_day(devices: Sequence[Row], site: SiteSettings) -> Fields:
     return fields | {f"night_{name}": value for name, value in of_night.items()}
 
 
-def stretches(span: Span, site: SiteSettings) -> Iterator[Stretch]:
-    """Yield what a lamp did, as far as rows say; a value holds until the next row, for `hold_s` at most."""
+def stretches(span: Span, site: SiteSettings) -> list[Stretch]:
+    """Return what a lamp did, as far as rows say; a value holds until the next row, for `hold_s` at most."""
     hold_ms = round(1000 * site.hold_s)
-    changes: dict[int, dict[str, float]] = {}
-    for metric in METRICS:
+    found: list[Stretch] = []
+    rows = _rows(span, hold_ms)
+    ends = [*(time_ms for time_ms, _ in rows[1:]), span.end_ms]
+    for (time_ms, known), next_ms in zip(
+        rows, ends, strict=False
+    ):  # of no rows there is an end, too
+        begin_ms, end_ms = max(time_ms, span.start_ms), min(next_ms, time_ms + hold_ms)
+        if begin_ms >= end_ms:
+            continue
+        burning, faulty = _is_burning(known, site), _is_faulty(known, site)
+        last = found[-1] if found else None
+        if last is not None and last[1:] == (begin_ms, burning, faulty):
+            found[-1] = Stretch(last.start_ms, end_ms, burning, faulty)
+        else:
+            found.append(Stretch(begin_ms, end_ms, burning, faulty))
+    return found
+
+
+def _rows(span: Span, hold_ms: int) -> list[tuple[int, dict[str, float]]]:
+    """Return (time, values) of a lamp's rows; a value that one leaves out holds from an earlier one."""
+    rows: dict[int, dict[str, float]] = {}
+    metrics = [metric for metric in METRICS if metric in span.tracks or metric in span.before]
+    for metric in metrics:
         for time_ms, value in samples(span, metric):
-            changes.setdefault(time_ms, {})[metric] = value
-    times = sorted(changes)
-    holding: dict[str, tuple[int, float]] = {}
-    for place, time_ms in enumerate(times):
-        for metric, value in changes[time_ms].items():
-            holding[metric] = time_ms + hold_ms, value
-        next_ms = times[place + 1] if place + 1 < len(times) else span.end_ms
-        start_ms = max(time_ms, span.start_ms)
-        end_ms = min(next_ms, time_ms + hold_ms, span.end_ms)
-        if start_ms < end_ms:
-            known = {name: value for name, (until, value) in holding.items() if until > time_ms}
-            yield Stretch(start_ms, end_ms, _is_burning(known, site), _is_faulty(known, site))
+            row = rows.get(time_ms)
+            if row is None:
+                row = rows[time_ms] = {}
+            row[metric] = value
+    if all(len(row) == len(metrics) for row in rows.values()):
+        return sorted(rows.items())  # as it is with rows in which nothing is marked bad
+    whole: list[tuple[int, dict[str, float]]] = []
+    held: dict[str, tuple[int, float]] = {}
+    for time_ms, row in sorted(rows.items()):
+        held |= {metric: (time_ms + hold_ms, value) for metric, value in row.items()}
+        known = {metric: value for metric, (until, value) in held.items() if until > time_ms}
+        whole.append((time_ms, known))
+    return whole
 
 
 def _is_burning(known: dict[str, float], site: SiteSettings) -> bool | None:

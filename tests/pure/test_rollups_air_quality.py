@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from exchange.air_quality_index import BEYOND, Scale, Table, band_of, bands, table_on
 from exchange.dictionary import dictionary
 from ingest.rollups import air_quality
-from ingest.rollups.air_quality import HOUR_MS, corrected_pm2_5, index, sub_index
+from ingest.rollups.air_quality import HOUR_MS, HOURS_BACK, corrected_pm2_5, index, sub_index
 from ingest.rollups.samples import Row
 from ingest.rollups.settings import DEFAULTS, SiteSettings
 from ingest.rollups.spans import Bounds, Span
+from tests.rollup_days import hours
+from tests.weeks import Week
 
 TODAY = date(2026, 11, 16)
 START_MS = 1_794_758_400_000  # 2026-11-16T00:00+08:00
@@ -297,3 +299,23 @@ def test_a_correction_stands_beside_the_raw_value_and_only_where_it_is_asked_for
     asked = air_quality.hour(span, SiteSettings(cf1_metric="x-plantower-pm2_5_cf1"))
     assert asked["pm2_5_hour"] == 18
     assert asked["pm2_5_corrected_hour"] == pytest.approx(11.92)
+
+
+# The week
+
+
+def test_the_weeks_smog_comes_into_the_index_as_the_means_let_it() -> None:
+    week = Week(lamps=0, bays=0, lots=0, meters=0)
+    event = week.event("smog")
+    device = week.device(event.device)
+    rows = hours(week, device, air_quality.hour, DEFAULTS, [3, 4])
+    found: dict[int, float] = {}
+    for place, row in enumerate(rows):
+        back = rows[max(0, place - HOURS_BACK + 1) : place + 1]
+        age = (int(row["start_ms"]) - event.start_ms) // HOUR_MS
+        found[age] = air_quality.chain(back, TODAY, DEFAULTS).get("aqi", -1)
+    # By hand: n hours of 60 instead of 10 make 10 + 50 * (n / 12 + min(n, 4) / 4) / 2
+    expected = {-1: 40, 0: 67, 1: 90, 2: 112, 3: 133, 6: 148, 7: 152, 11: 157, 17: 157}
+    # The first hour begins with what the last sample before it said.
+    assert {age: found[age] for age in expected} == pytest.approx(expected, abs=3)
+    assert [found[age] for age in (-1, 12, 17)] == [40, 157, 157]

@@ -69,6 +69,10 @@ def test_a_counter_that_falls_began_again_at_0() -> None:
     assert measured({0: 100, 10: 110, 20: 5, 30: 15})["energy_wh"] == 25
 
 
+def test_a_counter_that_trembles_counts_nothing_twice() -> None:
+    assert measured({0: 100.0, 10: 100.1, 20: 100.0, 30: 100.1})["energy_wh"] == pytest.approx(0.2)
+
+
 def test_a_counter_that_jumps_was_replaced_and_the_jump_is_nobodys_energy() -> None:
     # 500 kWh in ten minutes would be 3 MW
     found = measured({0: 100, 10: 110, 20: 500_000, 30: 500_010})
