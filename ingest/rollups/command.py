@@ -39,7 +39,7 @@ def engine(config: Config, file: Path) -> Engine:
     return Engine(
         raw,
         kept,
-        {county: config.watch.zone(county) for county in config.counties},
+        {county: config.zone(county) for county in config.counties},
         sites=settings.sites,
         pace=Pace(
             every_s=settings.every_s,

@@ -60,6 +60,11 @@ class Counted:
             for (_, counts), zeros in zip(days, nothing, strict=True):
                 row += counts.get(device, zeros)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the day has no raw rows."""
+        return not any(any(rows[self._first : self._last]) for rows in self._rows.values())
+
     # An hour
 
     def can_make(self, start_ns: int) -> bool:

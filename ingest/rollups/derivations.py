@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any, NamedTuple, TypeAlias
 
-from ingest.rollups import air_quality
+from ingest.rollups import air_quality, energy, lamps, parking
 from ingest.rollups.samples import Fields, Row
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.spans import Bounds, Span
@@ -30,8 +30,8 @@ CHAINED_HOURS = air_quality.HOURS_BACK - 1
 class Derivation(NamedTuple):
     """A domain's functions, where it has them.
 
-    Shape: `reads` names the derived fields that functions of rows look at; `night` is whether a day's row looks at
-        hours from 24 h before the day to the next noon.
+    Shape: `written` names the fields that `hour` and `chain` may give, `reads` those of devices' rows that a site's
+        look at; `night` is whether a day's row looks at hours from 24 h before the day to the next noon.
     """
 
     hour: Hour | None = None
@@ -42,10 +42,53 @@ class Derivation(NamedTuple):
     digest: Digest | None = None
     combine: Combine | None = None
     night: bool = False
+    written: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
 
 
 NONE = Derivation()
+
+
+def _places(span: Span, device: str, site: SiteSettings) -> Span:
+    """Return what parking looks at."""
+    del device, site
+    tracks = {name: each for name, each in span.tracks.items() if name.startswith(_OF_PLACES)}
+    before = {name: each for name, each in span.before.items() if name.startswith(_OF_PLACES)}
+    return span._replace(tracks=tracks, before=before)
+
+
+def _parked(spans: Sequence[Span], bounds: Bounds, site: SiteSettings) -> Fields:
+    del bounds
+    return parking.over(spans, site)
+
+
+_OF_PLACES = ("occupied", "free_", "capacity_")
+_ENERGY = (
+    "energy_first",
+    "energy_first_ms",
+    "energy_gap_s",
+    "energy_gap_wh",
+    "energy_known_s",
+    "energy_last",
+    "energy_last_ms",
+    "energy_wh",
+)
+_LAMP = (
+    "burning_s",
+    "day_burning_s",
+    "fault_s",
+    "faulty",
+    "known_s",
+    "share",
+    "switchings",
+)
+_AIR = (
+    "aqi",
+    "indicative",
+    "pm2_5_corrected_hour",
+    *(f"{metric}_hour" for metric in air_quality.POLLUTANTS),
+    *(f"aqi_{metric}" for metric in air_quality.POLLUTANTS),
+)
 DERIVATIONS = {
     "air": Derivation(
         hour=air_quality.hour,
@@ -53,6 +96,26 @@ DERIVATIONS = {
         day=air_quality.day,
         site_hour=air_quality.site_hour,
         site_day=air_quality.site_day,
+        written=_AIR,
         reads=air_quality.READS,
+    ),
+    "parking": Derivation(digest=_places, combine=_parked),
+    "power": Derivation(
+        hour=energy.hour,
+        day=energy.day,
+        site_hour=energy.site_hour,
+        site_day=energy.site_hour,
+        night=True,
+        written=_ENERGY,
+        reads=energy.READS,
+    ),
+    "streetlight": Derivation(
+        hour=lamps.hour,
+        day=lamps.day,
+        site_hour=lamps.site_hour,
+        site_day=lamps.site_day,
+        night=True,
+        written=(*_ENERGY, *_LAMP),
+        reads=lamps.READS,
     ),
 }

@@ -78,7 +78,8 @@ class SiteDays:
         self._settings, self._rest = settings, rest
         self._derived = DERIVATIONS.get(place.domain, NONE)
         self._metrics = [*dictionary()[place.domain].metrics, *vendor_metrics]
-        self._names = [*_MADE, *statistics.names(self._metrics), *self._derived.reads]
+        names = {*_MADE, *statistics.names(self._metrics), *self._derived.written}
+        self._names = sorted(names)
         self._counted: dict[Day, Counts] = {}
         self.raw_rows = 0
         self.points = 0
@@ -86,6 +87,8 @@ class SiteDays:
     async def make(self, day: Day, closed: Closed, *, anew: bool = False) -> None:
         """Make what is stale of a day, or with `anew` all of it. Raises: StoreError."""
         counted = await self._count_around(day, closed)
+        if counted.is_empty:
+            return
         await self._make_hours(counted, anew=anew)
         if counted.can_make_day:
             await self._make_day(counted, anew=anew)
@@ -254,7 +257,8 @@ class SiteDays:
         )
 
     async def _count(self, day: Day) -> Counts:
-        counts, hours = Counts(), len(day.hours)
+        counts: Counts = {}
+        hours = len(day.hours)
         part = self._part(self._place.domain, day.start_ns, day.end_ns)
         found = self._raw.counts(part, counted=_COUNTED, step_ns=HOUR_NS)
         async for device, start_ns, rows in found:

@@ -1,0 +1,308 @@
+"""Roll-ups on each store: whatever happens on the way, they say what one pass over everything says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from datetime import date
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from exchange.dictionary import dictionary
+from ingest.rollups.days import HOUR_NS, day_of
+from ingest.rollups.derivations import DERIVATIONS
+from ingest.rollups.engine import FOR_EVER, Engine, Pace, Retention
+from ingest.rollups.settings import SiteSettings
+from ingest.rollups.site_days import DAY, HOUR, MEASUREMENTS, SITE_DAY, SITE_HOUR
+from ingest.rollups.statistics import names
+from ingest.stores import Point, Series, Store, open_store
+from tests.influx import Influx
+
+TAIPEI = ZoneInfo("Asia/Taipei")
+BERLIN = ZoneInfo("Europe/Berlin")
+MINUTE_NS = 60 * 10**9
+FIRST = date(2026, 10, 24)
+"""Before the night in which Berlin's clocks are put back."""
+DAY_HOURS = 24
+EPOCH = 1_790_000_000_123
+
+
+@pytest.fixture(params=["sqlite", "influxdb"])
+async def stores(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Store, Store]]:
+    """Where raw rows are and where hours and days go."""
+    if request.param == "sqlite":
+        raw = kept = open_store(f"sqlite:///{tmp_path}/rows.sqlite")
+    else:
+        server: Influx = request.getfixturevalue("influx")
+        raw_bucket, kept_bucket = server.bucket(), server.bucket()
+        monkeypatch.setenv("INFLUX_TOKEN", raw_bucket.token)
+        raw = open_store(raw_bucket.url)
+        monkeypatch.setenv("INFLUX_TOKEN", kept_bucket.token)
+        kept = open_store(kept_bucket.url)
+    await raw.open()
+    await kept.open()
+    yield raw, kept
+    await raw.close()
+    if kept is not raw:
+        await kept.close()
+
+
+def engine(
+    stores: tuple[Store, Store],
+    now_ns: int,
+    *,
+    zone: ZoneInfo = TAIPEI,
+    retention: Retention = FOR_EVER,
+    share: float = 1.0,
+    site: SiteSettings | None = None,
+) -> Engine:
+    pace = Pace(
+        every_s=600,
+        recent_ns=48 * HOUR_NS,
+        whole_ns=6 * 24 * HOUR_NS,
+        settle_ns=2 * MINUTE_NS,
+        share=share,
+    )
+    return Engine(
+        *stores,
+        {"tw-tpe": zone},
+        sites={} if site is None else {"tw-tpe": site},
+        pace=pace,
+        retention=retention,
+        now_ns=lambda: now_ns,
+    )
+
+
+async def rows(store: Store, measurement: str) -> list[Point]:
+    found = [point async for point in store.rows(measurement)]
+    return sorted(found, key=lambda point: (point.series, point.time_ns))
+
+
+async def everything(store: Store) -> dict[str, list[Point]]:
+    return {measurement: await rows(store, measurement) for measurement in MEASUREMENTS}
+
+
+def lamp_row(minute: int, device: str = "lamp-1", **fields: float | int | str) -> Point:
+    """A row so many minutes after the first day's midnight in Taipei."""
+    time_ns = day_of(TAIPEI, FIRST).start_ns + minute * MINUTE_NS + 123
+    series = Series("streetlight", "tw-tpe", "street", device)
+    return Point(series, time_ns, {"epoch": EPOCH, "seq": minute, **fields})
+
+
+def of(points: Sequence[Point], device: str, hour: int) -> Point:
+    start_ns = day_of(TAIPEI, FIRST).start_ns + hour * HOUR_NS
+    [found] = [p for p in points if p.series.device == device and p.time_ns == start_ns]
+    return found
+
+
+def fields(point: Point, *names: str) -> dict[str, float | int | str | None]:
+    return {name: point.fields.get(name) for name in names}
+
+
+async def test_hours_and_days_of_devices_and_sites_are_made(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    await raw.write(
+        [
+            lamp_row(10, power=60.0, lit=1),
+            lamp_row(20, power=61.0, lit=0),
+            lamp_row(30, power=65.0, lit=1, quality="bad:stuck(power)"),
+            lamp_row(61, power=50.0, lit=0),
+            lamp_row(15, "lamp-2", power=10.0),
+            lamp_row(16, "lamp-2", power=90.0, quality="bad:fault"),
+        ]
+    )
+    after = day_of(TAIPEI, FIRST).end_ns + HOUR_NS
+    await engine(stores, after).once()
+    hours = await rows(kept, HOUR)
+    assert [(point.series.device, point.series.domain) for point in hours] == [
+        ("lamp-1", "streetlight"),
+        ("lamp-1", "streetlight"),
+        ("lamp-2", "streetlight"),
+    ]
+    wanted = {"rows": 3, "power_count": 2, "power_min": 60.0, "power_max": 61.0, "power_mean": 60.5}
+    first = of(hours, "lamp-1", 0)
+    assert fields(first, *wanted) == wanted
+    wanted = {"lit_count": 3, "lit_last": 1.0, "lit_s": 600.0 + 900.0, "lit_mean": 2 / 3}
+    assert fields(first, *wanted) == wanted  # the last value holds for hold_s
+    wanted = {"rows": 1, "basis": 3, "power_mean": 50.0, "lit_s": 0.0}
+    assert fields(of(hours, "lamp-1", 1), *wanted) == wanted
+    assert fields(of(hours, "lamp-2", 0), "rows", "power_count") == {"rows": 2, "power_count": 1}
+    [one, two] = await rows(kept, DAY)
+    wanted = {"rows": 4, "power_count": 3, "power_min": 50.0, "power_mean": 57.0, "lit_last": 0.0}
+    assert fields(one, *wanted) == wanted
+    assert one.time_ns == two.time_ns == day_of(TAIPEI, FIRST).start_ns
+    [hour_0, hour_1] = await rows(kept, SITE_HOUR)
+    assert fields(hour_0, "devices", "rows") == {"devices": 2, "rows": 5}
+    assert fields(hour_1, "devices", "rows") == {"devices": 1, "rows": 1}
+    [day] = await rows(kept, SITE_DAY)
+    assert fields(day, "devices", "rows") == {"devices": 2, "rows": 6}
+    assert day.series == Series("site_day", "tw-tpe", "street", "", "streetlight")
+
+
+async def test_what_is_not_over_is_not_made(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    await raw.write([lamp_row(minute, power=60.0) for minute in range(0, 180, 10)])
+    hour_1_over = day_of(TAIPEI, FIRST).start_ns + 2 * HOUR_NS
+    await engine(stores, hour_1_over + MINUTE_NS).once()
+    assert len(await rows(kept, HOUR)) == 1  # settles
+    await engine(stores, hour_1_over + 3 * MINUTE_NS).once()
+    assert len(await rows(kept, HOUR)) == 2
+    assert await rows(kept, DAY) == []
+
+
+async def test_clocks_that_are_put_back_make_a_day_of_25_hours(
+    stores: tuple[Store, Store],
+) -> None:
+    raw, kept = stores
+    day = day_of(BERLIN, date(2026, 10, 25))
+    series = Series("air", "tw-tpe", "street", "aq-7")
+    points = [
+        Point(series, day.start_ns + n * 30 * MINUTE_NS, {"epoch": 1, "co2": 400.0 + n})
+        for n in range(-2, 52)
+    ]
+    await raw.write(points)
+    await engine(stores, day.end_ns + 30 * HOUR_NS, zone=BERLIN).once()
+    before, own, after = await rows(kept, DAY)
+    assert (before.fields["rows"], own.fields["rows"], after.fields["rows"]) == (2, 50, 2)
+    assert after.time_ns - own.time_ns == 25 * HOUR_NS
+    assert len(await rows(kept, HOUR)) == 27
+
+
+async def test_a_late_row_corrects_what_looks_at_it(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    points = [lamp_row(minute, power=60.0, lit=1) for minute in range(0, 30 * 60, 20)]
+    late = [each for each in points if 100 < each.fields["seq"] < 180]  # type: ignore[operator]  # it is an int
+    await raw.write([each for each in points if each not in late])
+    now_ns = day_of(TAIPEI, FIRST).end_ns + 20 * HOUR_NS
+    await engine(stores, now_ns).once()
+    before = await everything(kept)
+    await raw.write(late[::-1])
+    made = engine(stores, now_ns)
+    await made.once()
+    assert made.counts.points == 2 * 2 + 2  # the hour and the one after, which looks at it; the day
+    corrected = await everything(kept)
+    assert corrected != before
+    made = engine(stores, now_ns)
+    await made.once()
+    assert (made.counts.points, made.counts.raw_rows) == (0, 0)
+    await engine(stores, now_ns).once(anew=True)
+    assert await everything(kept) == corrected
+
+
+async def test_rows_that_were_deleted_change_nothing(
+    tmp_path: Path,
+) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/rows.sqlite")
+    await store.write([lamp_row(minute, power=60.0) for minute in range(0, 1440, 7)])
+    now_ns = day_of(TAIPEI, FIRST).end_ns + 20 * HOUR_NS
+    await engine((store, store), now_ns).once()
+    made = await everything(store)
+    await store.delete_before("streetlight", lamp_row(700).time_ns, most=1000)
+    await engine((store, store), now_ns).once()
+    assert await everything(store) == made
+    await store.close()
+
+
+DOMAINS = ("streetlight", "air", "parking", "power")
+METRICS = {
+    "streetlight": ("power", "energy", "lit", "lamp_fault"),
+    "air": ("pm2_5", "pm10", "co2"),
+    "parking": ("occupied", "battery_voltage"),
+    "power": ("power", "energy_import"),
+}
+SWITCHES = {"lit", "lamp_fault", "occupied"}
+SITE = SiteSettings(lat=25.03, lon=121.56, lamp_w=80.0)
+
+
+def some_days(seed: int) -> list[Point]:
+    """Return rows of three days in four domains, with gaps, bad values and devices that come and go."""
+    chance = random.Random(seed)
+    start_ns = day_of(TAIPEI, FIRST).start_ns
+    points = []
+    for domain in DOMAINS:
+        for site in ("north", "south"):
+            for number in range(chance.randrange(1, 4)):
+                series = Series(domain, "tw-tpe", site, f"{domain}-{number}")
+                minute, seq = chance.randrange(0, 900), 0
+                while minute < 3 * 1440:
+                    row: dict[str, float | int | str] = {"epoch": EPOCH, "seq": seq}
+                    for metric in METRICS[domain]:
+                        if metric in SWITCHES:
+                            row[metric] = chance.randrange(2)
+                        elif chance.random() < 0.9:
+                            row[metric] = round(chance.uniform(1, 90), 2) + minute * (
+                                metric.startswith("energy")
+                            )
+                    if chance.random() < 0.1:
+                        row["quality"] = chance.choice(
+                            ["bad:fault", "uncertain:warmup", f"bad:stuck({METRICS[domain][0]})"]
+                        )
+                    points.append(Point(series, start_ns + minute * MINUTE_NS + 123, row))
+                    minute += chance.choice([7, 13, 20, 20, 25, 300])
+                    seq += 1
+    return points
+
+
+def fields_read(domain: str) -> set[str]:
+    """Return what is read back of the hours of a domain to make days of."""
+    written = DERIVATIONS[domain].written
+    return {"rows", "basis", *names([*dictionary()[domain].metrics]), *written}
+
+
+class Interrupted(Exception):
+    """The process was killed here."""
+
+
+class Killed:
+    """A store whose user is killed at its n-th question or write."""
+
+    def __init__(self, store: Store, after: int) -> None:
+        self._store, self.left = store, after
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("write", "counts", "device_rows", "sites"):
+            self._count()
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_pieces_in_any_order_with_kills_give_what_one_pass_gives(
+    stores: tuple[Store, Store], tmp_path: Path, seed: int
+) -> None:
+    raw, kept = stores
+    chance = random.Random(seed)
+    points = some_days(seed)
+    end_ns = day_of(TAIPEI, FIRST).start_ns + 4 * 24 * HOUR_NS
+    # What is right: everything is there, and one pass is made.
+    whole = open_store(f"sqlite:///{tmp_path}/whole.sqlite")
+    await whole.write(points)
+    await engine((whole, whole), end_ns, site=SITE).once()
+    right = await everything(whole)
+    await whole.close()
+    for hour in right[HOUR]:
+        assert hour.fields.keys() <= fields_read(hour.series.domain)
+    # The same in pieces that come in any order, while passes begin and are killed.
+    now_ns = day_of(TAIPEI, FIRST).start_ns
+    chance.shuffle(points)
+    for start in range(0, len(points), 400):
+        await raw.write(points[start : start + 400])
+        now_ns = min(now_ns + chance.randrange(4, 30) * HOUR_NS, end_ns)
+        killed = Killed(kept, chance.randrange(1, 120))
+        try:
+            pair: tuple[Store, Store] = (raw, killed)  # type: ignore[assignment]  # it passes all on
+            await engine(pair, now_ns, site=SITE).once()
+        except* Interrupted:
+            pass
+    await engine(stores, end_ns, site=SITE).once()
+    settled = await everything(kept)
+    for measurement in MEASUREMENTS:
+        assert settled[measurement] == right[measurement]
