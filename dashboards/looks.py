@@ -82,6 +82,16 @@ class Name(NamedTuple):
     colour: str
 
 
+KINDS = {
+    "gateway_down": RED,
+    "gateway_gone": RED,
+    "device_down": RED,
+    "flapping": ORANGE,
+    "sequence_clash": ORANGE,
+    "two_gateways": ORANGE,
+}
+"""What the watch calls incidents, by colour."""
+
 VALUES: Mapping[str, Mapping[str, Name]] = {
     "state": {
         "0": Name("state.up", GREEN),
@@ -98,20 +108,8 @@ VALUES: Mapping[str, Mapping[str, Name]] = {
     "fault": {"0": Name("fault.none", GREEN), "1": Name("fault.some", RED)},
     "known": {"0": Name("no", RED), "1": Name("yes", GREEN)},
     "open": {"0": Name("incident.over", GREY), "1": Name("incident.open", RED)},
-    "kind": {
-        kind: Name(f"kind.{kind}", colour)
-        for kind, colour in (
-            ("gateway_down", RED),
-            ("device_down", RED),
-            ("flapping", ORANGE),
-            ("sequence_clash", ORANGE),
-            ("two_gateways", ORANGE),
-        )
-    },
-    "meaning": {
-        kind: Name(f"kind.{kind}.means", GREY)
-        for kind in ("gateway_down", "device_down", "flapping", "sequence_clash", "two_gateways")
-    },
+    "kind": {kind: Name(f"kind.{kind}", colour) for kind, colour in KINDS.items()},
+    "meaning": {kind: Name(f"kind.{kind}.means", GREY) for kind in KINDS},
     "domain": {
         domain: Name(f"domain.{domain}", GREY)
         for domain in ("air", "gateway", "parking", "power", "streetlight", "weather")

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from grafana_client.api import GrafanaApi
 from grafana_client.client import GrafanaClientError, GrafanaException
-from niquests.exceptions import RequestException
 
 from dashboards.files import page_files
 from dashboards.grafana import PLUGIN
@@ -113,7 +112,7 @@ class Grafana:
             yield
         except GrafanaException as error:
             raise GrafanaRefused(f"{self._url}: {error.status_code}: {error.message}") from None
-        except (RequestException, OSError) as error:
+        except OSError as error:  # those of the client's connections are among them
             raise GrafanaRefused(f"{self._url}: {error}") from None
 
 

@@ -161,6 +161,12 @@ _VALUES = {
         "See to its power and network first.",
         "其下設備狀態不明，可能仍正常並保留樣本。請先檢查閘道器的電源與網路。",
     ),
+    "kind.gateway_gone": Text("Gateway withdrawn", "閘道器已撤除"),
+    "kind.gateway_gone.means": Text(
+        "It withdrew its own state and not those of the devices behind it: they wait for another "
+        "gateway. Connect them to one, or retire them.",
+        "閘道器已撤除自己的狀態，其下設備尚未撤除，正等待其他閘道器接手。請改接其他閘道器，或將設備除役。",
+    ),
     "kind.device_down": Text("Device silent", "設備失聯"),
     "kind.device_down.means": Text(
         "Its gateway is well, the device is not heard. See to its power, wiring or battery.",

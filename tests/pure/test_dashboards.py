@@ -42,6 +42,8 @@ from exchange.air_quality_index import bands
 from exchange.commands import Status
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
+from ingest.watch.incidents import KINDS
+from ingest.watch.liveness import Status as WatchStatus
 
 ROOT = Path(__file__).parents[2]
 UNSAID = ("$", "[[", "\0", "\r")
@@ -212,7 +214,9 @@ def test_values_have_the_names_that_the_store_writes() -> None:
     assert VALUES["command"].keys() == set(get_args(Status))
     assert VALUES["domain"].keys() == dictionary().keys()
     assert list(VALUES["state"]) == ["0", "1", "2", "3", "4", "5"]
-    assert VALUES["kind"].keys() == VALUES["meaning"].keys()
+    assert VALUES["kind"].keys() == VALUES["meaning"].keys() == set(KINDS)
+    words = [VALUES["state"][str(int(status))].text for status in WatchStatus]
+    assert words == [f"state.{status.word}" for status in WatchStatus]
 
 
 def test_limits_begin_at_the_bottom_and_rise() -> None:

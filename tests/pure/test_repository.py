@@ -60,7 +60,6 @@ MOVING = {
     "dbus_fast": "dbus-fast",
     "grafana_foundation_sdk": "grafana-foundation-sdk",
     "grafana_client": "grafana-client",
-    "niquests": "niquests",
 }
 
 
