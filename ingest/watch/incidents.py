@@ -62,9 +62,8 @@ class Incident(msgspec.Struct, kw_only=True):
             "devices": self.devices,
             "cause": self.cause,
             "label": self.label,
-            "domain": self.domain,
         }
-        series = Series(MEASUREMENT, self.county, self.site, self.device)
+        series = Series(MEASUREMENT, self.county, self.site, self.device, self.domain)
         # Incidents of one device that begin together have rows of their own.
         return Point(series, self.began_ms * 1_000_000 + KINDS.index(self.kind), fields)
 
@@ -82,7 +81,7 @@ def incident_of(point: Point) -> Incident | None:
         site=series.site,
         device=series.device,
         label=str(fields.get("label", "")),
-        domain=str(fields.get("domain", "")),
+        domain=series.domain,
         began_ms=point.time_ms,
         ended_ms=int(fields.get("ended", 0)),
         devices=int(fields.get("devices", 1)),
@@ -134,8 +133,13 @@ class Book:
         return incident
 
     def restore(self, incident: Incident) -> None:
-        """Go on with one that an earlier run left open."""
-        self._open.setdefault(incident.key, incident)
+        """Go on with one that an earlier run left open: what was begun anew meanwhile, is it."""
+        anew = self._open.get(incident.key)
+        if anew is not None:
+            self._changed.pop(anew.id, None)
+            incident.cause, incident.devices = anew.cause, anew.devices
+        self._open[incident.key] = incident
+        self._changed[incident.id] = incident
 
     def touch(self) -> None:
         """Have the rows of all open ones written again."""

@@ -246,7 +246,10 @@ class Lookout:
         """Go on where an earlier run stopped; what was counted since then is kept."""
         for incident in incidents:
             self.book.restore(incident)
+            name, _ = incident.key
             self._quiet[incident.key] = now.s
+            if name in self._watched:
+                self._due_rows[name] = None
         for name, one in devices:
             self._restored.setdefault(name, []).append(one)
         for name in self._restored.keys() & self._watched.keys():
@@ -291,9 +294,9 @@ class Lookout:
 
     # What is written
 
-    def rows(self, now: Now, limit: int) -> list[Point]:
-        """Return rows that are due, each once."""
-        found = self.book.take_changed(now.ms)
+    def rows(self, now: Now, limit: int, *, incidents: bool = True) -> list[Point]:
+        """Return rows that are due, each once; those of `incidents` not before earlier ones are known."""
+        found = self.book.take_changed(now.ms) if incidents else []
         found += self._last_rows.values()
         self._last_rows.clear()
         found += self._site_rows(now)

@@ -66,7 +66,8 @@ class Watch:
         self._windows_s = self._touched_s = self._written_s = float("-inf")
         self._told: set[tuple[str, str]] = set()
         self._rows: list[Point] = []
-        self._restored = False
+        self.restored = False
+        """Whether it knows what an earlier run wrote, or that it never will."""
         self._store_rest_until_s = float("-inf")
         self._store_trouble = Trouble(
             log, "rows of devices cannot be written", "rows of devices are written again"
@@ -203,7 +204,7 @@ class Watch:
         else:
             words = "the watch cannot read its own rows: the figures of today begin now: %s"
             log.warning(words, why)
-        self._restored = True
+        self.restored = True
 
     async def _read_back(self) -> None:
         moment = self._now()
@@ -249,10 +250,10 @@ class Watch:
         if moment.s < self._store_rest_until_s:
             return
         since_s, self._written_s = moment.s - self._written_s, moment.s
-        if self._restored and since_s < self._every_s + STORE_PATIENCE_S:
+        if self.restored and since_s < self._every_s + STORE_PATIENCE_S:
             self._rows += self.lookout.day_rows(moment, since_s)
         while True:
-            self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE)
+            self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE, incidents=self.restored)
             if not self._rows or not await self._write_in_hand():
                 return
 
@@ -276,9 +277,9 @@ class Watch:
         return True
 
     async def _flush(self) -> None:
-        self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE)
+        self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE, incidents=self.restored)
         await self._write_in_hand()
-        if not self._restored:
+        if not self.restored:
             return
         left: Iterable[Point] = self.lookout.last_rows(self._now())
         left = iter(left)

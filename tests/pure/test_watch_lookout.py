@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from exchange.states import Location
 from ingest.registry import DeviceId
+from ingest.watch.incidents import incident_of
 from ingest.watch.liveness import Status
 from ingest.watch.maintenance import Window, utc
 from tests.lookouts import COUNTY, EPOCH, SITE, Street
@@ -393,3 +394,25 @@ def test_whatever_comes_nobody_silent_is_up_and_every_incident_ends(
     assert one.incidents(still=True) == []
     counted = [row for row in one.rows("site_now") if row.series.domain == "air"][-1]
     assert (counted.fields["devices"], counted.fields["up"]) == (3, 3)
+
+
+def test_another_run_goes_on_with_an_incident_and_ends_one_of_a_device_that_is_no_more() -> None:
+    one = street("aq-1", "aq-2")
+    one.state("aq-1", online=False)
+    one.state("aq-2", online=False)
+    one.pass_time(60.0)
+    kept = [found for row in one.incidents() if (found := incident_of(row))]
+    assert len(kept) == 2
+    other = Street(begun_ms=one.now.ms + 60_000)
+    other.state("gw-1")
+    other.state("aq-1", online=False)
+    other.lookout.restore(kept, [], [], other.now)
+    other.pass_time(1.0)
+    assert {row.fields["id"] for row in other.incidents()} == {one.id for one in kept}
+    last = other.rows("device", "aq-1")[-1]
+    assert last.fields["incident"] == f"{COUNTY}/aq-1/device_down/{kept[0].began_ms}"
+    other.pass_time(300.0)
+    assert [row.series.device for row in other.incidents(still=True)] == ["aq-1"]
+    other.state("aq-1", online=True)
+    other.hear("aq-1")
+    assert other.incidents(still=True) == []

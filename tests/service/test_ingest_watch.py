@@ -195,6 +195,76 @@ async def test_two_gateways_that_speak_for_one_device_are_told(
     assert caplog.text.count("two gateways speak for one device: aq-1") == 1
 
 
+async def test_another_start_goes_on_with_incidents_and_figures(
+    ingest: Ingest, broker: Mosquitto
+) -> None:
+    rows = Rows(ingest)
+    async with Gateway(broker, "gw-1") as gateway:
+        async with ingest.running(with_watch=True):
+            await gateway.tell("gw-1", state(), domain="gateway")
+            for name in ("aq-1", "aq-2"):
+                await gateway.tell(name, state())
+                await gateway.send(name, sample(0))
+                await rows.until_status(name, "up")
+            await gateway.tell("aq-1", state(online=False))
+            await rows.until("aq-1", lambda fields: fields["incident"] != "")
+        (begun,) = await ingest.rows("incident")
+        assert (begun.fields["open"], begun.series.domain) == (1, "air")
+        days = {row.series.device: row.fields for row in await ingest.rows("device_day")}
+        assert days["aq-2"]["received"] == 1
+        async with ingest.running(with_watch=True):
+            await gateway.send("aq-2", sample(1))
+
+            async def restored() -> bool:
+                assert ingest.watch is not None
+                return ingest.watch.restored
+
+            await until(restored)
+            await rows.until(
+                "aq-1",
+                lambda fields: (
+                    (fields["status"], fields["incident"]) == ("down", begun.fields["id"])
+                ),
+            )
+            await gateway.tell("aq-1", state(epoch=EPOCH + 1))
+            await gateway.send("aq-1", sample(0, epoch=EPOCH + 1))
+            await rows.until_status("aq-1", "up")
+
+            async def ended() -> bool:
+                return [row.fields["open"] for row in await ingest.rows("incident")] == [0]
+
+            await until(ended)
+            await gateway.until_stored("aq-2", [1])
+        (incident,) = await ingest.rows("incident")
+        assert (incident.time_ns, incident.fields["id"]) == (begun.time_ns, begun.fields["id"])
+        after = {row.series.device: row.fields for row in await ingest.rows("device_day")}
+        assert (after["aq-2"]["received"], after["aq-1"]["received"]) == (2, 2)
+        assert float(after["aq-2"]["up_s"]) >= float(days["aq-2"]["up_s"])
+        (site,) = [
+            row.fields for row in await ingest.rows("site_day_state") if row.series.domain == "air"
+        ]
+        assert site["received"] == 4
+
+
+async def test_a_maintenance_window_is_taken_from_its_file_while_the_watch_runs(
+    local: Ingest, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = Rows(local)
+    windows = local.file.parent / "maintenance.toml"
+    async with local.running(with_watch=True), Gateway(broker, "gw-1") as gateway:
+        await gateway.tell("gw-1", state(), domain="gateway")
+        await gateway.tell("aq-1", state(online=False))
+        await rows.until_status("aq-1", "down")
+        text = f'[[window]]\nid = "m-1"\ncounty = "{COUNTY}"\ndevice = "aq-1"\n'
+        windows.write_text(f"{text}from = 2020-01-01T00:00:00\nto = 2019-01-01T00:00:00\n")
+        await until(lambda: "must be after from" in caplog.text)
+        windows.write_text(f"{text}from = 2020-01-01T00:00:00\nto = 2120-01-01T00:00:00Z\n")
+        row = await rows.until_status("aq-1", "maintenance")
+        assert (row.fields["up"], row.fields["state"], row.fields["incident"]) == (0, 4, "")
+        windows.unlink()
+        await rows.until_status("aq-1", "down")
+
+
 async def test_the_watch_alone_in_its_process(local: Ingest, broker: Mosquitto) -> None:
     program = "import sys, pathlib, ingest.watch as w; sys.exit(w.main(pathlib.Path(sys.argv[1])))"
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(local.file))
