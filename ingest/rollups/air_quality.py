@@ -20,6 +20,12 @@ HOUR_MS = 3_600_000
 VALID_PART = 0.75
 """An hour's mean counts when so much of the hour is known."""
 POLLUTANTS = ("pm2_5", "pm10", "o3", "co", "so2", "no2")
+WRITES = (
+    *("aqi", "indicative", "pm2_5_corrected_hour"),
+    *(f"{metric}_hour" for metric in POLLUTANTS),
+    *(f"aqi_{metric}" for metric in POLLUTANTS),
+)
+"""What an hour of a device may have."""
 READS = ("aqi", "aqi_max", "indicative")
 """What a site's rows need of its devices'."""
 HOURS_BACK = 24

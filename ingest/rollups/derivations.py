@@ -49,46 +49,6 @@ class Derivation(NamedTuple):
 NONE = Derivation()
 
 
-def _places(span: Span, device: str, site: SiteSettings) -> Span:
-    """Return what parking looks at."""
-    del device, site
-    tracks = {name: each for name, each in span.tracks.items() if name.startswith(_OF_PLACES)}
-    before = {name: each for name, each in span.before.items() if name.startswith(_OF_PLACES)}
-    return span._replace(tracks=tracks, before=before)
-
-
-def _parked(spans: Sequence[Span], bounds: Bounds, site: SiteSettings) -> Fields:
-    del bounds
-    return parking.over(spans, site)
-
-
-_OF_PLACES = ("occupied", "free_", "capacity_")
-_ENERGY = (
-    "energy_first",
-    "energy_first_ms",
-    "energy_gap_s",
-    "energy_gap_wh",
-    "energy_known_s",
-    "energy_last",
-    "energy_last_ms",
-    "energy_wh",
-)
-_LAMP = (
-    "burning_s",
-    "day_burning_s",
-    "fault_s",
-    "faulty",
-    "known_s",
-    "share",
-    "switchings",
-)
-_AIR = (
-    "aqi",
-    "indicative",
-    "pm2_5_corrected_hour",
-    *(f"{metric}_hour" for metric in air_quality.POLLUTANTS),
-    *(f"aqi_{metric}" for metric in air_quality.POLLUTANTS),
-)
 DERIVATIONS = {
     "air": Derivation(
         hour=air_quality.hour,
@@ -96,17 +56,17 @@ DERIVATIONS = {
         day=air_quality.day,
         site_hour=air_quality.site_hour,
         site_day=air_quality.site_day,
-        written=_AIR,
+        written=air_quality.WRITES,
         reads=air_quality.READS,
     ),
-    "parking": Derivation(digest=_places, combine=_parked),
+    "parking": Derivation(digest=parking.digest, combine=parking.combine),
     "power": Derivation(
         hour=energy.hour,
         day=energy.day,
         site_hour=energy.site_hour,
         site_day=energy.site_hour,
         night=True,
-        written=_ENERGY,
+        written=energy.WRITES,
         reads=energy.READS,
     ),
     "streetlight": Derivation(
@@ -115,7 +75,7 @@ DERIVATIONS = {
         site_hour=lamps.site_hour,
         site_day=lamps.site_day,
         night=True,
-        written=(*_ENERGY, *_LAMP),
+        written=lamps.WRITES,
         reads=lamps.READS,
     ),
 }

@@ -26,6 +26,12 @@ from ingest.rollups.spans import Bounds, Sample, Span
 
 READS = ("energy_wh", "energy_gap_wh")
 """What a site's rows need of its devices'."""
+WRITES = (
+    *READS,
+    *("energy_gap_s", "energy_known_s"),
+    *("energy_first", "energy_first_ms", "energy_last", "energy_last_ms"),
+)
+"""What an hour of a device may have."""
 COVERAGE_FACTOR = 2.0
 """An interval of twice the standard uncertainty holds the truth in about 95 of 100 cases (GUM, JCGM 100)."""
 LEAST_SHARE = 0.1

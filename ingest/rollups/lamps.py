@@ -17,20 +17,17 @@ from ingest.rollups.spans import Bounds, Span
 METRICS = ("lit", "level", "power", "lamp_fault", "gear_fault")
 CLEARLY_ON = 20.0
 """At a lower level a lamp may take little, and is not called dead for it. Units: percent."""
-READS = (
-    "energy_wh",
-    "energy_gap_wh",
-    "burning_s",
-    "share",
-    "faulty",
-    "day_burning_s",
-    "cycling",
-    "night_energy_wh",
-    "night_energy_gap_wh",
-    "night_burning_s",
-    "night_share",
+WRITES = (
+    *energy.WRITES,
+    *("known_s", "burning_s", "share", "switchings", "fault_s", "faulty", "day_burning_s"),
 )
-"""What a site's rows need of its devices'."""
+"""What an hour of a lamp may have."""
+READS = (
+    *energy.READS,
+    *("burning_s", "share", "faulty", "day_burning_s", "cycling"),
+    *("night_energy_wh", "night_energy_gap_wh", "night_burning_s", "night_share"),
+)
+"""What a site's rows need of its lamps'."""
 
 
 class Stretch(NamedTuple):

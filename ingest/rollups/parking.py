@@ -7,13 +7,13 @@ only from MIN_STAYS stays in so many bays on.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import fsum
 from typing import NamedTuple
 
 from ingest.rollups.samples import Fields, pieces, samples
 from ingest.rollups.settings import SiteSettings
-from ingest.rollups.spans import Span
+from ingest.rollups.spans import Bounds, Span
 
 MIN_STAYS = 5
 MIN_BAYS = 3
@@ -44,21 +44,31 @@ class Lot(NamedTuple):
     full_s: float
 
 
-def over(devices: Iterable[Span], site: SiteSettings) -> Fields:
-    """Return a site's hour or day from what each of its devices measured in it, one after another.
+class Digest(NamedTuple):
+    """What a device adds: a bay, or the places of a lot by class."""
+
+    bay: Bay | None
+    lots: dict[str, Lot]
+
+
+def digest(span: Span, device: str, site: SiteSettings) -> Digest:
+    """Return what a device adds to its site's hour or day: figures that are never stored."""
+    del device
+    return Digest(
+        bay(span, site) if samples(span, "occupied") else None,
+        {name: lot(span, name, site) for name in CLASSES if samples(span, f"free_{name}")},
+    )
+
+
+def combine(digests: Sequence[Digest], bounds: Bounds, site: SiteSettings) -> Fields:
+    """Return a site's hour or day.
 
     Shape: `occupancy` (0 to 1) of bays and of a lot's car places; of other classes `occupancy_{class}`; `bays`, and
         from MIN_BAYS on `arrivals`, `turnover` (arrivals a bay) and `stays` (that ended); `dwell_median_s` and
         `dwell_p90_s` of the cars that came, from MIN_STAYS on; `full_s` of the lot that was full the longest.
     """
-    bays: list[Bay] = []
-    lots: dict[str, list[Lot]] = {}
-    for span in devices:
-        if samples(span, "occupied"):
-            bays.append(bay(span, site))
-        for name in CLASSES:
-            if f"free_{name}" in span.tracks or f"free_{name}" in span.before:
-                lots.setdefault(name, []).append(lot(span, name, site))
+    del bounds, site
+    bays = [one.bay for one in digests if one.bay is not None]
     fields: Fields = {"bays": len(bays)}
     if len(bays) >= MIN_BAYS:
         arrivals = sum(one.arrivals for one in bays)
@@ -66,15 +76,17 @@ def over(devices: Iterable[Span], site: SiteSettings) -> Fields:
         fields |= _dwell([one.stays for one in bays])
     else:
         bays = []
-    known_s, taken_s = [one.known_s for one in bays], [one.occupied_s for one in bays]
     for name in CLASSES:
-        known_s += [one.known_place_s for one in lots.get(name, ())]
-        taken_s += [one.taken_place_s for one in lots.get(name, ())]
+        lots = [one.lots[name] for one in digests if name in one.lots]
+        known_s = [one.known_place_s for one in lots]
+        taken_s = [one.taken_place_s for one in lots]
+        if name == "car":
+            known_s += [one.known_s for one in bays]
+            taken_s += [one.occupied_s for one in bays]
+            if lots:
+                fields["full_s"] = max(one.full_s for one in lots)
         if seconds := fsum(known_s):
             fields["occupancy" if name == "car" else f"occupancy_{name}"] = fsum(taken_s) / seconds
-        known_s, taken_s = [], []
-    if cars := lots.get("car"):
-        fields["full_s"] = max(one.full_s for one in cars)
     return fields
 
 

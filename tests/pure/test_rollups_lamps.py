@@ -197,3 +197,13 @@ def test_a_day_of_any_length_sums_its_own_hours(length: int) -> None:
     assert (found["burning_s"], found["energy_wh"]) == (60 * length, 5 * length)
     assert found["share"] == pytest.approx(1)
     assert found["night_switchings"] == length
+
+
+def test_an_hour_has_no_field_that_is_not_named() -> None:
+    """What is not named is not read back when its day is made."""
+    full = span(
+        energy={-5: 1.0, **{minute: minute + 1.0 for minute in (0, 10, 40, 50)}},
+        lit=every_ten(1),
+        lamp_fault=every_ten(0),
+    )
+    assert set(lamps.hour(full, settings("neihu"))) == set(lamps.WRITES)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ingest.rollups import parking
 from ingest.rollups.parking import MIN_BAYS, MIN_STAYS, Stay, quantile
-from ingest.rollups.settings import DEFAULTS
+from ingest.rollups.samples import Fields
+from ingest.rollups.settings import DEFAULTS, SiteSettings
 from ingest.rollups.spans import Bounds, Span
 from tests.rollup_days import cut, day_bounds, tracks
 from tests.weeks import HOUR_MS, LOT_PLACES, Week
@@ -31,6 +32,12 @@ def span(samples: Sequence[tuple[int, float]], metric: str = "occupied", hours: 
         tracks={metric: own} if own else {},
         before={metric: before[-1]} if before else {},
     )
+
+
+def over(spans: Sequence[Span], site: SiteSettings) -> Fields:
+    """What a site's row says of these devices."""
+    digests = [parking.digest(one, "", site) for one in spans]
+    return parking.combine(digests, Bounds(START_MS, START_MS + HOUR_MS), site)
 
 
 def minutes(*values: tuple[int, int, float]) -> list[tuple[int, float]]:
@@ -80,7 +87,7 @@ def bays(count: int, stays_each: int) -> list[Span]:
 
 
 def test_a_site_has_occupancy_turnover_and_dwell() -> None:
-    found = parking.over(bays(4, 3), DEFAULTS)
+    found = over(bays(4, 3), DEFAULTS)
     assert found == {
         "bays": 4,
         "arrivals": 12,
@@ -94,26 +101,26 @@ def test_a_site_has_occupancy_turnover_and_dwell() -> None:
 
 @pytest.mark.parametrize(("count", "stays_each"), [(4, 1), (MIN_BAYS, 1)])
 def test_dwell_of_fewer_than_five_stays_is_not_said(count: int, stays_each: int) -> None:
-    found = parking.over(bays(count, stays_each), DEFAULTS)
+    found = over(bays(count, stays_each), DEFAULTS)
     assert found["stays"] < MIN_STAYS
     assert not [name for name in found if name.startswith("dwell")]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_of_fewer_than_three_bays_nothing_is_said_but_that_they_are_there(count: int) -> None:
-    assert parking.over(bays(count, 8), DEFAULTS) == {"bays": count}
+    assert over(bays(count, 8), DEFAULTS) == {"bays": count}
 
 
 def test_many_stays_in_one_bay_are_no_dwell_of_a_site() -> None:
     busy, quiet = bays(1, 8), bays(2, 0)
-    found = parking.over([*busy, *quiet], DEFAULTS)
+    found = over([*busy, *quiet], DEFAULTS)
     assert found["stays"] == 8
     assert "dwell_median_s" not in found
 
 
 def test_a_sites_figures_do_not_tell_which_bay_did_what() -> None:
     a, b, c, d = (bays(1, stays)[0] for stays in (1, 2, 3, 4))
-    assert parking.over([a, b, c, d], DEFAULTS) == parking.over([d, b, a, c], DEFAULTS)
+    assert over([a, b, c, d], DEFAULTS) == over([d, b, a, c], DEFAULTS)
 
 
 def test_stays_that_were_not_seen_to_end_lengthen_the_dwell() -> None:
@@ -156,21 +163,21 @@ def lot_span(capacity: float, free: list[tuple[int, float]], name: str = "car") 
 
 
 def test_a_lot_is_as_full_as_its_places_are_over_time() -> None:
-    found = parking.over([lot_span(100, minutes((0, 30, 50), (30, 60, 4)))], DEFAULTS)
+    found = over([lot_span(100, minutes((0, 30, 50), (30, 60, 4)))], DEFAULTS)
     assert found == {"bays": 0, "occupancy": pytest.approx(0.73), "full_s": 1800}
 
 
 def test_a_lot_counts_by_its_places_and_bays_by_one_each() -> None:
     lot = lot_span(97, minutes((0, 60, 97)))
     full = [span(minutes((0, 60, 1))) for _ in range(3)]
-    assert parking.over([lot, *full], DEFAULTS)["occupancy"] == pytest.approx(0.03)
+    assert over([lot, *full], DEFAULTS)["occupancy"] == pytest.approx(0.03)
 
 
 def test_other_classes_stand_for_themselves_and_what_cannot_be_is_cut() -> None:
     odd = lot_span(10, minutes((0, 60, 12)), "ev")  # more free than there are
-    assert parking.over([odd], DEFAULTS) == {"bays": 0, "occupancy_ev": 0.0}
-    assert parking.over([lot_span(0, minutes((0, 60, 0)))], DEFAULTS) == {"bays": 0, "full_s": 0.0}
-    assert parking.over([], DEFAULTS) == {"bays": 0}
+    assert over([odd], DEFAULTS) == {"bays": 0, "occupancy_ev": 0.0}
+    assert over([lot_span(0, minutes((0, 60, 0)))], DEFAULTS) == {"bays": 0, "full_s": 0.0}
+    assert over([], DEFAULTS) == {"bays": 0}
 
 
 # The week
@@ -185,16 +192,16 @@ def site_span(site: str, day: int, begin_h: int = 0, end_h: int = 24) -> list[Sp
 
 def test_the_weeks_car_park_is_full_when_it_was() -> None:
     event = WEEK.event("full")
-    found = parking.over(site_span(event.site, 5), DEFAULTS)
+    found = over(site_span(event.site, 5), DEFAULTS)
     assert found["full_s"] == pytest.approx((event.end_ms - event.start_ms) / 1000, abs=600)
-    hour = parking.over(site_span(event.site, 5, 14, 15), DEFAULTS)
+    hour = over(site_span(event.site, 5, 14, 15), DEFAULTS)
     assert hour["full_s"] == 3600
     assert hour["occupancy"] > (LOT_PLACES - 2) / (LOT_PLACES + 6)
-    assert parking.over(site_span(event.site, 4), DEFAULTS)["full_s"] == 0
+    assert over(site_span(event.site, 4), DEFAULTS)["full_s"] == 0
 
 
 def test_the_weeks_stays_are_found_as_rows_let_them_be_seen() -> None:
-    found = parking.over(site_span("xinyi", 3), DEFAULTS)
+    found = over(site_span("xinyi", 3), DEFAULTS)
     day = day_bounds(WEEK, 3)
     truth = [
         stay
