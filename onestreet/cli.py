@@ -34,6 +34,9 @@ SUBCOMMANDS = {
     "quarantine": Subcommand(
         "ingest.quarantine_command:run", "ingest", "what was refused: list, show, replay, purge"
     ),
+    "incidents": Subcommand(
+        "ingest.incidents_command:run", "ingest", "what is broken and since when; maintenance windows"
+    ),
     "watch": Subcommand("ingest.command:run_watch", "ingest", "the registry and what is up"),
     "dashboards": Subcommand(
         "dashboards.command:run", "dashboards", "what operators see in Grafana: build, check, push"

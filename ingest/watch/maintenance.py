@@ -85,26 +85,32 @@ def read_windows(path: Path, zones: Zones) -> list[Window]:
         return found
 
 
+def add_window(path: Path, window: Window, zones: Zones) -> None:
+    """Put a window at the end of the file, which stays as it is otherwise. Raises: ConfigError, OSError."""
+    read_windows(path, zones)
+    text = path.read_text(encoding="utf-8-sig").rstrip("\n") if path.exists() else _HEAD
+    _replace(path, f"{text}\n\n{_table(window)}")
+
+
 def write_windows(path: Path, windows: Sequence[Window]) -> None:
-    """Write the file anew, whole or not at all. Raises: OSError."""
-    tables = [
-        toml_table(
-            "[[window]]",
-            **{
-                "id": one.id,
-                "county": one.county,
-                **({"site": one.site} if one.site else {}),
-                **({"device": one.device} if one.device else {}),
-                "from": one.begin.isoformat(timespec="seconds"),
-                "to": one.end.isoformat(timespec="seconds"),
-                "why": one.why,
-            },
-        )
-        for one in windows
-    ]
+    """Write the file anew. Raises: OSError."""
+    _replace(path, "\n".join([_HEAD, *map(_table, windows)]))
+
+
+def _table(window: Window) -> str:
+    begin, end = window.begin, window.end
+    values: dict[str, object] = {"id": window.id, "county": window.county}
+    values |= {"site": window.site} if window.site else {}
+    values |= {"device": window.device} if window.device else {}
+    values |= {"from": begin.isoformat("T", "milliseconds"), "to": end.isoformat("T", "milliseconds")}
+    return toml_table("[[window]]", **values, why=window.why)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8") as file:
-        file.write("\n".join([_HEAD, *tables]))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
