@@ -13,12 +13,17 @@ from grafana_foundation_sdk.models import expr
 
 from dashboards.alert_files import alert_files
 from dashboards.alert_texts import words
-from dashboards.alerts import Rule, rules
+from dashboards.alerts import DOWN, Rule, rules
 from dashboards.influxql import Select
 from dashboards.pages import PAGES
 from dashboards.texts import LANGUAGES, Language, say
 from exchange.errors import ConfigError
+from exchange.topics import parse_topic
 from exchange.towns import Town, read_town, read_towns
+from ingest.watch.days import Day
+from ingest.watch.figures import Figures
+from ingest.watch.liveness import Status
+from ingest.watch.rows import Place, retired_row, site_day_row, site_row
 from tests.alert_engine import COMPARISONS, rules_of
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +107,24 @@ def test_a_rule_is_in_grafanas_form(rule: dict[str, Any]) -> None:
     seconds = int(rule["interval"][:-1])
     assert seconds % 10 == 0  # Grafana's own step
     assert rule["missing_series_evals_to_resolve"] * seconds == 86_400
+
+
+def test_what_rules_ask_of_the_watch_is_what_it_writes() -> None:
+    site, day = Place(TOWN.county, "s", "air"), Day(0, 86_400_000)
+    figures = Figures(received=90, missing=10)
+    lamp = parse_topic(f"city/v1/{TOWN.county}/s/g/gateway/g/state")
+    written = (
+        retired_row(lamp, 0),
+        site_row(site, [0] * len(Status), figures, None, 0),
+        site_day_row(site, day, figures),
+    )
+    fields = {point.series.measurement: point.fields for point in written}
+    for rule in RULES:
+        if rule.asks.source in ("device", "site_now", "site_day_state"):
+            [column] = rule.asks.columns
+            [field] = re.findall(r'\("(\w+)"\)', column.expression.text)
+            assert field in fields[str(rule.asks.source)]
+    assert DOWN == Status.DOWN
 
 
 def test_what_cannot_be_judged_keeps_its_alerts_and_one_rule_says_so() -> None:

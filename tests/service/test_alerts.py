@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,11 @@ from dashboards.alert_files import alert_files, uid
 from dashboards.alerts import DAY_S, HOUR_S, rules
 from dashboards.panels import Source
 from exchange.towns import Town, read_town
+from ingest.rollups.engine import Engine as Rollups
+from ingest.rollups.engine import Pace
+from ingest.rollups.settings import SiteSettings
+from ingest.stores import Store as OurStore
+from ingest.stores import open_store
 from tests.alert_engine import Engine, Labels, State, rules_of
 from tests.influx import Bucket, Influx
 from tests.weeks import Week
@@ -21,6 +29,13 @@ TOWN = read_town(Path(__file__).parents[2] / "towns" / "tw-tpe.toml")
 NAMES = [rule.name for rule in rules(TOWN)]
 AT_S = 1_795_000_000  # some moment; rules know no other clock than the one they are asked by
 MINUTE_S = 60
+PACE = Pace(
+    every_s=600,
+    recent_ns=2 * DAY_S * 10**9,
+    whole_ns=7 * DAY_S * 10**9,
+    settle_ns=120 * 10**9,
+    share=1.0,
+)
 AT_ONCE: dict[str, str] = {"for": "0s"}
 Value = int | float
 
@@ -399,24 +414,78 @@ def test_a_gateway_that_takes_forty_lamps_along_is_one_alert(store: Store) -> No
     assert firing == [("gateway-down", {"site": "s", "device": "g"})]
 
 
-# The simulated week: what raw rows say
+# The simulated week
 
 
-async def test_in_the_simulated_week_the_lot_is_full_when_it_was(
-    store: Store, tmp_path: Path
-) -> None:
+def test_in_the_simulated_week_the_lot_is_full_when_it_was(store: Store) -> None:
     week = Week(lamps=1, bays=1, air=1, meters=1)
     event = week.event("full")
-    [town] = [town for town in week.towns if town.county == event.county]
     rows = [
         f"parking,county={event.county},site={event.site},device={event.device} "
-        f"free_car={point.fields['free_car']}i,capacity_car={point.fields['capacity_car']}i {point.time_ns}"
+        f"free_car={point.fields['free_car']}i,capacity_car={point.fields['capacity_car']}i "
+        f"{point.time_ns}"
         for point in week.rows(week.device(event.device))
     ]
     store.buckets[Source.RAW].write("\n".join(rows))
-    engine = store.engine("car-lot-full", town)
-    middle_s = (event.start_ms + event.end_ms) / 2000
-    [during] = engine.evaluate(middle_s).values()
-    [before] = engine.evaluate(event.start_ms / 1000 - 1).values()
-    [after] = engine.evaluate(event.end_ms / 1000 + 600).values()
-    assert (before, during, after) == (0, 1, 0)
+    engine = store.engine("car-lot-full", town_of(week, event.county))
+    moments_s = (
+        event.start_ms / 1000 - 1,
+        (event.start_ms + event.end_ms) / 2000,
+        event.end_ms / 1000 + 600,
+    )
+    assert [list(engine.evaluate(at_s).values()) for at_s in moments_s] == [[0], [1], [0]]
+
+
+async def test_in_the_simulated_week_our_rollups_make_rules_fire(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    week = Week(lamps=3, bays=1, lots=1, air=1, meters=1)
+    happens = (
+        ("lamp-fault", week.event("lamp_fault")),
+        ("day-burner", week.event("day_burner")),
+        ("air-unhealthy", week.event("smog")),
+    )
+    async with AsyncExitStack() as stores:
+        raw, kept = [await opened(bucket, stores, monkeypatch) for bucket in store.buckets.values()]
+        sun, zones = {}, {}
+        for _, event in happens:
+            points = week.rows(week.device(event.device))
+            while some := list(islice(points, 2000)):
+                await raw.write(some)
+            at = week.sites[event.site][1].location
+            sun[f"{event.county}/{event.site}"] = SiteSettings(lat=at.lat, lon=at.lon)
+            zones[event.county] = week.zone
+
+        async def fires(moment_ms: int) -> list[float | None]:
+            """Roll up what is over by then; return what each rule says of its event's site."""
+            rollups = Rollups(
+                raw, kept, zones, sites=sun, pace=PACE, now_ns=lambda: moment_ms * 1_000_000
+            )
+            today = datetime.fromtimestamp(moment_ms / 1000, week.zone).date()
+            await rollups.once(today - timedelta(days=1), today)
+            said = []
+            for rule, event in happens:
+                answer = store.engine(rule, town_of(week, event.county)).evaluate(moment_ms / 1000)
+                said.append(answer[labels({"site": event.site})])
+            return said
+
+        assert await fires(week.moment_ms(2, 6)) == [0, 0, 0]
+        assert await fires(week.moment_ms(5, 3)) == [1, 1, 1]
+        for _, event in happens:
+            heart = store.engine("rollups-silent", town_of(week, event.county))
+            assert heart.evaluate(week.moment_ms(5, 3) / 1000) == {frozenset(): 0}
+
+
+async def opened(
+    bucket: Bucket, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> OurStore:
+    monkeypatch.setenv("INFLUX_TOKEN", bucket.token)
+    store = open_store(bucket.url)
+    await store.open()
+    stack.push_async_callback(store.close)
+    return store
+
+
+def town_of(week: Week, county: str) -> Town:
+    [town] = [town for town in week.towns if town.county == county]
+    return town
