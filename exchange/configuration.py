@@ -193,7 +193,9 @@ def check_zone(file: str, key: str, name: str) -> ZoneInfo:
 
 def toml_table(head: str, **values: object) -> str:
     """Return a table of TOML under its head, such as `[broker]`."""
-    return "\n".join([head, *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""])
+    return "\n".join(
+        [head, *(f"{_toml_key(key)} = {toml_value(value)}" for key, value in values.items()), ""]
+    )
 
 
 def with_tables(text: str, tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from exchange.topics import END, County, Level
 
 MAX_EXTENT_DEG = 10.0
 """More than any county's map needs: a digit was lost."""
-SERVICES = ("ingest", "watch", "grafana")
+SERVICES = ("ingest", "watch", "rollups", "grafana")
 """What runs beside the applications, in folders of these names."""
 
 _PRINTABLE = r"[^\x00-\x1f\x7f]"
@@ -127,6 +127,8 @@ class Store(_Table, frozen=True, kw_only=True):
     """`influxdbs://HOST:PORT/ORG/BUCKET`, `influxdb://…` on loopback, or `sqlite:///PATH` (from ingest's folder)."""
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
     """How long InfluxDB keeps them; 0 is for ever."""
+    rollups_retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    """How long it keeps their hours and days, in the bucket `{BUCKET}_rollups`."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     """How many processes of ingest write there, each with a certificate and a connection of its own."""
 
@@ -285,6 +287,8 @@ def read_towns(paths: Iterable[Path]) -> list[Town]:
             agreed.check(file, "circle", town.circle.id, town.circle)
             agreed.check(file, "broker", "", town.broker)  # an office has one
             agreed.check(file, "store.retention_days", town.store.bucket, town.store.retention_days)
+            kept_days = town.store.rollups_retention_days
+            agreed.check(file, "store.rollups_retention_days", town.store.bucket, kept_days)
             place = town.store.bucket or town.store.url
             agreed.check(file, "store.workers", place, town.store.workers)
             for index, application in enumerate(town.applications):

@@ -91,8 +91,6 @@ class RollupSettings(_Table, frozen=True, kw_only=True):
 
     store: str = ""
     """Where they go; absent: the `store` of the file if it is SQLite, else the bucket `{bucket}_rollups` beside it."""
-    store_token_file: Path | None = None
-    """What may read the raw rows, and read and write these; absent: the file's `store_token_file`."""
     every_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 600.0
     """How often it looks for what is missing or late among the latest hours."""
     recent_h: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 48
@@ -103,9 +101,9 @@ class RollupSettings(_Table, frozen=True, kw_only=True):
     """How long after its end an hour is made first."""
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """It works for this part of its time at most and leaves the store to others for the rest."""
-    raw_retention_days: Annotated[int, msgspec.Meta(ge=3, le=36_500)] | None = None
-    """How long raw rows are kept, in InfluxDB as its bucket says; absent: for ever."""
-    retention_days: Annotated[int, msgspec.Meta(ge=3, le=36_500)] | None = None
+    raw_retention_days: Annotated[int, msgspec.Meta(ge=2, le=36_500)] | None = None
+    """How long raw rows are kept, in InfluxDB as its bucket says; absent: for ever. A lamp's night needs 5 days."""
+    retention_days: Annotated[int, msgspec.Meta(ge=2, le=36_500)] | None = None
     """How long hours and days are kept, in InfluxDB as their bucket says; absent: for ever."""
     vendor_metrics: list[VendorMetric] = []
     """Metrics beside the dictionary's that are rolled up, too."""
@@ -123,6 +121,8 @@ class Config(_Table, frozen=True, kw_only=True):
     counties: Annotated[list[County], msgspec.Meta(min_length=1)]
     store: str
     store_token_file: Path | None = None
+    store_read_token_file: Path | None = None
+    """What reads, where the other may only write: a token that does both could delete, too."""
     store_ca_file: Path | None = None
     """Whose word to take for an `influxdbs://` store, unless the system's authorities are meant."""
     rate_budget_per_min: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 1200
@@ -238,28 +238,27 @@ def broker_tls(
 
 def store_of(config: Config, file: Path) -> Store:
     """Return the configured store. Raises: ConfigError naming the file."""
-    try:
-        return open_store(
-            config.store, token_file=config.store_token_file, ca_file=config.store_ca_file
-        )
-    except ConfigError as error:  # it knows its own key, not the file's
-        keys = {"url": "store", "ca_file": "store_ca_file"}
-        key = keys.get(error.key, "store_token_file")
-        raise ConfigError(str(file), key, error.value, error.allowed) from error
+    return _opened(config, config.store, "store", file)
 
 
 def rollup_stores(config: Config, file: Path) -> tuple[Store, Store]:
     """Return the stores of raw rows and of hours and days, one where they are the same. Raises: ConfigError."""
-    settings = config.rollups
-    token_file = settings.store_token_file or config.store_token_file
-    raw = store_of(msgspec.structs.replace(config, store_token_file=token_file), file)
-    url = settings.store or _rollups_of(config.store)
-    if url == config.store:
-        return raw, raw
+    url = config.rollups.store or _rollups_of(config.store)
+    raw = store_of(config, file)
+    return raw, raw if url == config.store else _opened(config, url, "rollups.store", file)
+
+
+def _opened(config: Config, url: str, key: str, file: Path) -> Store:
+    token_file, ca_file = config.store_token_file, config.store_ca_file
+    reading = config.store_read_token_file
     try:
-        return raw, open_store(url, token_file=token_file, ca_file=config.store_ca_file)
-    except ConfigError as error:
-        raise ConfigError(str(file), "rollups.store", error.value, error.allowed) from error
+        return open_store(url, token_file=token_file, read_token_file=reading, ca_file=ca_file)
+    except ConfigError as error:  # it knows its own key, not the file's
+        keys = {"url": key, "ca_file": "store_ca_file"}
+        key = keys.get(error.key, "store_token_file")
+        if reading is not None and error.value == str(reading):
+            key = "store_read_token_file"
+        raise ConfigError(str(file), key, error.value, error.allowed) from error
 
 
 def _rollups_of(store: str) -> str:
@@ -277,19 +276,16 @@ def _anchored(config: Config, folder: Path) -> Config:
     if kept.startswith("sqlite:///"):
         kept = f"sqlite:///{folder / kept.removeprefix('sqlite:///')}"
     token, ca = config.store_token_file, config.store_ca_file
-    their_token = rollups.store_token_file
+    reading = config.store_read_token_file
     return msgspec.structs.replace(
         config,
         broker=broker,
         further=[Worker(tls=each.tls.anchored(folder)) for each in config.further],
         store=store,
         store_token_file=None if token is None else folder / token,
+        store_read_token_file=None if reading is None else folder / reading,
         store_ca_file=None if ca is None else folder / ca,
         quarantine=msgspec.structs.replace(quarantine, path=folder / quarantine.path),
         watch=msgspec.structs.replace(watch, maintenance=folder / watch.maintenance),
-        rollups=msgspec.structs.replace(
-            rollups,
-            store=kept,
-            store_token_file=None if their_token is None else folder / their_token,
-        ),
+        rollups=msgspec.structs.replace(rollups, store=kept),
     )

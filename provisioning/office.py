@@ -168,26 +168,32 @@ class Office:
                 self._keep_pair(folder, user, "client")
             watch = f"watch{place.suffix}"
             self._keep_pair(services / watch, watch, "client")
-            for name in ("ingest", "watch"):
+            for name in ("ingest", "watch", "rollups"):
                 user = f"{name}{place.suffix}"
                 make_folder(services / user / "data")
+                write_public(services / user / "ca.pem", self.authority.certificate)
                 write_public(services / user / "ingest.toml", self._service_file(name, place))
         for town in self.towns:
             for one in town.applications:
                 self._keep_pair(services / one.id, application_user(one.id), "client")
 
     def _service_file(self, name: str, place: Place) -> str:
-        """Return the configuration of an ingest or of its watch, which writes to the same store."""
+        """Return the configuration of an ingest, of its watch or of its rollups, which share the store."""
         settings, store = self.towns[0].broker, place.towns[0].store.url
         file = PurePosixPath(store.removeprefix("sqlite:///"))
-        if store.startswith("sqlite:") and name == "watch" and not file.is_absolute():
+        if store.startswith("sqlite:") and name != "ingest" and not file.is_absolute():
             store = f"sqlite:///../ingest{place.suffix}/{file}"
         top: dict[str, object] = {"counties": [one.county for one in place.towns], "store": store}
         if not store.startswith("sqlite:"):
             top["store_token_file"] = "influx.token"  # noqa: S105 - a file's name
+            if name != "ingest":
+                top["store_read_token_file"] = "influx.read.token"  # noqa: S105 - the same
         if store.startswith("influxdbs:"):
             top["store_ca_file"] = "ca.pem"
         further: list[str] = []
+        tls = _TLS
+        if name == "rollups":  # which connect to no broker, but the file has to say how
+            tls = {key: f"../watch{place.suffix}/{file_}" for key, file_ in _TLS.items()}
         if name == "ingest":
             top["workers"] = place.towns[0].store.workers
             further = [folder.name for folder in self._workers(place).values()][1:]
@@ -198,14 +204,17 @@ class Office:
                 host=settings.host,
                 port=settings.service_port,
                 client_id=name + place.suffix,
-                tls=_TLS,
+                tls=tls,
             ),
+            toml_table("[timezones]", **{one.county: one.timezone for one in place.towns}),
             toml_table("[quarantine]", path="data/quarantine.sqlite"),
             *(
                 toml_table("[[worker]]", tls={key: f"{own}/{file}" for key, file in _TLS.items()})
                 for own in further
             ),
         ]
+        if name == "rollups":
+            tables += _rollups(place.towns)
         return "\n".join(tables)
 
     def _write_gateway(self, town: Town, gateway: Gateway, hand_out: bool) -> None:
@@ -639,6 +648,24 @@ def _check_folder(folder: Path) -> None:
 def _passphrase(file: Path | None) -> bytes | None:
     word = secret("command line", "ca_passphrase", file, None)
     return None if word is None else word.encode()
+
+
+def _rollups(towns: Sequence[Town]) -> list[str]:
+    """Return what rollups read beside the rest: how long rows are kept, and where each site is."""
+    kept = towns[0].store
+    days = {
+        # A bucket of a day is looked at as one of two: what is deleted is not looked at either way.
+        "raw_retention_days": max(kept.retention_days, 2) if kept.retention_days else 0,
+        "retention_days": max(kept.rollups_retention_days, 2) if kept.rollups_retention_days else 0,
+    }
+    places = {f"{town.county}/{one.id}": one.location for town in towns for one in town.sites}
+    return [
+        toml_table("[rollups]", **{key: value for key, value in days.items() if value}),
+        toml_table(
+            "[rollups.sites]",
+            **{name: {"lat": at.lat, "lon": at.lon} for name, at in places.items()},
+        ),
+    ]
 
 
 def _authority_name(towns: Sequence[Town]) -> str:

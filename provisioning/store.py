@@ -2,8 +2,9 @@
 
 Whatever is there already is kept; what is missing is made; so it can be run again after any change or crash.
 
-Ingest and watch write by version 1 authorizations (NAME:PASSWORD), which are good at `/write` alone: whoever may write
-to a bucket at `/api/v2` may delete it, too. Grafana reads by a token of version 2.
+A town has a bucket of raw rows and one of hours and days, `{bucket}_rollups`. Who writes does so by a version 1
+authorization (NAME:PASSWORD), which is good at `/write` and `/query` alone: whoever may write to a bucket at `/api/v2`
+may delete it, too. Grafana reads by a token of version 2.
 
 Source: docs.influxdata.com, InfluxDB v2.7, "InfluxDB v2 API": setup, orgs, buckets, authorizations; for the others
     `influx v1 auth` of github.com/influxdata/influx-cli; influxdata/influxdb#23170
@@ -15,7 +16,7 @@ import asyncio
 import secrets
 import ssl
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -29,12 +30,20 @@ from exchange.tls import Tls, is_loopback
 from exchange.towns import Bucket, Town
 from provisioning.files import write_private
 
-SERVICES: dict[str, Literal["write", "read"]] = {
-    "ingest": "write",
-    "watch": "write",
-    "grafana": "read",
+Action = Literal["write", "read"]
+RAW, ROLLUPS = "", "_rollups"
+"""What ends the names of a town's buckets."""
+MAIN, READING = "influx.token", "influx.read.token"
+SERVICES: dict[str, dict[str, list[tuple[Action, str]]]] = {
+    "ingest": {MAIN: [("write", RAW)]},
+    "watch": {MAIN: [("write", RAW)], READING: [("read", RAW)]},
+    "rollups": {MAIN: [("write", ROLLUPS)], READING: [("read", RAW), ("read", ROLLUPS)]},
+    "grafana": {MAIN: [("read", RAW), ("read", ROLLUPS)]},
 }
-"""What each service may do with its bucket; nothing else is open to it."""
+"""What each service may do with which bucket, by the file of the token; nothing else is open to it.
+
+No token may read and write one bucket: it could delete there, by InfluxQL.
+"""
 TIMEOUT_S = 20.0
 _DAY_S = 86_400
 _ADMINISTRATOR = "onestreet"
@@ -76,14 +85,14 @@ def rotate(office: Path, towns: Sequence[Town], *, url: str = "") -> list[Path]:
 
 
 async def _set_up(office: Path, towns: Sequence[Town], url: str, *, rotate: bool) -> list[Path]:
-    kept = [(place, bucket) for place in places(towns) if (bucket := place.towns[0].store.bucket)]
-    if not kept:
+    stores = [(place, bucket) for place in places(towns) if (bucket := place.towns[0].store.bucket)]
+    if not stores:
         return []
-    servers = sorted({bucket.url for _, bucket in kept})
+    servers = sorted({bucket.url for _, bucket in stores})
     if len(servers) > 1:
         allowed = "must be one server: an office has one InfluxDB, with as many buckets as it likes"
         raise ConfigError(str(office / "towns"), "store.url", ", ".join(servers), allowed)
-    first, address = kept[0][1], url.rstrip("/") or servers[0]
+    first, address = stores[0][1], url.rstrip("/") or servers[0]
     parts = urlsplit(address)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         allowed = "must be https://HOST:PORT (http:// on loopback): tokens go there"
@@ -95,16 +104,31 @@ async def _set_up(office: Path, towns: Sequence[Town], url: str, *, rotate: bool
         server = _Server(session, address, folder / "admin.token")
         await server.check_version()
         await server.begin(first, folder / "admin.password")
-        for place, bucket in kept:
+        for place, bucket in stores:
             org = await server.organisation(bucket.org)
-            retention_s = place.towns[0].store.retention_days * _DAY_S
-            held = await server.bucket(org, bucket.bucket, retention_s)
-            for service, action in SERVICES.items():
-                file = office / "services" / f"{service}{place.suffix}" / "influx.token"
-                grant = _Grant(service, action, bucket.bucket, held, org)
+            kept = place.towns[0].store
+            held = {
+                end: await server.bucket(org, f"{bucket.bucket}{end}", days * _DAY_S)
+                for end, days in [
+                    (RAW, kept.retention_days),
+                    (ROLLUPS, kept.rollups_retention_days),
+                ]
+            }
+            for service, name, doors in _tokens():
+                file = office / "services" / f"{service}{place.suffix}" / name
+                opened = frozenset((action, held[end]) for action, end in doors)
+                what = f"{service} reads" if name == READING else service
+                grant = _Grant(what, bucket.bucket, opened, org)
                 if await server.issue(grant, file, anew=rotate):
                     written.append(file)
     return written
+
+
+def _tokens() -> Iterator[tuple[str, str, list[tuple[Action, str]]]]:
+    """Yield every token: the service, its file, what it may do with which bucket."""
+    for service, files in SERVICES.items():
+        for name, doors in files.items():
+            yield service, name, doors
 
 
 def _shard_s(retention_s: int) -> int:
@@ -122,35 +146,38 @@ def _shard_s(retention_s: int) -> int:
 class _Grant(NamedTuple):
     """What one token is for."""
 
-    service: str
-    action: Literal["write", "read"]
+    what: str
     bucket: str
-    bucket_id: str
+    doors: frozenset[tuple[Action, str]]
+    """What it may do with which bucket, by id."""
     org_id: str
 
     @property
     def description(self) -> str:
         """How it is found again."""
-        return f"onestreet {self.service}: {self.bucket}"
+        return f"onestreet {self.what}: {self.bucket}"
 
     @property
     def kind(self) -> str:
         """Where authorizations of its kind are."""
-        return _VERSION_1 if self.action == "write" else _VERSION_2
+        writes = any(action == "write" for action, _ in self.doors)
+        return _VERSION_1 if writes else _VERSION_2
 
     @property
     def permissions(self) -> list[dict[str, Any]]:
-        resource = {"type": "buckets", "id": self.bucket_id, "orgID": self.org_id}
-        return [{"action": self.action, "resource": resource}]
+        return [
+            {"action": action, "resource": {"type": "buckets", "id": bucket, "orgID": self.org_id}}
+            for action, bucket in sorted(self.doors)
+        ]
 
     def is_met_by(self, authorization: dict[str, Any]) -> bool:
         """Whether an authorization opens this, and nothing more."""
-        given = [
+        given = {
             (one["action"], one["resource"]["type"], one["resource"].get("id"))
             for one in authorization["permissions"]
-        ]
+        }
         active = authorization["status"] == "active"
-        return active and given == [(self.action, "buckets", self.bucket_id)]
+        return active and given == {(action, "buckets", bucket) for action, bucket in self.doors}
 
 
 class _Server:
@@ -260,7 +287,7 @@ class _Server:
         if grant.kind != _VERSION_1:
             new = await self.call("POST", grant.kind, asked)
             return new["id"], new["token"]
-        name, password = f"{grant.service}-{secrets.token_hex(8)}", secrets.token_urlsafe(36)
+        name, password = f"{grant.what}-{secrets.token_hex(8)}", secrets.token_urlsafe(36)
         new = await self.call("POST", grant.kind, asked | {"token": name})
         await self.call("POST", f"{grant.kind}/{new['id']}/password", {"password": password})
         return new["id"], f"{name}:{password}"

@@ -161,10 +161,17 @@ class Store(Protocol):
         """Let go of everything."""
 
 
-def open_store(url: str, *, token_file: Path | None = None, ca_file: Path | None = None) -> Store:
+def open_store(
+    url: str,
+    *,
+    token_file: Path | None = None,
+    read_token_file: Path | None = None,
+    ca_file: Path | None = None,
+) -> Store:
     """Return the store at a URL, to be opened; an InfluxDB token is in the file or in INFLUX_TOKEN.
 
-    `ca_file` is whose word to take for an `influxdbs://` server; the system's authorities otherwise.
+    `read_token_file` has another one for reading: who may read and write a bucket may delete in it. `ca_file` is
+    whose word to take for an `influxdbs://` server; the system's authorities otherwise.
 
     Raises: ConfigError.
     """
@@ -193,7 +200,9 @@ def open_store(url: str, *, token_file: Path | None = None, ca_file: Path | None
                         raise ConfigError("store", "url", url, allowed)
                     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
                     address = f"http{secure}://{host}:{port}"
-                    return InfluxStore(address, bucket, Token(token_file), ca_file=ca_file)
+                    reading = None if read_token_file is None else Token(read_token_file)
+                    token = Token(token_file)
+                    return InfluxStore(address, bucket, token, reading=reading, ca_file=ca_file)
         case SplitResult(password=str()):
             raise ConfigError("store", "url", f"{parts.scheme}://…", "no secret stands in the URL")
     raise ConfigError("store", "url", url, _URLS)

@@ -106,9 +106,21 @@ class Token:
 class InfluxStore:
     """The store protocol on one bucket."""
 
-    def __init__(self, url: str, bucket: str, token: Token, *, ca_file: Path | None = None) -> None:
-        """`ca_file` is whose word to take for the server. Raises: ConfigError when it is none."""
+    def __init__(
+        self,
+        url: str,
+        bucket: str,
+        token: Token,
+        *,
+        reading: Token | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        """`token` is for writing, and for reading where there is no other for that.
+
+        `ca_file` is whose word to take for the server. Raises: ConfigError when it is none.
+        """
         self._url, self._bucket, self._token = url, bucket, token
+        self._reading = reading or token
         self._tls = None
         if ca_file is not None:
             try:
@@ -147,7 +159,7 @@ class InfluxStore:
                 f"{self._url}/write", params=to, data=lines, headers=headers, timeout=_WRITE_TIMEOUT
             ) as answer:
                 if answer.status != 204:
-                    raise await self._refusal(answer)
+                    raise await self._refusal(answer, self._token)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._away(error) from error
 
@@ -244,13 +256,13 @@ class InfluxStore:
         assert self._session is not None
         asked = {"db": self._bucket, "q": text, "epoch": "ns", "chunked": "true"}
         asked["chunk_size"] = str(CHUNK_ROWS)
-        headers = {"Authorization": self._token.header}
+        headers = {"Authorization": self._reading.header}
         try:
             async with self._session.get(
                 f"{self._url}/query", params=asked, headers=headers
             ) as answer:
                 if answer.status != 200:
-                    raise _unavailable(await self._refusal(answer))
+                    raise _unavailable(await self._refusal(answer, self._reading))
                 async for line in _json_lines(answer.content):
                     for result in line["results"]:
                         if "error" in result:
@@ -268,7 +280,9 @@ class InfluxStore:
         refused = isinstance(error, aiohttp.ClientConnectorError)
         return StoreUnavailable(words, kind="refused" if refused else "other")
 
-    async def _refusal(self, answer: aiohttp.ClientResponse) -> StoreUnavailable | StoreRejected:
+    async def _refusal(
+        self, answer: aiohttp.ClientResponse, token: Token
+    ) -> StoreUnavailable | StoreRejected:
         said = (await answer.content.read(2000)).decode(errors="replace")
         text = f"{self._url}: HTTP {answer.status}: {said}"
         if answer.status in _REJECTED:
@@ -277,7 +291,7 @@ class InfluxStore:
             return StoreRejected(text, dropped=dropped, too_old=_TOO_OLD in said)
         if answer.status in (401, 403):
             with suppress(OSError, ValueError):
-                self._token.refresh()
+                token.refresh()
         if answer.status == _TOO_LARGE:
             return StoreOverfull(text)
         kind = "429" if answer.status == 429 else "5xx" if answer.status >= 500 else "other"

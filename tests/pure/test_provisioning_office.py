@@ -235,6 +235,7 @@ def test_a_town_is_added_and_nothing_else_changes(folder: Path, tmp_path: Path) 
         "broker/acl",
         "ca/issued.json",
         "services/ingest/ingest.toml",
+        "services/rollups/ingest.toml",
         "services/watch/ingest.toml",
     }
     assert (folder / "gateways" / "tw-nwt" / "gw-1" / "key.pem").exists()
@@ -375,6 +376,31 @@ def test_a_bundle_is_what_a_gateway_needs_and_no_more(folder: Path) -> None:
                 members = tar.getmembers()
             assert {member.name for member in members} == {f"{name}/{file}" for file in expected}
             assert {member.mode for member in members} == {0o600}
+
+
+def test_rollups_are_configured_by_the_towns_files(folder: Path, tmp_path: Path) -> None:
+    config = load_config(folder / "services" / "rollups" / "ingest.toml")
+    stored = load_config(folder / "services" / "ingest" / "ingest.toml").store
+    assert Path(config.store.removeprefix("sqlite:///")).resolve() == Path(
+        stored.removeprefix("sqlite:///")
+    )
+    assert config.zone("tw-tpe").key == "Asia/Taipei"
+    assert config.rollups.raw_retention_days is None
+    [site] = config.rollups.sites
+    assert site.startswith("tw-tpe/")
+    assert config.rollups.sites[site].lat is not None
+    assert config.broker.tls is not None
+    Tls.context(config.broker.tls, "test", "tls")  # the watch's, which is there
+    store = "influxdbs://influx.example:8086/north/nwt"
+    with init([write_town(tmp_path, "tw-nwt", store=store)], folder):
+        pass
+    own = folder / "services" / "rollups-tw-nwt"
+    config = load_config(own / "ingest.toml")
+    assert (config.store, config.counties) == (store, ["tw-nwt"])
+    assert config.store_token_file == own / "influx.token"
+    assert config.store_read_token_file == own / "influx.read.token"
+    assert config.store_ca_file is not None
+    assert config.store_ca_file.exists()
 
 
 def test_services_are_configured_as_ingest_reads_it(folder: Path, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_a_written_file_is_what_was_meant(tmp_path: Path) -> None:
         ("store.url", "influxdbs://:8086/o/b", "a host is missing"),
         ("store.url", "sqlite:///", "must be influxdbs://"),
         ("store.retention_days", -1, ">= 0"),
+        ("store.rollups_retention_days", 40_000, "<= 36500"),
         ("store.workers", 0, ">= 1"),
         ("store.workers", 65, "<= 64"),
         ("intervals.street", 60, "no such domain; one of air, gateway, parking"),
@@ -256,6 +257,11 @@ def another(**changes: Any) -> dict[str, Any]:
         (
             {"store": GOOD["store"] | {"retention_days": 30}},
             "store.retention_days",
+            "must be as in",
+        ),
+        (
+            {"store": GOOD["store"] | {"rollups_retention_days": 30}},
+            "store.rollups_retention_days",
             "must be as in",
         ),
         ({"store": GOOD["store"] | {"workers": 2}}, "store.workers", "must be as in"),

@@ -28,8 +28,24 @@ from tests.ports import free_port
 TOWNS = Path(__file__).parents[2] / "towns"
 POINT = Point(Series("air", "tw-tpe", "xinyi", "aq-1"), 1_795_000_000_000_000_001, {"co2": 420.0})
 LINE = "air,county=tw-tpe co2=1 1795000000000000000"
+WHAT_EACH_MAY_DO = {
+    ("ingest", "influx.token"): [("write", "")],
+    ("watch", "influx.token"): [("write", "")],
+    ("watch", "influx.read.token"): [("read", "")],
+    ("rollups", "influx.token"): [("write", "_rollups")],
+    ("rollups", "influx.read.token"): [("read", ""), ("read", "_rollups")],
+    ("grafana", "influx.token"): [("read", ""), ("read", "_rollups")],
+}
 AUTHORIZATIONS = ("/api/v2/authorizations", "/private/legacy/authorizations")
-SERVICES = ("ingest", "watch", "grafana")
+TOKENS = (
+    ("ingest", "influx.token"),
+    ("watch", "influx.token"),
+    ("watch", "influx.read.token"),
+    ("rollups", "influx.token"),
+    ("rollups", "influx.read.token"),
+    ("grafana", "influx.token"),
+)
+SERVICES = ("ingest", "watch", "rollups", "grafana")
 
 
 class As:
@@ -130,62 +146,64 @@ def in_bucket(server: Influx, bucket: str, county: str = "tw-tpe", **more: Any) 
     return msgspec.structs.replace(town, store=msgspec.structs.replace(town.store, url=url, **more))
 
 
-def token_file(office: Path, service: str) -> Path:
-    return office / "services" / service / "influx.token"
+def token_file(office: Path, service: str, name: str = "influx.token") -> Path:
+    return office / "services" / service / name
 
 
-def holder(server: Influx, office: Path, service: str) -> As:
-    return As(server, token_file(office, service).read_text())
+def token_files(office: Path) -> list[Path]:
+    return [token_file(office, *token) for token in TOKENS]
+
+
+def holder(server: Influx, office: Path, service: str, name: str = "influx.token") -> As:
+    return As(server, token_file(office, service, name).read_text())
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_fresh_server_gets_an_administrator_a_bucket_and_three_tokens(
+def test_a_fresh_server_gets_an_administrator_two_buckets_and_tokens(
     server: Influx, first: Path, admin: As
 ) -> None:
     for name in ("admin.token", "admin.password"):
         assert mode(first / "store" / name) == 0o600
-    assert [mode(token_file(first, service)) for service in SERVICES] == [0o600] * 3
-    assert admin.bucket("first")["name"] == "first"
+    assert [mode(file) for file in token_files(first)] == [0o600] * len(TOKENS)
+    for name in ("first", "first_rollups"):
+        assert admin.bucket(name)["name"] == name
     rights = [
         (one["description"], right["action"], right["resource"]["type"], right["resource"]["name"])
         for one in admin.authorizations("first")
         for right in one["permissions"]
     ]
-    assert rights == [
+    assert sorted(rights) == [
         ("onestreet grafana: first", "read", "buckets", "first"),
+        ("onestreet grafana: first", "read", "buckets", "first_rollups"),
         ("onestreet ingest: first", "write", "buckets", "first"),
+        ("onestreet rollups reads: first", "read", "buckets", "first"),
+        ("onestreet rollups reads: first", "read", "buckets", "first_rollups"),
+        ("onestreet rollups: first", "write", "buckets", "first_rollups"),
+        ("onestreet watch reads: first", "read", "buckets", "first"),
         ("onestreet watch: first", "write", "buckets", "first"),
     ]
     asked = {"username": "x", "password": "12345678", "org": "x", "bucket": "x"}
     assert As(server, "").status("POST", "/api/v2/setup", asked) == 422
 
 
-@pytest.mark.parametrize("service", ["ingest", "watch"])
-def test_a_writer_writes_its_bucket_and_no_more(
-    server: Influx, office: Path, bucket: str, admin: As, service: str
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_gets_its_own_done_and_no_more(
+    server: Influx, office: Path, bucket: str, admin: As, token: tuple[str, str]
 ) -> None:
     set_up(office, [in_bucket(server, bucket)])
-    me = holder(server, office, service)
-    assert me.writes(bucket)
-    assert admin.rows(bucket) == 1
-    assert me.rows(bucket) == 0
-    assert not me.writes("first")
-    assert_no_other_door(me, admin, bucket)
-
-
-def test_grafana_reads_its_bucket_and_no_more(
-    server: Influx, office: Path, bucket: str, admin: As
-) -> None:
-    set_up(office, [in_bucket(server, bucket)])
-    me = holder(server, office, "grafana")
-    assert admin.writes(bucket)
-    assert admin.writes("first")
-    assert me.rows(bucket) == 1
-    assert me.rows("first") == 0
-    assert not me.writes(bucket)
+    me = holder(server, office, *token)
+    for name in (bucket, f"{bucket}_rollups", "first", "first_rollups"):
+        assert admin.writes(name)
+    doors = {(action, f"{bucket}{end}") for action, end in WHAT_EACH_MAY_DO[token]}
+    assert {
+        (action, name)
+        for name in (bucket, f"{bucket}_rollups", "first", "first_rollups")
+        for action, does in (("write", me.writes(name)), ("read", me.rows(name) > 0))
+        if does
+    } == doors
     assert_no_other_door(me, admin, bucket)
 
 
@@ -231,12 +249,12 @@ def test_without_a_token_every_door_is_closed(server: Influx, first: Path, admin
 
 def test_once_more_changes_nothing(server: Influx, office: Path, bucket: str, admin: As) -> None:
     town = in_bucket(server, bucket)
-    assert set_up(office, [town]) == [token_file(office, service) for service in SERVICES]
+    assert set_up(office, [town]) == token_files(office)
     before = admin.authorizations(bucket), admin.bucket(bucket)
-    texts = [token_file(office, service).read_text() for service in SERVICES]
+    texts = [file.read_text() for file in token_files(office)]
     assert set_up(office, [town]) == []
     assert (admin.authorizations(bucket), admin.bucket(bucket)) == before
-    assert [token_file(office, service).read_text() for service in SERVICES] == texts
+    assert [file.read_text() for file in token_files(office)] == texts
 
 
 def test_a_missing_token_is_issued_anew_and_the_old_one_is_void(
@@ -250,7 +268,7 @@ def test_a_missing_token_is_issued_anew_and_the_old_one_is_void(
     assert not lost.writes(bucket)
     assert kept.writes(bucket)
     assert holder(server, office, "ingest").writes(bucket)
-    assert len(admin.authorizations(bucket)) == 3
+    assert len(admin.authorizations(bucket)) == len(TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +300,7 @@ def test_a_token_that_opens_more_is_replaced(
     assert As(server, wide).writes("first")
     assert set_up(office, [town]) == [token_file(office, service)]
     assert not As(server, wide).writes("first")
-    assert len(admin.authorizations(bucket)) == 3
+    assert len(admin.authorizations(bucket)) == len(TOKENS)
 
 
 async def test_ingest_goes_on_over_a_rotation(
@@ -295,9 +313,9 @@ async def test_ingest_goes_on_over_a_rotation(
     )
     try:
         await store.write([POINT])
-        before = [token_file(office, service).read_text() for service in SERVICES]
+        before = [file.read_text() for file in token_files(office)]
         await asyncio.to_thread(rotate, office, [town])
-        after = [token_file(office, service).read_text() for service in SERVICES]
+        after = [file.read_text() for file in token_files(office)]
         assert not set(before) & set(after)
         assert not any(As(server, token).writes(bucket) for token in before)
         assert not any(As(server, token).rows(bucket) for token in before)
@@ -341,7 +359,9 @@ def test_retention_is_as_the_town_says(
             for rule in admin.bucket(bucket)["retentionRules"]
         ]
 
-    set_up(office, [in_bucket(server, bucket)])
+    set_up(office, [in_bucket(server, bucket, rollups_retention_days=400)])
+    [rule] = admin.bucket(f"{bucket}_rollups")["retentionRules"]
+    assert rule["everySeconds"] == 400 * 86_400
     assert kept_days() == [(0, 364)], "few shards, whatever times a gateway sends"
     set_up(office, [in_bucket(server, bucket, retention_days=1)])
     assert kept_days() == [(1, 1)]
@@ -349,7 +369,9 @@ def test_retention_is_as_the_town_says(
     assert kept_days() == [(90, 1)]
     set_up(office, [in_bucket(server, bucket, retention_days=400)])
     assert kept_days() == [(400, 7)]
-    set_up(office, [in_bucket(server, bucket)])
+    set_up(office, [in_bucket(server, bucket, rollups_retention_days=400)])
+    [rule] = admin.bucket(f"{bucket}_rollups")["retentionRules"]
+    assert rule["everySeconds"] == 400 * 86_400
     assert kept_days() == [(0, 364)]
 
 
