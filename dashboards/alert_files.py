@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from dashboards.alert_texts import words
 from dashboards.alerts import DAY_S, Rule, rules
+from exchange.errors import ConfigError
 from exchange.towns import Town
 
+PREFIX = "onestreet-"
+"""Our files in a folder that may hold others'."""
 CONDITION = "C"
 GROUP_BY = ("county", "site")
 """One mail tells all that is wrong at a site, a gateway's death and what it took along."""
@@ -27,17 +31,67 @@ _FILES = {"zh-TW": "alerts.zh-TW.md", "en": "alerts.md"}
 
 def alert_files(towns: Sequence[Town]) -> dict[str, str]:
     """Return what belongs into Grafana's folder provisioning/alerting, by name: the same bytes for the same towns."""
-    files = {f"{town.county}.json": _text({"groups": _groups(town)}) for town in towns}
+    return {name: _text(content) for name, content in _contents(towns).items()}
+
+
+def write_alerts(folder: Path, towns: Sequence[Town]) -> list[Path]:
+    """Write the files; return those that changed.
+
+    Grafana keeps what a file that is gone once said. So a file stays and says what is to be deleted; files of others are
+    left alone. Raises: ConfigError for one of our names that is not what was written.
+    """
+    wanted, changed = _contents(towns), []
+    ours = {folder / name for name in wanted} | set(folder.glob(f"{PREFIX}*.json"))
+    for file in sorted(ours):
+        said = file.read_text(encoding="utf-8") if file.exists() else ""
+        text = _text(_deleting(wanted.get(file.name, {}), _read(file, said)))
+        if text != said:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            changed.append(file)
+    return changed
+
+
+def _contents(towns: Sequence[Town]) -> dict[str, dict[str, Any]]:
+    files = {f"{PREFIX}{town.county}.json": {"groups": _groups(town)} for town in towns}
     told = [town for town in towns if town.alerts.mail or town.alerts.webhooks]
     if told:  # else Grafana's own stay as they are
-        files["contacts.json"] = _text({"contactPoints": [_contact_point(town) for town in told]})
-        files["policies.json"] = _text({"policies": [_policy(told)]})
+        files[f"{PREFIX}contacts.json"] = {"contactPoints": [_contact_point(town) for town in told]}
+        files[f"{PREFIX}policies.json"] = {"policies": [_policy(told)]}
     return files
+
+
+def _read(file: Path, text: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(text or "{}")
+        _ = _deleting({}, content)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ConfigError(str(file), "", None, "delete it: it was not written by us") from None
+    return content
+
+
+def _deleting(content: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a file's content with what it said before and does not say any more."""
+    merged = dict(content)
+    for key, within, delete in (
+        ("groups", "rules", "deleteRules"),
+        ("contactPoints", "receivers", "deleteContactPoints"),
+    ):
+        was, stays = (
+            {one["uid"] for each in said.get(key, []) for one in each[within]}
+            for said in (before, content)
+        )
+        gone = (was | {one["uid"] for one in before.get(delete, [])}) - stays
+        if gone:
+            merged[delete] = [{"orgId": 1, "uid": uid} for uid in sorted(gone)]
+    if "policies" not in content and ("policies" in before or "resetPolicies" in before):
+        merged["resetPolicies"] = [1]
+    return merged
 
 
 def uid(county: str, rule: Rule) -> str:
     """Return the uid of a county's rule: Grafana takes 40 characters."""
-    return f"onestreet-{county}-{rule.name}"
+    return f"{PREFIX}{county}-{rule.name}"
 
 
 def _groups(town: Town) -> list[dict[str, Any]]:
@@ -124,13 +178,11 @@ def _contact_point(town: Town) -> dict[str, Any]:
     if town.alerts.mail:
         # A dollar sign would be a variable to Grafana; the town's reader lets none pass.
         settings = {"addresses": ";".join(town.alerts.mail), "singleEmail": True}
-        receivers.append(_receiver(f"onestreet-{town.county}-mail", "email", settings))
+        receivers.append(_receiver(f"{PREFIX}{town.county}-mail", "email", settings))
     for number, webhook in enumerate(town.alerts.webhooks, 1):
         kind, _, where = webhook.partition(":")
         url = f"$__{kind}{{{where}}}"  # filled in by Grafana, which alone may read it
-        receivers.append(
-            _receiver(f"onestreet-{town.county}-hook-{number}", "webhook", {"url": url})
-        )
+        receivers.append(_receiver(f"{PREFIX}{town.county}-hook-{number}", "webhook", {"url": url}))
     return {"orgId": 1, "name": _name(town), "receivers": receivers}
 
 

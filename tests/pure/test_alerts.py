@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from grafana_foundation_sdk.models import expr
 
-from dashboards.alert_files import alert_files
+from dashboards.alert_files import alert_files, write_alerts
 from dashboards.alert_texts import words
 from dashboards.alerts import DOWN, Rule, rules
 from dashboards.influxql import Select
@@ -40,7 +40,10 @@ def by_name(rule: Rule) -> str:
 
 
 def provisioned(town: Town = TOWN) -> list[dict[str, Any]]:
-    return [dict(rule) for rule in rules_of(alert_files([town])[f"{town.county}.json"]).values()]
+    return [
+        dict(rule)
+        for rule in rules_of(alert_files([town])[f"onestreet-{town.county}.json"]).values()
+    ]
 
 
 def with_alerts(town: Town, **changes: Any) -> Town:
@@ -62,7 +65,9 @@ def sections(text: str) -> dict[str, str]:
 
 def test_every_county_has_its_own_rules_and_grafana_can_name_them() -> None:
     files = alert_files(TOWNS)
-    assert sorted(files) == sorted(f"{town.county}.json" for town in TOWNS)  # nobody is told yet
+    assert sorted(files) == sorted(
+        f"onestreet-{town.county}.json" for town in TOWNS
+    )  # nobody is told yet
     every = [rule for text in files.values() for rule in rules_of(text).values()]
     assert len({rule["uid"] for rule in every}) == len(TOWNS) * len(RULES) == len(every)
     assert all(len(rule["uid"]) <= 40 for rule in every)
@@ -171,7 +176,7 @@ def test_mail_and_webhooks_of_each_county() -> None:
         with_alerts(third, webhooks=["file:/office/services/grafana/hook.url", "env:HOOK_URL"]),
     ]
     files = alert_files(towns)
-    points = json.loads(files["contacts.json"])["contactPoints"]
+    points = json.loads(files["onestreet-contacts.json"])["contactPoints"]
     assert {
         point["name"]: [(one["type"], one["settings"]) for one in point["receivers"]]
         for point in points
@@ -191,7 +196,7 @@ def test_mail_and_webhooks_of_each_county() -> None:
 
 def test_one_mail_tells_all_of_a_site_to_its_own_county() -> None:
     towns = [TOWNS[0], *(with_alerts(town, mail=["a@town.gov.tw"]) for town in TOWNS[1:3])]
-    [policy] = json.loads(alert_files(towns)["policies.json"])["policies"]
+    [policy] = json.loads(alert_files(towns)["onestreet-policies.json"])["policies"]
     assert (
         policy["receiver"] == f"onestreet {TOWNS[1].county}"
     )  # the first that is told of anything
@@ -202,6 +207,66 @@ def test_one_mail_tells_all_of_a_site_to_its_own_county() -> None:
         assert route["group_by"] == ["county", "site"]
     grouped = {"county", *(label for rule in RULES for label in rule.labels)}
     assert set(policy["group_by"]) <= grouped
+
+
+# Files
+
+
+def written(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        file.name.removeprefix("onestreet-"): json.loads(file.read_text(encoding="utf-8"))
+        for file in folder.glob("onestreet-*.json")
+    }
+
+
+def test_files_are_written_where_something_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "alerting"
+    foreign = "groups: []"
+    assert [file.name for file in write_alerts(folder, TOWNS)] == sorted(alert_files(TOWNS))
+    (folder / "mine.yaml").write_text(foreign)
+    assert write_alerts(folder, TOWNS) == []
+    louder = [with_alerts(TOWNS[0], aqi=50), *TOWNS[1:]]
+    assert write_alerts(folder, louder) == [folder / f"onestreet-{TOWNS[0].county}.json"]
+    for name, text in alert_files(louder).items():
+        assert (folder / name).read_text(encoding="utf-8") == text
+    assert (folder / "mine.yaml").read_text() == foreign
+
+
+def test_grafana_is_told_what_is_gone_until_it_is_back(tmp_path: Path) -> None:
+    first, second = TOWNS[:2]
+    told = with_alerts(second, mail=["a@town.gov.tw"], webhooks=["env:HOOK"])
+    write_alerts(tmp_path, [first, told])
+    for _ in range(2):  # a restart of Grafana that did not see the first time
+        write_alerts(tmp_path, [with_alerts(first, mail=["b@town.gov.tw"])])
+        files = written(tmp_path)
+        assert files[f"{second.county}.json"]["deleteRules"] == [
+            {"orgId": 1, "uid": uid}
+            for uid in sorted(rules_of(alert_files([second])[f"onestreet-{second.county}.json"]))
+        ]
+        assert [one["uid"] for one in files["contacts.json"]["deleteContactPoints"]] == [
+            f"onestreet-{second.county}-hook-1",
+            f"onestreet-{second.county}-mail",
+        ]
+    write_alerts(tmp_path, [first])
+    assert written(tmp_path)["policies.json"] == {"apiVersion": 1, "resetPolicies": [1]}
+    assert len(written(tmp_path)["contacts.json"]["deleteContactPoints"]) == 3
+    write_alerts(tmp_path, [first, told])
+    files = written(tmp_path)
+    assert "deleteRules" not in files[f"{second.county}.json"]
+    assert "resetPolicies" not in files["policies.json"]
+    assert [one["uid"] for one in files["contacts.json"]["deleteContactPoints"]] == [
+        f"onestreet-{first.county}-mail"
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "not JSON", '{"groups": [{}]}', '{"deleteRules": [1]}'])
+def test_a_file_of_our_name_that_we_did_not_write_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / f"onestreet-{TOWN.county}.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as told:
+        write_alerts(tmp_path, TOWNS)
+    assert told.value.file == str(file)
+    assert file.read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ class Store:
 
     def engine(self, name: str, town: Town = TOWN, **changed: object) -> Engine:
         [rule] = [rule for rule in rules(town) if rule.name == name]
-        provisioned = rules_of(alert_files([town])[f"{town.county}.json"])
+        provisioned = rules_of(alert_files([town])[f"onestreet-{town.county}.json"])
         return Engine({**provisioned[uid(town.county, rule)], **changed}, self.buckets)
 
 
