@@ -37,7 +37,7 @@ def alert_files(towns: Sequence[Town]) -> dict[str, str]:
 def write_alerts(folder: Path, towns: Sequence[Town]) -> list[Path]:
     """Write the files; return those that changed.
 
-    Grafana keeps what a file that is gone once said. So a file stays and says what is to be deleted; files of others are
+    Grafana keeps what a file that is gone once said. So a file stays and says what is to be deleted; others' are
     left alone. Raises: ConfigError for one of our names that is not what was written.
     """
     wanted, changed = _contents(towns), []
