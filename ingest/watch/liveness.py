@@ -68,7 +68,7 @@ class Losses(msgspec.Struct, gc=False):
         if not self.missed:
             return LEAST_PATIENCE
         allowed = FALSE_DOWNS_A_DAY * min(interval_s / _DAY_S, 1.0)
-        intervals = math.ceil(math.log(allowed) / math.log(self.missed / total))
+        intervals = math.ceil(math.log(allowed) / math.log(self.missed / (total + 1)))
         return min(max(intervals, LEAST_PATIENCE), MOST_PATIENCE)
 
 

@@ -102,7 +102,10 @@ def _table(window: Window) -> str:
     values: dict[str, object] = {"id": window.id, "county": window.county}
     values |= {"site": window.site} if window.site else {}
     values |= {"device": window.device} if window.device else {}
-    values |= {"from": begin.isoformat("T", "milliseconds"), "to": end.isoformat("T", "milliseconds")}
+    values |= {
+        "from": begin.isoformat("T", "milliseconds"),
+        "to": end.isoformat("T", "milliseconds"),
+    }
     return toml_table("[[window]]", **values, why=window.why)
 
 

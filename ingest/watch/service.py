@@ -35,6 +35,7 @@ STORE_PATIENCE_S = 5.0
 GOODBYE_DEADLINE_S = 3.0
 FLUSH_DEADLINE_S = 15.0
 WINDOWS_EVERY_S = 2.0
+LOADED_AFTER_S = 2.0
 RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
 INCIDENTS_BACK_MS = 90 * 86_400_000
 LATE_DAY_MS = 3_600_000
@@ -63,6 +64,7 @@ class Watch:
             self._days.__getitem__, every_s=settings.every_s, flaps_per_h=settings.flaps_per_h
         )
         self._windows = WindowFile(settings.maintenance, config.zone)
+        self._devices, self._begun_s, self._newest_s = -1, float("-inf"), float("-inf")
         self._windows_s = self._touched_s = self._written_s = float("-inf")
         self._told: set[tuple[str, str]] = set()
         self._rows: list[Point] = []
@@ -130,6 +132,7 @@ class Watch:
 
     def _on_connect(self, session_present: bool) -> None:
         self.connected.set()
+        self._devices, self._begun_s = 0, self._now().s
         self.lookout.seeing(self._now(), continued=session_present)
 
     def _on_disconnect(self, _error: UplinkError) -> None:
@@ -242,7 +245,20 @@ class Watch:
                 self._touched_s = moment.s
                 self.lookout.book.touch()
             self.lookout.sweep(moment)
+            self._say_when_loaded(moment)
             await self._write()
+
+    def _say_when_loaded(self, moment: Now) -> None:
+        """Say, once for each connection, how many devices there are: when no more came for a while."""
+        devices = len(self.registry.devices)
+        if self._devices < 0:
+            return
+        if devices != self._devices:
+            self._devices, self._newest_s = devices, moment.s
+        elif moment.s - max(self._newest_s, self._begun_s) >= LOADED_AFTER_S:
+            load_s = round(max(self._newest_s - self._begun_s, 0.0), 2)
+            log.info("%d devices are known", devices, extra={"load_s": load_s})
+            self._devices = -1
 
     async def _write(self) -> None:
         """Write what is due. What a failing store misses is written anew when it is back."""
