@@ -11,6 +11,7 @@ from its devices'. Hours and days are made once they are over.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -35,6 +36,9 @@ _COUNTED = "epoch"
 """A field that every raw row has."""
 _BESIDE = ("quality", _COUNTED)
 _MADE = ("rows", "basis")
+_STUCK = "stuck"
+"""Of a device's hour 1 where its gateway doubted that a value moves; of a site's, how many devices."""
+_STUCK_MARK = re.compile(r"(^|;)[a-z]+:stuck(\(|;|$)")
 _MS_NS = 1_000_000
 
 Row: TypeAlias = dict[str, FieldValue]
@@ -78,7 +82,7 @@ class SiteDays:
         self._settings, self._rest = settings, rest
         self._derived = DERIVATIONS.get(place.domain, NONE)
         self._metrics = [*dictionary()[place.domain].metrics, *vendor_metrics]
-        names = {*_MADE, *statistics.names(self._metrics), *self._derived.written}
+        names = {*_MADE, _STUCK, *statistics.names(self._metrics), *self._derived.written}
         self._names = sorted(names)
         self._counted: dict[Day, Counts] = {}
         self.raw_rows = 0
@@ -140,7 +144,7 @@ class SiteDays:
                 basis = sum(int(row["rows"]) for row in rows)
                 own: Row = {"device": found.device, "start_ms": start_ns // _MS_NS, **fields}
                 fields |= derived.chain([*rows, own], date_of(self._zone, counted.day), settings)
-            fields |= {"rows": len(found.times_ns), "basis": basis}
+            fields |= {"rows": len(found.times_ns), "basis": basis, _STUCK: _is_stuck(found)}
             points.append(self._point(HOUR, found.device, start_ns, fields))
             if len(points) >= POINTS_A_WRITE:
                 await self._write(points)
@@ -212,7 +216,7 @@ class SiteDays:
         derived, settings = self._derived, self._settings
         rows: list[Row] = []
         part = self._part(of, start_ns, start_ns + 1)
-        async for found in self._kept.device_rows(part, [*_MADE, *derived.reads]):
+        async for found in self._kept.device_rows(part, [*_MADE, _STUCK, *derived.reads]):
             if found.device in devices:
                 rows += _by_row(found)
         fields: Row = {
@@ -220,6 +224,8 @@ class SiteDays:
             "rows": sum(int(row["rows"]) for row in rows),
             "basis": sum(int(row["basis"]) for row in rows),
         }
+        if of == HOUR:
+            fields[_STUCK] = sum(int(row.get(_STUCK, 0)) for row in rows)
         combined = derived.site_hour if of == HOUR else derived.site_day
         if combined:
             fields |= combined(rows, settings)
@@ -318,3 +324,9 @@ def _by_row(found: DeviceRows) -> list[Row]:
             if value is not None:
                 row[name] = value
     return rows
+
+
+def _is_stuck(found: DeviceRows) -> int:
+    """Return 1 where a value of any of these rows is marked as not moving."""
+    marks = found.columns.get("quality", ())
+    return int(any(mark is not None and _STUCK_MARK.search(str(mark)) for mark in marks))

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
+import sys
+import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
 from datetime import date
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import aiohttp
 import pytest
 
 from exchange.dictionary import dictionary
+from ingest.rollups import engine as engine_module
 from ingest.rollups.days import HOUR_NS, day_of
 from ingest.rollups.derivations import DERIVATIONS
 from ingest.rollups.engine import FOR_EVER, Engine, Pace, Retention
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.site_days import DAY, HOUR, MEASUREMENTS, SITE_DAY, SITE_HOUR
 from ingest.rollups.statistics import names
-from ingest.stores import Point, Series, Store, open_store
+from ingest.stores import (
+    Part,
+    Point,
+    Series,
+    Store,
+    StoreRejected,
+    StoreUnavailable,
+    open_store,
+)
+from tests.gateways import until
 from tests.influx import Influx
+from tests.ports import free_port
 
 TAIPEI = ZoneInfo("Asia/Taipei")
 BERLIN = ZoneInfo("Europe/Berlin")
 MINUTE_NS = 60 * 10**9
 FIRST = date(2026, 10, 24)
 """Before the night in which Berlin's clocks are put back."""
-DAY_HOURS = 24
+DAY_NS = 24 * HOUR_NS
 EPOCH = 1_790_000_000_123
 
 
@@ -250,7 +267,7 @@ def some_days(seed: int) -> list[Point]:
 def fields_read(domain: str) -> set[str]:
     """Return what is read back of the hours of a domain to make days of."""
     written = DERIVATIONS[domain].written
-    return {"rows", "basis", *names([*dictionary()[domain].metrics]), *written}
+    return {"rows", "basis", "stuck", *names([*dictionary()[domain].metrics]), *written}
 
 
 class Interrupted(Exception):
@@ -306,3 +323,189 @@ async def test_pieces_in_any_order_with_kills_give_what_one_pass_gives(
     settled = await everything(kept)
     for measurement in MEASUREMENTS:
         assert settled[measurement] == right[measurement]
+
+
+# A store that is away, or refuses
+
+
+class Away:
+    """A store that fails for a while, or always what begins with a word."""
+
+    def __init__(self, store: Store, error: Exception, times: int, what: str) -> None:
+        self._store, self._error, self.times, self._what = store, error, times, what
+
+    def __getattr__(self, name: str) -> object:
+        if self.times and name == self._what:
+            self.times -= 1
+            raise self._error
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path}/rows.sqlite")
+    await store.write([lamp_row(minute, power=60.0) for minute in range(0, 1440, 30)])
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "BACK_OFF_S", (0.001, 0.01))
+
+
+AFTER_NS = day_of(TAIPEI, FIRST).end_ns + 20 * HOUR_NS
+
+
+async def test_a_store_that_is_away_is_waited_for_and_said_once(
+    local: Store, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ingest.rollups")
+    away = Away(local, StoreUnavailable("refused", kind="refused"), 4, "write")
+    pair: tuple[Store, Store] = (local, away)  # type: ignore[assignment]  # it passes all else on
+    made = engine(pair, AFTER_NS)
+    await made.once()
+    assert made.counts.skipped == 0
+    assert len(await rows(local, HOUR)) == 24
+    assert [record.getMessage() for record in caplog.records] == [
+        "roll-ups wait for the store: refused",
+        "roll-ups go on",
+    ]
+
+
+async def test_what_the_store_never_manages_holds_up_nothing_else(
+    local: Store, impatient: None
+) -> None:
+    series = Series("air", "tw-tpe", "street", "aq-7")
+    await local.write([Point(series, lamp_row(5).time_ns, {"epoch": 1, "co2": 400.0})])
+
+    class TooMuch(Away):
+        def device_rows(self, part: Part, *asked: object, **further: object) -> object:
+            if part.measurement == "air":
+                raise StoreUnavailable("too much", kind="timeout")
+            return self._store.device_rows(part, *asked, **further)  # type: ignore[arg-type]  # as asked
+
+    pair: tuple[Store, Store] = (TooMuch(local, StoreUnavailable(""), 0, ""), local)  # type: ignore[assignment]  # as above
+    made = engine(pair, AFTER_NS)
+    await made.once()
+    assert made.counts.skipped == 1
+    assert {point.series.domain for point in await rows(local, HOUR)} == {"streetlight"}
+
+
+async def test_what_the_store_rejects_is_said_and_left(
+    local: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = Away(local, StoreRejected("field type conflict"), 1, "write")
+    pair: tuple[Store, Store] = (local, away)  # type: ignore[assignment]  # as above
+    made = engine(pair, AFTER_NS)
+    await made.once()
+    assert made.counts.rejected == 1
+    assert "the store rejects a roll-up: field type conflict" in caplog.text
+    await made.once()
+    assert len(await rows(local, HOUR)) == 24
+
+
+async def test_it_leaves_the_store_to_others(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rested: list[float] = []
+    sleep = asyncio.sleep
+
+    async def rest(seconds: float) -> None:
+        rested.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", rest)
+    begun = time.monotonic()
+    await engine((local, local), AFTER_NS, share=0.25).once()
+    took_s = time.monotonic() - begun
+    assert (
+        took_s < sum(rested) <= 3 * took_s + 0.1
+    )  # three times what it worked, rests themselves aside
+
+
+async def test_old_rows_go_when_both_retentions_say_so(local: Store) -> None:
+    await engine((local, local), AFTER_NS).once()
+    before = await everything(local)
+    later_ns = AFTER_NS + 5 * DAY_NS
+    made = engine((local, local), later_ns, retention=Retention(3 * DAY_NS, 0))
+    running = asyncio.create_task(made.run())
+    await until(lambda: made.counts.deleted == 48)
+    assert await rows(local, "streetlight") == []
+    running.cancel()
+    assert await everything(local) == before, "hours and days stay"
+    made = engine((local, local), later_ns, retention=Retention(3 * DAY_NS, 4 * DAY_NS))
+    running_again = asyncio.create_task(made.run())
+    await until(lambda: made.counts.deleted > 0)
+    running_again.cancel()
+    await asyncio.wait([running, running_again])
+    assert await rows(local, DAY) == await rows(local, SITE_DAY) == []
+
+
+# The command
+
+
+def configured(folder: Path, further: str = "") -> Path:
+    file = folder / "ingest.toml"
+    file.write_text(
+        f"""counties = ["tw-tpe"]
+store = "sqlite:///rows.sqlite"
+[broker]
+host = "127.0.0.1"
+[rollups]
+settle_s = 0
+{further}
+"""
+    )
+    return file
+
+
+async def test_once_makes_the_days_that_are_named(local: Store, tmp_path: Path) -> None:
+    file = configured(tmp_path)
+    command = [sys.executable, "-m", "onestreet.cli", "rollups", "once", str(file)]
+    for first, hours in (("2026-10-26", 0), ("2026-10-24", 24)):
+        process = await asyncio.create_subprocess_exec(
+            *command, "--from", first, "--to", "2026-10-26"
+        )
+        assert await process.wait() == 0
+        assert len(await rows(local, HOUR)) == hours
+
+
+async def test_run_keeps_making_and_ends_when_told(tmp_path: Path) -> None:
+    port = free_port()
+    file = configured(tmp_path, f"every_s = 1\nmetrics_port = {port}")
+    store = open_store(f"sqlite:///{tmp_path}/rows.sqlite")
+    await store.open()
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "onestreet.cli", "rollups", "run", str(file)], stderr=PIPE
+    )
+    try:
+
+        async def page(name: str) -> str:
+            async with aiohttp.ClientSession() as session:
+                try:
+                    async with session.get(f"http://127.0.0.1:{port}/{name}") as answer:
+                        return await answer.text()
+                except aiohttp.ClientError:
+                    return ""
+
+        async def has_passed() -> bool:
+            assert process.returncode is None
+            return (
+                "onestreet_rollups_passes_total" in (said := await page("metrics"))
+                and "onestreet_rollups_passes_total 0" not in said
+            )
+
+        await until(has_passed)
+        assert await page("readyz") == "ready\n"
+        hour_ago_ns = time.time_ns() - HOUR_NS - MINUTE_NS
+        series = Series("air", "tw-tpe", "street", "aq-7")
+        await store.write([Point(series, hour_ago_ns, {"epoch": 1, "co2": 400.0})])
+        await until(lambda: rows(store, HOUR))
+        process.terminate()
+        _, said_last = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 0
+        assert b"stopped" in said_last
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await store.close()
