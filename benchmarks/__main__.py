@@ -34,6 +34,7 @@ from benchmarks import (
     nation,
     tags,
     transactions,
+    watch,
 )
 from benchmarks.backlog import Load
 from benchmarks.processes import BenchmarkFailed
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "latency": "publish to queryable at a steady pace, beside Telegraf at several flush intervals",
     "drain": "a backlog with live samples beside it: its rate, and what the live ones notice",
     "disk": "bytes per sample in InfluxDB, compacted, and in SQLite",
+    "watch": "200,000 retained states: load, memory and CPU of the watch; false downs at lost adverts",
     "nation": "a third of a nation for an hour on this machine (only when it is named)",
     "handshakes": "TLS against plain: connections/s and CPU of each, and CPU per message once connected",
     "enrolment": "a new gateway: seconds from `gateway add` to its first stored sample",
@@ -64,6 +66,7 @@ _ON_UVLOOP = {
     "handshakes",
     "tags",
     "edge-drain",
+    "watch",
 }  # as services have it: its pace is measured
 _PACK_MESSAGES, _MESSAGES = 20_000, 200_000
 
@@ -99,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-age-ms", type=int, default=0, help="of a batch in ingest (default: 0, as shipped)"
     )
     of_nation.add_argument("--report", type=Path, metavar="FILE", help="a line a minute, JSON")
+    of_watch = parser.add_argument_group("watch (and --watch, seconds of readings: 120)")
+    of_watch.add_argument("--watched", type=_whole, default=200_000, help="devices: 200000")
+    of_watch.add_argument(
+        "--device-days", type=_whole, default=2000, help="simulated, of each case (default: 2000)"
+    )
     of_tls = parser.add_argument_group("handshakes (and --messages, --devices, --gateways)")
     of_tls.add_argument("--connections", type=_whole, default=2000, help="default: 2000")
     of_demo = parser.add_argument_group("first-sample, fresh-clone and enrolment")
@@ -227,6 +235,12 @@ async def _measured(name: str, asked: argparse.Namespace) -> object:
             )
             print(nation.table(held))
             return held
+        case "watch":
+            city = watch.Plan(devices=asked.watched, seconds=asked.watch or 120)
+            seen = await watch.measure(city)
+            wolves = watch.wolves(asked.device_days)
+            print(watch.table(seen, wolves))
+            return [seen, *wolves]
         case "handshakes":
             load = _load(asked, 1)
             shaken = await handshakes.measure(asked.connections, load, rounds=asked.rounds)

@@ -159,7 +159,17 @@ def false_downs(
     )
 
 
-def table(found: Watched, wolves: list[FalseDowns]) -> str:
+def wolves(device_days: int) -> list[FalseDowns]:
+    """Return false alarms at a tenth of the adverts lost: one advert an interval, two, and five."""
+    devices = max(device_days // 100, 1)
+    days = device_days / devices
+    return [
+        false_downs(devices=devices, days=days, adverts=adverts, loss=0.1, random=Random(adverts))
+        for adverts in (1, 2, 5)
+    ]
+
+
+def table(found: Watched, simulated: list[FalseDowns]) -> str:
     """Return the figures for people."""
     lines = [f"the watch, {found.devices:,} devices:"]
     lines.append(
@@ -170,12 +180,12 @@ def table(found: Watched, wolves: list[FalseDowns]) -> str:
         f"  {found.messages_per_s:,.0f} messages/s: {found.cpu_percent:.1f} % of a core,"
         f" peak {found.peak_mb:.0f} MB ({found.pace})"
     )
-    for one in wolves:
-        lines.append(
-            f"  {100 * one.loss:.0f} % lost of {one.adverts} adverts/interval: {one.downs} false downs in"
-            f" {one.device_days:,.0f} device-days ({one.in_100_000_days:.1f} in 100,000);"
-            f" waits {one.patience} intervals at most"
-        )
+    lines += [
+        f"  {100 * one.loss:.0f} % lost of {one.adverts} adverts/interval: {one.downs} false downs in"
+        f" {one.device_days:,.0f} device-days ({one.in_100_000_days:.1f} in 100,000);"
+        f" waits {one.patience} intervals at most"
+        for one in simulated
+    ]
     return "\n".join(lines)
 
 
