@@ -5,7 +5,6 @@ Rows are not evenly spaced: a gateway may report a value only when it changes.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from math import fsum
 from typing import NamedTuple, TypeAlias
@@ -48,12 +47,6 @@ def pieces(span: Span, metric: str, hold_s: float) -> list[Piece]:
         if start_ms < end_ms:
             found.append(Piece(start_ms, end_ms, value))
     return found
-
-
-def value_at(held: list[Piece], time_ms: int) -> float | None:
-    """Return what holds at a moment; None where nothing is known."""
-    place = bisect_right(held, time_ms, key=lambda piece: piece.start_ms) - 1
-    return held[place].value if place >= 0 and time_ms < held[place].end_ms else None
 
 
 def mean(held: Iterable[Piece]) -> tuple[float, float] | None:
