@@ -1,4 +1,4 @@
-"""What operators see, as code: pages for Grafana in Taiwan's Chinese and in English, from one source.
+"""What operators see, as code: pages and alerts for Grafana in Taiwan's Chinese and in English, from one source.
 
 | module | holds |
 |---|---|
@@ -9,6 +9,7 @@
 | pages/ | the pages themselves: tables of panels |
 | grafana.py | the pages as Grafana's JSON: the one file that knows the foundation SDK |
 | files.py | the JSON files that compose provisions |
+| alerts.py, alert_texts.py, alert_files.py | rules of alerts, their words, and the files that Grafana provisions |
 | judgement.py | what is wrong with a folder of pages; their queries on a real InfluxDB |
 | publishing.py | pages to a running Grafana: the one file that knows grafana-client |
 | command.py | `onestreet dashboards build`, `check`, `push` |

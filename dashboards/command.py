@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dashboards.files import PROVISIONED, page_files, read, write
+from dashboards.alert_files import write_alerts
+from dashboards.files import ALERTING, PROVISIONED, page_files, read, write
 from dashboards.judgement import Store, findings, queries, refusals
 from dashboards.panels import Source, bucket_of
 from dashboards.publishing import Grafana, StoreAddress
 from exchange.errors import ConfigError
 from exchange.tls import is_loopback
 from exchange.towns import Store as TownStore
+from exchange.towns import read_towns
 
 DESCRIPTION = "Pages for operators in Grafana, in Chinese and English. 維運人員的 Grafana 頁面，中英文各一套。"
 
@@ -33,6 +35,15 @@ def _parser() -> argparse.ArgumentParser:
         "build", help="writes the pages as files to provision 產生頁面檔，供 Grafana 佈建"
     )
     build.add_argument("--into", type=Path, default=PROVISIONED, metavar="FOLDER")
+    build.add_argument(
+        "--towns",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="writes these towns' alert rules, too 一併產生這些縣市的告警規則",
+    )
+    build.add_argument("--alerts-into", type=Path, default=ALERTING, metavar="FOLDER")
     build.set_defaults(run=_build)
     check = commands.add_parser(
         "check", help="judges pages, and tries their queries on an InfluxDB 檢查頁面並試跑查詢"
@@ -70,7 +81,10 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(chosen: argparse.Namespace) -> int:
-    for file in write(chosen.into):
+    changed = write(chosen.into)
+    if chosen.towns:
+        changed += write_alerts(chosen.alerts_into, read_towns(chosen.towns))
+    for file in changed:
         sys.stdout.write(f"{file}\n")
     return 0
 

@@ -227,9 +227,9 @@ _PANELS = {
     ),
     "panel.completeness": Text("Completeness today", "今日完整率"),
     "panel.completeness.about": Text(
-        "Samples that have come, of those that were due since midnight. What gateways hold back "
-        "and send later counts when it comes.",
-        "自零時起應收樣本中已收到的比率；閘道器稍後補送的樣本，收到時即計入。",
+        "Samples that have come since midnight, of those whose numbers say that they were taken. What "
+        "gateways send later counts when it comes; a device that is silent takes none.",
+        "自零時起，依樣本編號推算已量測的樣本中，實際收到的比率；稍後補送的收到時即計入，失聯的設備不計。",
     ),
     "panel.availability": Text("Availability today", "今日妥善率"),
     "panel.availability.about": Text(
@@ -453,7 +453,7 @@ _PANELS = {
     "site.map.about": Text("Devices in the colour of their state.", "以顏色標示設備狀態。"),
     "site.incomplete": Text("Devices with gaps today", "今日資料不完整的設備"),
     "site.incomplete.about": Text(
-        "Devices of which fewer than 98 % of the samples due since midnight have come.",
+        "Devices of which fewer than 98 % of the samples taken since midnight have come.",
         "自零時起完整率低於 98% 的設備。",
     ),
     "device.state": Text("State", "狀態"),

@@ -468,6 +468,17 @@ def test_check_says_that_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "good 頁面無誤: 14 pages 頁\n" * 2
 
 
+def test_build_writes_the_rules_of_towns_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = ROOT / "towns" / "tw-tpe.toml"
+    words = ["build", "--into", str(tmp_path / "pages"), "--alerts-into", str(tmp_path / "rules")]
+    assert run([*words, "--towns", str(town)]) == 0
+    assert f"{tmp_path / 'rules' / 'onestreet-tw-tpe.json'}\n" in capsys.readouterr().out
+    assert run([*words, "--towns", str(town)]) == 0
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [
