@@ -23,7 +23,7 @@ from ingest.stores import Store as OurStore
 from ingest.stores import open_store
 from tests.alert_engine import Engine, Labels, State, rules_of
 from tests.influx import Bucket, Influx
-from tests.weeks import Week
+from tests.weeks import Event, Week
 
 TOWN = read_town(Path(__file__).parents[2] / "towns" / "tw-tpe.toml")
 NAMES = [rule.name for rule in rules(TOWN)]
@@ -439,16 +439,17 @@ def test_in_the_simulated_week_the_lot_is_full_when_it_was(store: Store) -> None
 async def test_in_the_simulated_week_our_rollups_make_rules_fire(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    week = Week(lamps=3, bays=1, lots=1, air=1, meters=1)
-    happens = (
-        ("lamp-fault", week.event("lamp_fault")),
-        ("day-burner", week.event("day_burner")),
-        ("air-unhealthy", week.event("smog")),
+    week = Week(lamps=3, bays=1, lots=1, air=2, meters=1)
+    happens: tuple[tuple[str, Event, dict[str, str]], ...] = (
+        ("lamp-fault", week.event("lamp_fault"), {}),
+        ("day-burner", week.event("day_burner"), {}),
+        ("air-unhealthy", week.event("smog"), {}),
+        ("sensor-stuck", week.event("stuck"), {"domain": "air"}),
     )
     async with AsyncExitStack() as stores:
         raw, kept = [await opened(bucket, stores, monkeypatch) for bucket in store.buckets.values()]
         sun, zones = {}, {}
-        for _, event in happens:
+        for _, event, _ in happens:
             points = week.rows(week.device(event.device))
             while some := list(islice(points, 2000)):
                 await raw.write(some)
@@ -464,14 +465,15 @@ async def test_in_the_simulated_week_our_rollups_make_rules_fire(
             today = datetime.fromtimestamp(moment_ms / 1000, week.zone).date()
             await rollups.once(today - timedelta(days=1), today)
             said = []
-            for rule, event in happens:
+            for rule, event, more in happens:
                 answer = store.engine(rule, town_of(week, event.county)).evaluate(moment_ms / 1000)
-                said.append(answer[labels({"site": event.site})])
+                said.append(answer[labels({"site": event.site, **more})])
             return said
 
-        assert await fires(week.moment_ms(2, 6)) == [0, 0, 0]
-        assert await fires(week.moment_ms(5, 3)) == [1, 1, 1]
-        for _, event in happens:
+        assert await fires(week.moment_ms(2, 6)) == [0, 0, 0, 0]
+        assert await fires(week.moment_ms(3, 23)) == [1, 0, 0, 1]  # doubted after a day
+        assert await fires(week.moment_ms(5, 3)) == [1, 1, 1, 0]
+        for _, event, _ in happens:
             heart = store.engine("rollups-silent", town_of(week, event.county))
             assert heart.evaluate(week.moment_ms(5, 3) / 1000) == {frozenset(): 0}
 
