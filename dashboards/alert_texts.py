@@ -33,12 +33,12 @@ _ENGLISH = {
     "gateway-down": Words(
         "Gateway down",
         f"Gateway {_DEVICE} at {_SITE} (<county>) is down",
-        "The broker lost it, or it said goodbye. Its devices are unknown, not silent: no alerts of their own.",
+        "The broker lost it, or nothing comes of any of its devices. They are unknown: no alerts of their own.",
     ),
     "device-silent": Words(
         "Devices silent",
         f"{_COUNT} devices ({_DOMAIN}) at {_SITE} (<county>) are silent",
-        "Their gateway is well, but nothing came from them for three of their intervals.",
+        "Their gateway is well, but nothing came from them for longer than each of them is ever silent.",
     ),
     "lamp-fault": Words(
         "Lamps out",
@@ -96,12 +96,12 @@ _CHINESE = {
     "gateway-down": Words(
         "閘道器失聯",
         f"<county> {_SITE} 的閘道器 {_DEVICE} 失聯",
-        "訊息代理與它斷線，或它已自行停止。所屬設備列為「不明」，不算失聯，不另外示警。",
+        "訊息代理與它斷線，或所有設備都沒有資料。所屬設備列為「不明」，不算失聯，不另外示警。",
     ),
     "device-silent": Words(
         "設備失聯",
         f"<county> {_SITE} 有 {_COUNT} 部設備（{_DOMAIN}）失聯",
-        "閘道器正常，但這些設備已有三個回報間隔沒有資料。",
+        "閘道器正常，但這些設備沒有資料的時間，已超過各設備的容許時間。",
     ),
     "lamp-fault": Words(
         "路燈故障",
