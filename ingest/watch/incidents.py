@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import msgspec
@@ -132,14 +132,20 @@ class Book:
             self._changed[incident.id] = incident
         return incident
 
-    def restore(self, incident: Incident) -> None:
-        """Go on with one that an earlier run left open: what was begun anew meanwhile, is it."""
-        anew = self._open.get(incident.key)
-        if anew is not None:
-            self._changed.pop(anew.id, None)
-            incident.cause, incident.devices = anew.cause, anew.devices
-        self._open[incident.key] = incident
-        self._changed[incident.id] = incident
+    def restore(self, incidents: Iterable[Incident]) -> None:
+        """Go on with what an earlier run left open: what was begun anew meanwhile, is it; one of each stays."""
+        restored: dict[tuple[DeviceId, Kind], Incident] = {}
+        for incident in sorted(incidents, key=lambda one: one.began_ms):
+            first = restored.setdefault(incident.key, incident)
+            if first is not incident:
+                incident.ended_ms = incident.began_ms + 1
+            self._changed[incident.id] = incident
+        for key, incident in restored.items():
+            anew = self._open.get(key)
+            if anew is not None:
+                self._changed.pop(anew.id, None)
+                incident.cause, incident.devices = anew.cause, anew.devices
+            self._open[key] = incident
 
     def touch(self) -> None:
         """Have the rows of all open ones written again."""

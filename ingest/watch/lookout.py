@@ -87,6 +87,8 @@ class _Watched(msgspec.Struct, gc=False, eq=False):
     status: Status = Status.UNKNOWN
     flapping: bool = False
     before_is_due: bool = False
+    has_today: bool = False
+    has_before: bool = False
     losses: Losses = msgspec.field(default_factory=Losses)
     continuity: Continuity = msgspec.field(default_factory=Continuity)
     drops: list[float] | None = None
@@ -155,7 +157,6 @@ class Lookout:
         self._sites: dict[Place, _Site] = {}
         self._places: dict[Place, Place] = {}
         self._cleared: dict[tuple[str, str], _Cleared] = {}
-        self._restored: dict[DeviceId, list[Restored]] = {}
         self._quiet: dict[tuple[DeviceId, Kind], float] = {}
         self._schedule = Schedule()
         self._wheel: Wheel[_Watched] = Wheel(TICK_S)
@@ -236,28 +237,44 @@ class Lookout:
         self._schedule = Schedule(windows)
         self._look_at_all(now)
 
-    def restore(
-        self,
-        incidents: Iterable[Incident],
-        devices: Iterable[tuple[DeviceId, Restored]],
-        sites: Iterable[tuple[Place, Day, Figures]],
-        now: Now,
-    ) -> None:
-        """Go on where an earlier run stopped; what was counted since then is kept."""
-        for incident in incidents:
-            self.book.restore(incident)
-            name, _ = incident.key
+    def restore_incidents(self, incidents: Iterable[Incident], now: Now) -> None:
+        """Go on with what an earlier run left open."""
+        self.book.restore(incidents)
+        for incident in self.book:
             self._quiet[incident.key] = now.s
-            if name in self._watched:
+            name, kind = incident.key
+            watched = self._watched.get(name)
+            if watched is not None:
                 self._due_rows[name] = None
-        for name, one in devices:
-            self._restored.setdefault(name, []).append(one)
-        for name in self._restored.keys() & self._watched.keys():
-            self._give_back(self._watched[name])
-        for place, day, figures in sites:
-            found = self._site(place, now).calendar.at(day.start_ms)
-            if found is not None:
-                found += figures
+                if watched.status is Status.DOWN and kind in ("device_down", "gateway_down"):
+                    watched.since_ms = incident.began_ms
+
+    def restore_day(self, name: DeviceId, one: Restored) -> None:
+        """Add what an earlier run counted of a device's day, once however often it is told."""
+        watched = self._watched.get(name)
+        if watched is None:
+            return
+        calendar = watched.calendar
+        if one.day == calendar.day and not watched.has_today:
+            watched.has_today, watched.losses = True, one.losses
+            calendar.today += one.figures
+        elif one.day.end_ms == calendar.day.start_ms and not watched.has_before:
+            watched.has_before = True
+            before = calendar.before or Figures()
+            before += one.figures
+            calendar.day_before, calendar.before = one.day, before
+            if not watched.has_today:
+                watched.losses = one.losses
+
+    def restore_site(self, place: Place, day: Day, figures: Figures, now: Now) -> None:
+        """Add what an earlier run counted of a site's day."""
+        calendar = self._site(place, now).calendar
+        if day == calendar.day:
+            calendar.today += figures
+        elif day.end_ms == calendar.day.start_ms:
+            before = calendar.before or Figures()
+            before += figures
+            calendar.day_before, calendar.before = day, before
 
     # What time does
 
@@ -371,19 +388,8 @@ class Lookout:
         self._accrue_site(place, site, now)
         site.counts[watched.status] += 1
         site.changed = True
-        self._give_back(watched)
         self._plan(watched, now.s)
         return watched
-
-    def _give_back(self, watched: _Watched) -> None:
-        for one in self._restored.pop(watched.name, ()):
-            watched.losses = one.losses
-            if one.day == watched.calendar.day:
-                watched.calendar.today += one.figures
-            elif one.day.end_ms == watched.calendar.day.start_ms:
-                before = watched.calendar.before or Figures()
-                before += one.figures
-                watched.calendar.day_before, watched.calendar.before = one.day, before
 
     def _move(self, watched: _Watched, place: Place, now: Now) -> None:
         self._accrue(watched, now)

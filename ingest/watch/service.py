@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from ingest.registry import DeviceId, Registry
 from ingest.stores import Point, Store, StoreRejected, StoreUnavailable
 from ingest.watch.days import Days
 from ingest.watch.incidents import MEASUREMENT, Incident, incident_of
-from ingest.watch.lookout import MAX_TOLD, Counts, Lookout, Now, Restored
+from ingest.watch.lookout import DAY_EVERY_S, MAX_TOLD, Counts, Lookout, Now, Restored
 from ingest.watch.maintenance import WindowFile
 from ingest.watch.rows import DEVICE_DAY, SITE_DAY, Place, figures_of, losses_of
 
@@ -33,7 +33,7 @@ SWEEP_EVERY_S = 0.25
 POINTS_A_WRITE = 1000
 STORE_PATIENCE_S = 5.0
 GOODBYE_DEADLINE_S = 3.0
-FLUSH_DEADLINE_S = 15.0
+FLUSH_DEADLINE_S = 10.0
 WINDOWS_EVERY_S = 2.0
 LOADED_AFTER_S = 2.0
 RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
@@ -64,7 +64,10 @@ class Watch:
             self._days.__getitem__, every_s=settings.every_s, flaps_per_h=settings.flaps_per_h
         )
         self._windows = WindowFile(settings.maintenance, config.zone)
-        self._devices, self._begun_s, self._newest_s = -1, float("-inf"), float("-inf")
+        self._loaded = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
+        self._begun_s = self._newest_s = float("-inf")
         self._windows_s = self._touched_s = self._written_s = float("-inf")
         self._told: set[tuple[str, str]] = set()
         self._rows: list[Point] = []
@@ -102,9 +105,17 @@ class Watch:
 
     async def run(self) -> None:
         """Watch until `stop` or cancelled."""
+        self._ended.clear()
+        try:
+            await self._run()
+        finally:
+            self._ended.set()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             beside = [
                 tasks.create_task(self._sweep_for_ever(), name="sweep"),
+                tasks.create_task(self._write_for_ever(), name="write"),
                 tasks.create_task(self._restore(), name="restore"),
             ]
             await self.client.run()
@@ -114,6 +125,7 @@ class Watch:
     async def stop(self, deadline_s: float) -> None:
         """End `run` in order, having written how the day went so far."""
         await self.client.stop(deadline_s)
+        await self._ended.wait()  # until then somebody else writes
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(FLUSH_DEADLINE_S):
                 await self._flush()
@@ -132,14 +144,15 @@ class Watch:
 
     def _on_connect(self, session_present: bool) -> None:
         self.connected.set()
-        self._devices, self._begun_s = 0, self._now().s
+        self._begun_s = self._newest_s = self._now().s
+        self._loaded.clear()
         self.lookout.seeing(self._now(), continued=session_present)
 
     def _on_disconnect(self, _error: UplinkError) -> None:
         self.lookout.blind(self._now())
 
     def _on_messages(self, messages: list[Message], generation: int) -> None:
-        moment = self._now()
+        moment, devices = self._now(), len(self.registry.devices)
         for message in messages:
             try:
                 topic = parse_topic(message.topic)
@@ -156,6 +169,8 @@ class Watch:
                 # One message must not end the watch of a town, whatever our own mistake is.
                 what = "a message could not be judged"
                 self._tell(what, type(error).__name__, message.topic, error)
+        if len(self.registry.devices) != devices:
+            self._newest_s = moment.s
         self.client.acknowledge([message.packet_id for message in messages], generation)
 
     def _take_readings(self, topic: Topic, pack: Pack, moment: Now) -> None:
@@ -190,7 +205,11 @@ class Watch:
     # What an earlier run left
 
     async def _restore(self) -> None:
-        """Read back open incidents and the figures of today; until that is done none are written."""
+        """Read back open incidents and the figures of today; until that is done none are written.
+
+        Devices come first: what is read is theirs at once, and is never held twice.
+        """
+        await self._loaded.wait()
         attempts = 0
         while attempts < RESTORE_ATTEMPTS:
             try:
@@ -219,20 +238,22 @@ class Watch:
             found = incident_of(point)
             if found is not None and not found.ended_ms and found.county in self._days:
                 incidents.append(found)
-        devices: list[tuple[DeviceId, Restored]] = []
         async for point in self._store.rows(DEVICE_DAY, start_ns=begin_ns):
             county = point.series.county
             if county in self._days:
                 day = self._days[county].of(point.time_ms)
                 one = Restored(day, figures_of(point), losses_of(point))
-                devices.append((DeviceId(county, point.series.device), one))
+                self.lookout.restore_day(DeviceId(county, point.series.device), one)
         sites = []
         async for point in self._store.rows(SITE_DAY, start_ns=begin_ns):
             county, site, domain = point.series.county, point.series.site, point.series.domain
             if county in self._days:
                 day = self._days[county].of(point.time_ms)
                 sites.append((Place(county, site, domain), day, figures_of(point)))
-        self.lookout.restore(incidents, devices, sites, self._now())
+        moment = self._now()
+        self.lookout.restore_incidents(incidents, moment)
+        for place, day, figures in sites:
+            self.lookout.restore_site(place, day, figures, moment)
 
     # What goes out
 
@@ -246,27 +267,28 @@ class Watch:
                 self.lookout.book.touch()
             self.lookout.sweep(moment)
             self._say_when_loaded(moment)
-            await self._write()
 
     def _say_when_loaded(self, moment: Now) -> None:
         """Say, once for each connection, how many devices there are: when no more came for a while."""
-        devices = len(self.registry.devices)
-        if self._devices < 0:
+        rests_s = moment.s - self._newest_s
+        if self._loaded.is_set() or not self.client.connected or rests_s < LOADED_AFTER_S:
             return
-        if devices != self._devices:
-            self._devices, self._newest_s = devices, moment.s
-        elif moment.s - max(self._newest_s, self._begun_s) >= LOADED_AFTER_S:
-            load_s = round(max(self._newest_s - self._begun_s, 0.0), 2)
-            log.info("%d devices are known", devices, extra={"load_s": load_s})
-            self._devices = -1
+        self._loaded.set()
+        load_s = round(self._newest_s - self._begun_s, 2)
+        log.info("%d devices are known", len(self.registry.devices), extra={"load_s": load_s})
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            await self._write()
 
     async def _write(self) -> None:
         """Write what is due. What a failing store misses is written anew when it is back."""
         moment = self._now()
         if moment.s < self._store_rest_until_s:
             return
-        since_s, self._written_s = moment.s - self._written_s, moment.s
-        if self.restored and since_s < self._every_s + STORE_PATIENCE_S:
+        since_s, self._written_s = min(moment.s - self._written_s, DAY_EVERY_S), moment.s
+        if self.restored:
             self._rows += self.lookout.day_rows(moment, since_s)
         while True:
             self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE, incidents=self.restored)
@@ -293,12 +315,14 @@ class Watch:
         return True
 
     async def _flush(self) -> None:
-        self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE, incidents=self.restored)
-        await self._write_in_hand()
-        if not self.restored:
+        """Write what is left; nothing when the store is away."""
+        moment = self._now()
+        if moment.s < self._store_rest_until_s:
             return
-        left: Iterable[Point] = self.lookout.last_rows(self._now())
-        left = iter(left)
+        self._rows += self.lookout.rows(moment, POINTS_A_WRITE, incidents=self.restored)
+        if not await self._write_in_hand() or not self.restored:
+            return
+        left = self.lookout.last_rows(moment)
         while part := list(islice(left, POINTS_A_WRITE)):
             await self._store.write(part)
 

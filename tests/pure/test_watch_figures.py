@@ -178,7 +178,8 @@ def test_another_run_goes_on_where_one_stopped() -> None:
     other.hear("aq-1")
     day = Days(ZoneInfo("Asia/Taipei")).of(kept.time_ms)
     restored = Restored(day, figures_of(kept), losses_of(kept))
-    other.lookout.restore([], [(NAME, restored)], [], other.now)
+    for _ in range(2):
+        other.lookout.restore_day(NAME, restored)
     for _ in range(10):
         other.pass_time(60.0, step_s=5.0)
         other.hear("aq-1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -406,9 +407,13 @@ def test_another_run_goes_on_with_an_incident_and_ends_one_of_a_device_that_is_n
     other = Street(begun_ms=one.now.ms + 60_000)
     other.state("gw-1")
     other.state("aq-1", online=False)
-    other.lookout.restore(kept, [], [], other.now)
+    twice = msgspec.structs.replace(
+        kept[0], began_ms=kept[0].began_ms + 5
+    )  # by a run that was cut short
+    other.lookout.restore_incidents([twice, *kept], other.now)
     other.pass_time(1.0)
-    assert {row.fields["id"] for row in other.incidents()} == {one.id for one in kept}
+    assert {row.fields["id"] for row in other.incidents(still=True)} == {one.id for one in kept}
+    assert {row.fields["id"] for row in other.incidents(still=False)} == {twice.id}
     last = other.rows("device", "aq-1")[-1]
     assert last.fields["incident"] == f"{COUNTY}/aq-1/device_down/{kept[0].began_ms}"
     other.pass_time(300.0)

@@ -208,6 +208,11 @@ async def test_another_start_goes_on_with_incidents_and_figures(
                 await rows.until_status(name, "up")
             await gateway.tell("aq-1", state(online=False))
             await rows.until("aq-1", lambda fields: fields["incident"] != "")
+
+            async def kept() -> bool:
+                return bool(await ingest.rows("incident"))
+
+            await until(kept)  # not before it knows what there was
         (begun,) = await ingest.rows("incident")
         assert (begun.fields["open"], begun.series.domain) == (1, "air")
         days = {row.series.device: row.fields for row in await ingest.rows("device_day")}
