@@ -40,6 +40,8 @@ _STUCK = "stuck"
 """Of a device's hour 1 where its gateway doubted that a value moves; of a site's, how many devices."""
 _STUCK_MARK = re.compile(r"(^|;)[a-z]+:stuck(\(|;|$)")
 _MS_NS = 1_000_000
+_KEPT_NS = 36 * HOUR_NS
+"""Counts of days that ended so long before those that are looked at are used no more."""
 
 Row: TypeAlias = dict[str, FieldValue]
 Rest: TypeAlias = Callable[[], Awaitable[None]]
@@ -82,6 +84,7 @@ class SiteDays:
         self._settings, self._rest = settings, rest
         self._derived = DERIVATIONS.get(place.domain, NONE)
         self._metrics = [*dictionary()[place.domain].metrics, *vendor_metrics]
+        self._asked = [*self._metrics, *_BESIDE]
         names = {*_MADE, _STUCK, *statistics.names(self._metrics), *self._derived.written}
         self._names = sorted(names)
         self._counted: dict[Day, Counts] = {}
@@ -91,11 +94,12 @@ class SiteDays:
     async def make(self, day: Day, closed: Closed, *, anew: bool = False) -> None:
         """Make what is stale of a day, or with `anew` all of it. Raises: StoreError."""
         counted = await self._count_around(day, closed)
-        if counted.is_empty:
-            return
-        await self._make_hours(counted, anew=anew)
-        if counted.can_make_day:
-            await self._make_day(counted, anew=anew)
+        if not counted.is_empty:
+            await self._make_hours(counted, anew=anew)
+        if self._derived.night:  # the night before ends in these hours
+            before = await self._count_around(beside(self._zone, day)[0], closed)
+            await self._make_day(before, anew=anew)
+        await self._make_day(counted, anew=anew)
 
     # Hours
 
@@ -130,7 +134,7 @@ class SiteDays:
             found_hours = self._kept.device_rows(hours, self._names)
             earlier = {found.device: _by_row(found) async for found in found_hours}
         points: list[Point] = []
-        async for found in self._raw.device_rows(part, [*self._metrics, *_BESIDE]):
+        async for found in self._raw.device_rows(part, self._asked, exact=False):
             if found.device not in stale:
                 continue
             self.raw_rows += len(found.times_ns)
@@ -154,16 +158,13 @@ class SiteDays:
     async def _before(self, part: Part) -> dict[str, dict[str, Sample]]:
         """Return the good values of each device's last row before a part."""
         earlier = part._replace(start_ns=part.start_ns - BEFORE_NS, end_ns=part.start_ns)
-        names = [*self._metrics, *_BESIDE]
-        return {
-            found.device: latest(found, self._metrics)
-            async for found in self._raw.device_rows(earlier, names, last_with=_COUNTED)
-        }
+        found_rows = self._raw.device_rows(earlier, self._asked, last_with=_COUNTED, exact=False)
+        return {found.device: latest(found, self._metrics) async for found in found_rows}
 
     # Days
 
     async def _make_day(self, counted: Counted, *, anew: bool) -> None:
-        day, expected = counted.day, counted.expected_day
+        day, expected = counted.day, counted.expected_day if counted.can_make_day else {}
         if not expected:
             return
         devices = await self._stored(DAY, day, [day.start_ns])
@@ -240,7 +241,7 @@ class SiteDays:
         assert self._derived.digest is not None
         part = self._part(self._place.domain, start_ns, end_ns)
         before = await self._before(part)
-        async for found in self._raw.device_rows(part, [*self._metrics, *_BESIDE]):
+        async for found in self._raw.device_rows(part, self._asked, exact=False):
             values = span(start_ns, end_ns, found, before.get(found.device, {}), self._metrics)
             self.raw_rows += len(found.times_ns)
             yield self._derived.digest(values, found.device, self._settings)
@@ -250,7 +251,8 @@ class SiteDays:
     async def _count_around(self, day: Day, closed: Closed) -> Counted:
         before, after = beside(self._zone, day)
         wanted = [before, day, after] if self._derived.night else [before, day]
-        self._counted = {each: self._counted[each] for each in wanted if each in self._counted}
+        kept_ns = before.start_ns - _KEPT_NS
+        self._counted = {each: of for each, of in self._counted.items() if each.end_ns > kept_ns}
         for each in wanted:
             if each not in self._counted:
                 self._counted[each] = await self._count(each)

@@ -141,11 +141,17 @@ class Store(Protocol):
         """
 
     def device_rows(
-        self, part: Part, fields: Sequence[str] | None = None, *, last_with: str = ""
+        self,
+        part: Part,
+        fields: Sequence[str] | None = None,
+        *,
+        last_with: str = "",
+        exact: bool = True,
     ) -> AsyncIterator[DeviceRows]:
         """Yield each device's rows, devices ascending: these fields of them, or all.
 
-        Shape: with `last_with` only the last row that has this field. Raises: StoreUnavailable.
+        Shape: with `last_with` only the last row that has this field. Not `exact`, which asks the store less, whole
+            floats may come as integers. Raises: StoreUnavailable.
         """
 
     async def delete_before(self, measurement: str, time_ns: int, *, most: int) -> int:

@@ -199,13 +199,20 @@ class InfluxStore:
                 yield Count(tags.get("device", ""), start_ns, rows)
 
     async def device_rows(
-        self, part: Part, fields: Sequence[str] | None = None, *, last_with: str = ""
+        self,
+        part: Part,
+        fields: Sequence[str] | None = None,
+        *,
+        last_with: str = "",
+        exact: bool = True,
     ) -> AsyncIterator[DeviceRows]:
-        kinds = await self._field_kinds(part.measurement)
-        names = sorted(kinds) if fields is None else [name for name in fields if name in kinds]
+        kinds, names = dict[str, str](), list(fields or ())
+        if exact or not names:
+            kinds = await self._field_kinds(part.measurement)
+            names = sorted(kinds) if fields is None else [name for name in fields if name in kinds]
         if last_with and last_with not in names:
             names.append(last_with)
-        if not names or (last_with and last_with not in kinds):
+        if not names:
             return
         # With a selector the others come from the same row. DESC LIMIT 1 loses series where the answer is in chunks.
         selected = [
@@ -451,7 +458,7 @@ def _by_column(
     columns: dict[str, Sequence[FieldValue | None]] = {}
     for name, column in zip(names, cells, strict=True):
         found = set(map(type, column))
-        if kinds[name] == "float" and int in found:
+        if int in found and (float in found or kinds.get(name) == "float"):
             columns[name] = [None if value is None else float(value) for value in column]
         elif found != {type(None)}:
             columns[name] = column

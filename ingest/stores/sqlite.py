@@ -150,7 +150,12 @@ class SqliteStore:
                     yield Count(device, part.start_ns + step * step_ns, rows)
 
     async def device_rows(
-        self, part: Part, fields: Sequence[str] | None = None, *, last_with: str = ""
+        self,
+        part: Part,
+        fields: Sequence[str] | None = None,
+        *,
+        last_with: str = "",
+        exact: bool = True,  # noqa: ARG002 - it always is
     ) -> AsyncIterator[DeviceRows]:
         device, held = "", list[tuple[int, dict[str, FieldValue]]]()
         query, asked = _DEVICE_ROWS, _asked(part)

@@ -304,6 +304,9 @@ async def test_pieces_in_any_order_with_kills_give_what_one_pass_gives(
     await whole.write(points)
     await engine((whole, whole), end_ns, site=SITE).once()
     right = await everything(whole)
+    again = engine((whole, whole), end_ns, site=SITE)
+    await again.once()
+    assert again.counts.points == 0, "one pass makes everything"
     await whole.close()
     for hour in right[HOUR]:
         assert hour.fields.keys() <= fields_read(hour.series.domain)
