@@ -44,6 +44,21 @@ def test_paths_are_seen_from_the_file(tmp_path: Path) -> None:
     assert "s3cret" not in f"{config!r} {settings!r}"
 
 
+def test_a_county_has_its_own_days(tmp_path: Path) -> None:
+    text = (
+        f'{MINIMAL}[timezones]\ntw-nwt = "Europe/Berlin"\n[watch]\nmaintenance = "windows.toml"\n'
+    )
+    config = load_config(written(tmp_path, text))
+    assert (config.zone("tw-tpe").key, config.zone("tw-nwt").key) == (
+        "Asia/Taipei",
+        "Europe/Berlin",
+    )
+    assert config.watch.maintenance == tmp_path / "windows.toml"
+    wrong = written(tmp_path, f'{MINIMAL}[timezones]\ntw-nwt = "Taipei"\n')
+    with pytest.raises(ConfigError, match=r"timezones.tw-nwt = 'Taipei'"):
+        load_config(wrong)
+
+
 def test_a_password_may_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
