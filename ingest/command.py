@@ -19,6 +19,9 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser("ingest", "from the broker into the store, until SIGTERM")
     parser.add_argument("--with-watch", action="store_true", help="run the watch in this process")
     parser.add_argument(
+        "--with-rollups", action="store_true", help="make hours and days in this process"
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -36,8 +39,12 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("command line", "--with-watch", str(file), allowed)
     runtime.log_to_stderr(**({} if asked.worker is None else {"worker": asked.worker}))
     if config.workers > 1 and asked.worker is None:
+        if asked.with_rollups:
+            allowed = "a town of one worker; beside several, run `onestreet rollups run`"
+            raise ConfigError("command line", "--with-rollups", config.workers, allowed)
         return workers.main(config, file, with_watch=asked.with_watch)
-    return worker.main(config, file, worker=asked.worker, with_watch=asked.with_watch)
+    within = {"with_watch": asked.with_watch, "with_rollups": asked.with_rollups}
+    return worker.main(config, file, worker=asked.worker, **within)
 
 
 def run_watch(argv: Sequence[str]) -> int:

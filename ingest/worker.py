@@ -15,20 +15,30 @@ from exchange.errors import ConfigError
 from ingest.config import Config
 from ingest.metrics import serving
 from ingest.retirement import retiring
+from ingest.rollups.command import rolling
 from ingest.service import Service, serve
 from ingest.sessions import Sessions
 from ingest.watch import Watch
 
 
-def main(config: Config, file: Path, *, worker: int | None = None, with_watch: bool = False) -> int:
+def main(
+    config: Config,
+    file: Path,
+    *,
+    worker: int | None = None,
+    with_watch: bool = False,
+    with_rollups: bool = False,
+) -> int:
     """Run a worker until SIGTERM, without a number the only one; return the exit code. Raises: ConfigError."""
     # Points and packs hold no cycles: looking for some among them costs more than storing them.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    return runtime.run(_main(config, file, worker, with_watch))
+    return runtime.run(_main(config, file, worker, with_watch, with_rollups))
 
 
-async def _main(config: Config, file: Path, worker: int | None, with_watch: bool) -> int:
+async def _main(
+    config: Config, file: Path, worker: int | None, with_watch: bool, with_rollups: bool
+) -> int:
     sessions, stop = Sessions(config), runtime.stop_on_signals()
     service = Service(config, file, worker=worker or 1)
     watch = Watch(config, service.store, file=file) if with_watch else None
@@ -47,4 +57,6 @@ async def _main(config: Config, file: Path, worker: int | None, with_watch: bool
             sessions.remember()
             service.on_ready = sessions.tidied
             await around.enter_async_context(retiring(config, file, sessions))
+        if with_rollups:
+            await around.enter_async_context(rolling(config, file))
         return await serve(service, stop, watch)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,19 @@ def engine(config: Config, file: Path) -> Engine:
     )
 
 
+@asynccontextmanager
+async def rolling(config: Config, file: Path) -> AsyncIterator[None]:
+    """Roll up beside something else. Raises: ConfigError."""
+    made = engine(config, file)
+    working = asyncio.create_task(made.run(), name="rollups")
+    try:
+        yield
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+        await made.close()
+
+
 async def _main(config: Config, file: Path, asked: argparse.Namespace) -> int:
     stop, made = runtime.stop_on_signals(), engine(config, file)
     settings = config.rollups
@@ -89,7 +102,8 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None], made: Eng
         working.cancel()
         await asyncio.wait([working])
     log.info("stopped", extra={"counts": made.counts})
-    return 0 if done and not made.counts.skipped + made.counts.rejected else 1
+    left = made.counts.skipped + made.counts.rejected + made.counts.mistakes
+    return 0 if done and not left else 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ BACK_OFF_S = (1.0, 60.0)
 TRIES = 5
 """Of one piece of work while the store takes others; then it is left to the next pass."""
 MAX_REST_S = 60.0
+MAX_TOLD = 100
 DELETED_AT_ONCE = 500
 WHOLE_EVERY_S = 86_400.0
 RAW_BESIDE = ("command", "device", "device_day", "incident", "site_day_state", "site_now")
@@ -53,6 +54,8 @@ class Counts(msgspec.Struct):
     rejected: int = 0
     skipped: int = 0
     """Pieces of work that failed TRIES times and were left to the next pass."""
+    mistakes: int = 0
+    """Pieces of work that met a mistake of ours and were left."""
     last_pass_s: float = 0.0
     """When the last pass over the latest hours ended, by the wall clock; 0 before the first."""
 
@@ -99,6 +102,7 @@ class Engine:
         self._now_ns = now_ns
         self._rested_s = time.monotonic()
         self._recent_due_s = 0.0
+        self._told: set[str] = set()
         self._trouble = Trouble(log, "roll-ups wait for the store", "roll-ups go on")
 
     async def run(self) -> None:
@@ -214,6 +218,12 @@ class Engine:
             except StoreRejected as error:
                 self.counts.rejected += 1
                 log.error("%s: %s", _REJECTED, error)
+                return None
+            except Exception as error:
+                self.counts.mistakes += 1
+                if (words := f"{type(error).__name__}: {error}") not in self._told:
+                    self._told = {*self._told, words} if len(self._told) < MAX_TOLD else {words}
+                    log.error("hours and days could not be made: %s", words, exc_info=error)
                 return None
             else:
                 self._trouble.over()

@@ -21,6 +21,7 @@ _COUNTERS = {
     "points": "Rows of hours and days that the store took.",
     "deleted": "Rows deleted because they were too old.",
     "rejected": "Pieces of work that the store will never take.",
+    "mistakes": "Pieces of work that met a mistake of ours.",
     "skipped": "Pieces of work left to the next pass after several tries.",
 }
 

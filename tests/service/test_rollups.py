@@ -33,7 +33,8 @@ from ingest.stores import (
     StoreUnavailable,
     open_store,
 )
-from tests.gateways import until
+from tests.brokers import Broker
+from tests.gateways import COUNTY, Ingest, until
 from tests.influx import Influx
 from tests.ports import free_port
 
@@ -270,7 +271,7 @@ def fields_read(domain: str) -> set[str]:
     return {"rows", "basis", "stuck", *names([*dictionary()[domain].metrics]), *written}
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """The process was killed here."""
 
 
@@ -320,7 +321,7 @@ async def test_pieces_in_any_order_with_kills_give_what_one_pass_gives(
         try:
             pair: tuple[Store, Store] = (raw, killed)  # type: ignore[assignment]  # it passes all on
             await engine(pair, now_ns, site=SITE).once()
-        except* Interrupted:
+        except Interrupted:
             pass
     await engine(stores, end_ns, site=SITE).once()
     settled = await everything(kept)
@@ -437,10 +438,33 @@ async def test_old_rows_go_when_both_retentions_say_so(local: Store) -> None:
     assert await everything(local) == before, "hours and days stay"
     made = engine((local, local), later_ns, retention=Retention(3 * DAY_NS, 4 * DAY_NS))
     running_again = asyncio.create_task(made.run())
-    await until(lambda: made.counts.deleted > 0)
+    kept = (DAY, SITE_DAY)
+    left = [until(lambda name=name: none_left(local, name)) for name in kept]  # type: ignore[misc]  # its default is its type
+    await asyncio.gather(*left)
     running_again.cancel()
     await asyncio.wait([running, running_again])
-    assert await rows(local, DAY) == await rows(local, SITE_DAY) == []
+
+
+async def none_left(store: Store, measurement: str) -> bool:
+    return not await rows(store, measurement)
+
+
+async def test_a_mistake_of_ours_is_said_and_holds_up_nothing_else(
+    local: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = Series("air", "tw-tpe", "street", "aq-7")
+    await local.write([Point(series, lamp_row(5).time_ns, {"epoch": 1, "co2": 400.0})])
+
+    def mistaken(*_: object) -> dict[str, float]:
+        raise ZeroDivisionError("of air")
+
+    broken = DERIVATIONS["air"]._replace(hour=mistaken)
+    monkeypatch.setitem(DERIVATIONS, "air", broken)
+    made = engine((local, local), AFTER_NS)
+    await made.once()
+    assert made.counts.mistakes == 1
+    assert caplog.text.count("ZeroDivisionError: of air") >= 1
+    assert {point.series.domain for point in await rows(local, HOUR)} == {"streetlight"}
 
 
 # The command
@@ -512,3 +536,27 @@ async def test_run_keeps_making_and_ends_when_told(tmp_path: Path) -> None:
             process.kill()
             await process.wait()
         await store.close()
+
+
+async def test_ingest_of_a_small_town_makes_them_too(tmp_path: Path, broker: Broker) -> None:
+    town = Ingest(tmp_path, broker)
+    store = town.open_store()
+    series = Series("air", COUNTY, "street", "aq-7")
+    await store.write([Point(series, time.time_ns() - 3 * HOUR_NS, {"epoch": 1, "co2": 400.0})])
+    command = [sys.executable, "-m", "onestreet.cli", "ingest", "run", str(town.file)]
+    process = await asyncio.create_subprocess_exec(*command, "--with-rollups")
+    try:
+        await until(lambda: rows(store, HOUR))
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await store.close()
+    refused = await asyncio.create_subprocess_exec(
+        *command, "--with-rollups", "--workers", "2", stderr=PIPE
+    )
+    _, said = await refused.communicate()
+    assert refused.returncode == 2
+    assert b"onestreet rollups run" in said
