@@ -126,6 +126,15 @@ class _Cleared(msgspec.Struct, eq=False):
     gateway: Registered | None = None
 
 
+class _Left(NamedTuple):
+    """What a retired device had: should it come back today, its day goes on."""
+
+    calendar: Calendar
+    losses: Losses
+    has_today: bool
+    has_before: bool
+
+
 class Restored(NamedTuple):
     """What the store tells of a device's day."""
 
@@ -157,6 +166,7 @@ class Lookout:
         self._sites: dict[Place, _Site] = {}
         self._places: dict[Place, Place] = {}
         self._cleared: dict[tuple[str, str], _Cleared] = {}
+        self._left: dict[DeviceId, _Left] = {}
         self._quiet: dict[tuple[DeviceId, Kind], float] = {}
         self._schedule = Schedule()
         self._wheel: Wheel[_Watched] = Wheel(TICK_S)
@@ -382,7 +392,9 @@ class Lookout:
         day = self._days(place.county).of(now.ms)
         # Rows of devices that came together go their own ways from the second on.
         written_s = now.s - self._every_s * self._random.uniform(0.0, 0.5)
-        watched = _Watched(name, place, Calendar(day), now.s, now.ms, now.ms, written_s)
+        left = self._left.pop(name, None) or _Left(Calendar(day), Losses(), False, False)
+        watched = _Watched(name, place, left.calendar, now.s, now.ms, now.ms, written_s)
+        watched.losses, watched.has_today, watched.has_before = left[1:]
         self._watched[name] = watched
         site = self._site(place, now)
         self._accrue_site(place, site, now)
@@ -416,6 +428,9 @@ class Lookout:
         self.counts.missing -= watched.continuity.missing
         for row in self._device_days(watched, now, known=known):
             self._last_rows[f"day {row.time_ns}", name] = row
+        self._left[name] = _Left(
+            watched.calendar, watched.losses, watched.has_today, watched.has_before
+        )
         site = self._site(watched.place, now)
         self._accrue_site(watched.place, site, now)
         self._locate(watched.place, known, -1, now)
@@ -703,6 +718,9 @@ class Lookout:
         """End what is over without anybody saying so."""
         assert self._seeing_s is not None
         settled = now.s - self._seeing_s >= SETTLED_AFTER_S
+        for name, left in list(self._left.items()):
+            if left.calendar.day.end_ms <= now.ms:
+                del self._left[name]
         for incident in self.book:
             name, kind = incident.key
             watched = self._watched.get(name)

@@ -14,7 +14,7 @@ from ingest.stores import Point
 from ingest.watch.days import Days
 from ingest.watch.lookout import Restored
 from ingest.watch.rows import figures_of, losses_of
-from tests.lookouts import COUNTY, Street
+from tests.lookouts import COUNTY, EPOCH, Street
 
 HOUR_MS = 3_600_000
 NAME = DeviceId(COUNTY, "aq-1")
@@ -159,6 +159,27 @@ def test_a_sample_of_yesterday_is_counted_there() -> None:
     assert (before.fields["received"], today.fields["received"]) == (2, 0)
     sites = {row.time_ms: row.fields["received"] for row in days_of(one, "site_day_state")}
     assert sites == {before.time_ms: 2, today.time_ms: 0}
+
+
+def test_a_device_that_changes_its_gateway_keeps_its_day() -> None:
+    one = Street()
+    one.state("gw-1")
+    one.state("aq-1")
+    for _ in range(10):
+        one.hear("aq-1")
+        one.pass_time(60.0, step_s=5.0)
+    one.empty("aq-1")
+    one.empty("gw-1")
+    one.pass_time(600.0)
+    one.state("gw-2", "gw-2")
+    one.state("aq-1", "gw-2", epoch=EPOCH + 1)
+    one.hear("aq-1", "gw-2", epoch=EPOCH + 1)
+    one.pass_time(700.0)
+    (row,) = days_of(one)
+    assert row.fields["received"] == 11
+    assert float(row.fields["up_s"]) >= 600
+    (site,) = days_of(one, "site_day_state")
+    assert site.fields["received"] == 11
 
 
 def test_another_run_goes_on_where_one_stopped() -> None:
