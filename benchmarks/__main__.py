@@ -32,6 +32,7 @@ from benchmarks import (
     latency,
     machine,
     nation,
+    rollups,
     tags,
     transactions,
     watch,
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "drain": "a backlog with live samples beside it: its rate, and what the live ones notice",
     "disk": "bytes per sample in InfluxDB, compacted, and in SQLite",
     "watch": "200,000 retained states: load, memory and CPU of the watch; false downs at lost adverts",
+    "rollups": "CPU of hours and days for a million samples, ours and InfluxDB's: made, and looked through",
     "nation": "a third of a nation for an hour on this machine (only when it is named)",
     "handshakes": "TLS against plain: connections/s and CPU of each, and CPU per message once connected",
     "enrolment": "a new gateway: seconds from `gateway add` to its first stored sample",
@@ -66,6 +68,7 @@ _ON_UVLOOP = {
     "handshakes",
     "tags",
     "edge-drain",
+    "rollups",
     "watch",
 }  # as services have it: its pace is measured
 _PACK_MESSAGES, _MESSAGES = 20_000, 200_000
@@ -107,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     of_watch.add_argument(
         "--device-days", type=_whole, default=2000, help="simulated, of each case (default: 2000)"
     )
+    of_rollups = parser.add_argument_group("rollups")
+    of_rollups.add_argument("--lamps", type=_whole, default=100, help="of each site: 100")
+    of_rollups.add_argument("--rolled-days", type=_whole, default=7, help="default: 7")
     of_tls = parser.add_argument_group("handshakes (and --messages, --devices, --gateways)")
     of_tls.add_argument("--connections", type=_whole, default=2000, help="default: 2000")
     of_demo = parser.add_argument_group("first-sample, fresh-clone and enrolment")
@@ -241,6 +247,10 @@ async def _measured(name: str, asked: argparse.Namespace) -> object:
             wolves = watch.wolves(asked.device_days)
             print(watch.table(seen, wolves))
             return [seen, *wolves]
+        case "rollups":
+            rolled = await rollups.measure(rollups.Plan(lamps=asked.lamps, days=asked.rolled_days))
+            print(rollups.table(rolled))
+            return rolled
         case "handshakes":
             load = _load(asked, 1)
             shaken = await handshakes.measure(asked.connections, load, rounds=asked.rounds)
