@@ -167,6 +167,26 @@ def test_a_device_that_comes_and_goes_is_one_incident() -> None:
     assert one.rows("device", "aq-1")[-1].fields["flapping"] == 0
 
 
+def test_a_gateway_that_comes_and_goes_floods_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    names = [f"aq-{number}" for number in range(20)]
+    one = street(*names)
+    for _ in range(100):
+        one.state("gw-1", online=False)
+        one.pass_time(10.0)
+        one.state("gw-1")
+        for name in names:
+            one.hear(name)
+        one.pass_time(10.0)
+    assert {row.fields["kind"] for row in one.incidents(still=True)} == {"flapping"}
+    assert len(one.incidents()) <= 7
+    assert len(one.rows("device", "aq-7")) < 40
+    assert len(caplog.records) < 20
+    hear_for(one, 2400, *names)
+    assert one.incidents(still=True) == []
+    assert {one.rows("device", name)[-1].fields["status"] for name in names} == {"up"}
+
+
 def test_a_device_that_dies_of_it_is_down_in_the_end() -> None:
     one = street("aq-1", "aq-2")
     for _ in range(10):
