@@ -110,7 +110,10 @@ class Continuity(msgspec.Struct, gc=False):
         row = sample.row_time_ns
         if row > self._newest_row:
             self._newest_row = row
-            self._newest_epoch, self._newest_seq = sample.epoch, sample.seq
+            # The number that is there already: of 200,000 devices each costs memory.
+            known = self._run.epoch
+            self._newest_epoch = known if sample.epoch == known else sample.epoch
+            self._newest_seq = sample.seq
         named = (self._newest_epoch, self._newest_seq)
         return row == self._newest_row and named != (sample.epoch, sample.seq)
 
