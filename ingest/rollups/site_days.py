@@ -98,7 +98,7 @@ class SiteDays:
             await self._make_hours(counted, anew=anew)
         if self._derived.night:  # the night before ends in these hours
             before = await self._count_around(beside(self._zone, day)[0], closed)
-            await self._make_day(before, anew=anew)
+            await self._make_day(before, anew=anew, known=True)
         await self._make_day(counted, anew=anew)
 
     # Hours
@@ -163,11 +163,14 @@ class SiteDays:
 
     # Days
 
-    async def _make_day(self, counted: Counted, *, anew: bool) -> None:
+    async def _make_day(self, counted: Counted, *, anew: bool, known: bool = False) -> None:
+        """Make what is stale of the day's rows; if it is to be `known`, not of a day that has none yet."""
         day, expected = counted.day, counted.expected_day if counted.can_make_day else {}
         if not expected:
             return
         devices = await self._stored(DAY, day, [day.start_ns])
+        if known and not devices:
+            return
         stale = {
             device
             for device, made in expected.items()
@@ -220,6 +223,8 @@ class SiteDays:
         async for found in self._kept.device_rows(part, [*_MADE, _STUCK, *derived.reads]):
             if found.device in devices:
                 rows += _by_row(found)
+        if not rows:
+            return
         fields: Row = {
             "devices": len(rows),
             "rows": sum(int(row["rows"]) for row in rows),

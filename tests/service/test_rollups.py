@@ -9,7 +9,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -159,6 +159,18 @@ async def test_hours_and_days_of_devices_and_sites_are_made(stores: tuple[Store,
     [day] = await rows(kept, SITE_DAY)
     assert fields(day, "devices", "rows") == {"devices": 2, "rows": 6}
     assert day.series == Series("site_day", "tw-tpe", "street", "", "streetlight")
+
+
+async def test_days_that_are_not_asked_for_are_left_alone(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    await raw.write([lamp_row(minute, power=60.0) for minute in range(0, 3 * 1440, 30)])
+    end_ns = day_of(TAIPEI, FIRST).start_ns + 4 * DAY_NS
+    second = FIRST + timedelta(days=1)
+    await engine(stores, end_ns).once(second, second)
+    own = day_of(TAIPEI, second)
+    for measurement in MEASUREMENTS:
+        times = {point.time_ns for point in await rows(kept, measurement)}
+        assert times == set(own.hours if measurement in (HOUR, SITE_HOUR) else [own.start_ns])
 
 
 async def test_what_is_not_over_is_not_made(stores: tuple[Store, Store]) -> None:
