@@ -712,9 +712,7 @@ class Outbox:
             self._spill_what_is_due()
             self._segments.note()
             if self._segments.is_stuck and not self._undated_file.last_id:
-                with suppress(
-                    OSError
-                ):  # then it stays, and what has left it is sent again after a start
+                with suppress(OSError):  # then what has left is sent again after a start
                     self._write_mark(self._counters, self._token)
                     self._segments.release()
             self._keep_within_limits()
@@ -853,9 +851,7 @@ class Outbox:
         if elsewhere:
             self._segments.forget(elsewhere)
         if numbers and self._stage is not None:
-            with suppress(
-                OSError
-            ):  # after a kill they would be sent again, and meet their own rows
+            with suppress(OSError):  # after a kill they are sent again, and meet their rows
                 self._stage.append([encode(Gone(ranges(numbers)))])
 
     def _count(self, excluding_domain: str) -> int:
