@@ -59,7 +59,8 @@ SPILL_SAMPLES = 5000  # in one write
 TEND_EVERY_S = 0.25  # so that with the sync itself it is there within two seconds
 RETRY_MS = 1000  # a disk that took nothing is asked again
 STAGE_BYTES = 1 << 20  # then the stage is written anew, without what has left
-STAGE_MOST_BYTES = 16 << 20  # held for a disk that takes nothing, before the buses wait
+STAGE_MOST_BYTES = 4 << 20
+"""Held for a disk that takes nothing, before the buses wait. In memory a sample is up to eighteen times its record."""
 UNDATED_MOST = 20_000  # samples wait for the clock, then patience is over
 STEADY_MS = 6 * 3_600_000  # a clock that has not jumped for so long says how old something is
 INFLOW_S = 600.0  # what comes in is averaged over so long
