@@ -29,7 +29,7 @@ from edge_agent import buses as buses_module
 from edge_agent import packs as packs_module
 from edge_agent import uplink as uplink_module
 from edge_agent.agent import Agent
-from edge_agent.clock import Clock
+from edge_agent.clock import Clock, ClockSettings
 from edge_agent.outbox import Outbox
 from edge_agent.uplink import Uplink
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, PROOF_AGE_S, SILENCE_S, Key
@@ -614,6 +614,26 @@ async def test_a_clock_that_is_set_back_is_told_by_the_state(
         await until(lambda: seen.states["lamp-1"].epoch == new)
         (record,) = logged("a new epoch begins")
         assert extra(record, "device") == "lamp-1"
+
+
+async def test_a_clock_that_nobody_set_is_told_by_the_state_and_by_the_will(
+    tmp_path: Path, broker: Mosquitto, lamps: Lamps
+) -> None:
+    path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)])
+    time_source = WrongTime()
+    time_source.synchronised = False
+    clock = Clock(ClockSettings(synchronised="kernel", wait_s=600), time_source)
+    async with witness(broker) as seen, running_agent(path, clock=clock) as agent:
+        await until(lambda: GATEWAY in seen.states and agent.outbox.undated >= 3)
+        assert not seen.states[GATEWAY].clock_known
+        assert not seen.packs, "samples wait for the time"
+        given = agent.uplink.will
+        time_source.synchronised = True
+        await until(lambda: seen.states[GATEWAY].clock_known and seen.of("lamp-1"))
+        assert agent.uplink.will != given
+        await until(lambda: agent.uplink.connected and broker.log.count(f" as {GATEWAY} ") == 2)
+        samples = seen.of("lamp-1")
+        assert [sample.seq for sample in samples] == list(range(len(samples)))
 
 
 # ------------------------------------------------------------------------------------------------- troubled buses
