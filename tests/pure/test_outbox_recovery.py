@@ -19,6 +19,7 @@ from edge_agent.outbox.book import NAME, write_book
 from edge_agent.outbox.disk import Disk
 from edge_agent.outbox.records import Book, Counter
 from edge_agent.outbox.segments import SET_ASIDE
+from edge_agent.outbox.stage import Stage, volatile_folder
 from exchange.delivery import Key
 from tests.outboxes import Killed, Machine, key, keys, taken
 from tests.stepped_time import T0_MS, SteppedTime
@@ -940,3 +941,20 @@ async def test_a_full_disk_is_bridged_in_memory_and_then_the_buses_wait(
     outbox = await machine.start()
     assert await everything(outbox) == waiting[100:] + more
     await outbox.close()
+
+
+def test_a_stage_whose_outbox_nobody_sees_here_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent may have a file system that we do not, or its own may not be mounted yet."""
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    folder = volatile_folder()
+    assert folder is not None, "this machine has no shared memory"
+    stage = Stage(folder, tmp_path / "outbox")
+    stage.begin("token", "boot", [])
+    try:
+        assert not (tmp_path / "outbox").exists()
+        assert volatile_folder() == folder
+        assert stage.recover("token", "boot") == []
+    finally:
+        stage.remove()
