@@ -159,6 +159,11 @@ class Outbox:
             "the disk takes nothing: samples are held in memory, a power cut would lose them",
             "the disk takes samples again",
         )
+        self._stuck = Trouble(
+            log,
+            "what is over the outbox's limit cannot be removed",
+            "what is over the outbox's limit is removed again",
+        )
         self._retry_ms = 0
         self._has_dropped = False
         self._offset_ms: int | None = None
@@ -776,7 +781,7 @@ class Outbox:
         self._keep_within_limits()
 
     def _keep_within_limits(self) -> None:
-        """Drop the oldest samples when there are too many, or when they are too old. Raises: OSError."""
+        """Drop the oldest samples when there are too many, or when they are too old; what the disk keeps, stays."""
         self._watch_clock()
         while (oldest := self._segments.oldest) is not None:
             if self._segments.size > self._max_bytes:
@@ -785,6 +790,12 @@ class Outbox:
                 reason = "age"
             else:
                 break
+            try:
+                gone = self._segments.drop(oldest)
+            except OSError as error:
+                self._stuck.report(str(error))
+                return
+            self._stuck.over()
             if not self._has_dropped:
                 told = {"reason": reason, "max_mb": self.settings.max_mb}
                 told |= {"max_age_days": self.settings.max_age_days}
@@ -792,7 +803,7 @@ class Outbox:
                     "the outbox is over its limit: the oldest samples are dropped", extra=told
                 )
             self._has_dropped = True
-            self.dropped[reason] += self._segments.drop(oldest)
+            self.dropped[reason] += gone
         if self._has_dropped and not self._segments.depth:
             log.info("the outbox has room again", extra={"dropped": dict(self.dropped)})
             self._has_dropped = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import shutil
 import sqlite3
@@ -849,6 +850,37 @@ async def test_what_is_too_old_goes(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert 46 <= oldest_h <= 50
     assert outbox.dropped == {"age": len(waiting) - len(there)}
     assert caplog.text.count("the oldest samples are dropped") == 1
+    await outbox.close()
+
+
+async def test_a_disk_that_became_read_only_keeps_what_is_too_old_and_taking_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    time = SteppedTime()
+    machine = Machine(tmp_path, time.clock(), settings=OutboxSettings(max_age_days=2))
+    outbox = await machine.start()
+    for _ in range(3):
+        await outbox.take([taken("a", None, time.boot_ms())])
+        time.step(3601)
+        await outbox.tend()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("append", "note", "replace", "overwrite", "remove"):
+        monkeypatch.setattr(outbox._disk, name, refused)
+    time.step(3 * 86_400)
+    for number in range(3):
+        named = await outbox.take([taken("a", None, time.boot_ms())])
+        assert [one.sample.seq for one in named] == [3 + number]
+        time.step(10)
+        await outbox.tend()
+    assert (outbox.depth, outbox.dropped) == (6, {})
+    assert caplog.text.count("what is over the outbox's limit cannot be removed") == 1
+    monkeypatch.undo()
+    await outbox.tend()
+    assert outbox.dropped == {"age": 2}, "the newest segment is never dropped"
+    assert outbox.depth == 4
     await outbox.close()
 
 
