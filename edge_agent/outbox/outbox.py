@@ -161,8 +161,8 @@ class Outbox:
         )
         self._stuck = Trouble(
             log,
-            "what is over the outbox's limit cannot be removed",
-            "what is over the outbox's limit is removed again",
+            "what is over the limit cannot be removed",
+            "what is over the limit is removed again",
         )
         self._retry_ms = 0
         self._has_dropped = False
