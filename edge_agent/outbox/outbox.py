@@ -601,17 +601,17 @@ class Outbox:
     def _end_stage_unless_wanted(self) -> None:
         """A killed run had a stage, the configuration has none now: what it held goes to the disk. Raises: OSError."""
         if self._stage is not None and self.settings.stage == "disk":
-            stage, self._stage = self._stage, None
-            try:
-                self._spill()
-                self._write_book(self._counters, self._token)
-            except OSError:
-                self._stage = stage
-                raise
+            stage = self._stage
+            self._give_up_stage()
             stage.remove()
 
     def _to_disk(self, error: OSError) -> None:
-        """Go on without a stage. Raises: OSError when the disk takes nothing, either."""
+        """Go on without a stage that takes nothing. Raises: OSError when the disk takes nothing, either."""
+        self._give_up_stage()
+        self._leave_stage(error)
+
+    def _give_up_stage(self) -> None:
+        """Bring to the disk what is in the stage, and the book that says so. Raises: OSError; then the stage stays."""
         stage, self._stage = self._stage, None
         try:
             self._spill()
@@ -619,7 +619,6 @@ class Outbox:
         except OSError:
             self._stage = stage
             raise
-        self._leave_stage(error)
 
     def _add_fresh(self, waiting: Waiting, body: bytes, boot_ms: int) -> None:
         self._fresh[waiting.id] = _Fresh(waiting, body, boot_ms)
