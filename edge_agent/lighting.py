@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from device_drivers.kit.driver import Value
-from edge_agent.commands import Outcome, WallClock
+from edge_agent.commands import Outcome, WallClock, unfit
 from edge_agent.ledger import Issued, LedgerBlocked
 from exchange.errors import ConfigError
 from exchange.states import Location, Text
@@ -407,7 +407,8 @@ class Lighting:
         steps = {id(one.timeline): one.timeline for one in self._lamps.values()}.values()
         comes_ms = [due.moment_ms for line in steps if (due := line.next(now_ms)) is not None]
         left_s = [(ms - now_ms) / 1000 for ms in comes_ms]
-        left_s += [lamp.retry_s - time.monotonic() for lamp in self._lamps.values() if lamp.tries]
+        retries_s = [lamp.retry_s - time.monotonic() for lamp in self._lamps.values()]
+        left_s += [wait_s for wait_s in retries_s if wait_s > 0]  # others are under way, or settled
         return max(0.05, min([LOOK_EVERY_S, *left_s]))
 
     def _pending(self, bus: str) -> list[tuple[_Lamp, Due]]:
@@ -433,7 +434,12 @@ class Lighting:
         """Switch the lamps of one bus, one after the other."""
         while pending := self._pending(bus):
             lamp, due = pending[0]
-            await self._set(lamp, due)
+            try:
+                await self._set(lamp, due)
+            except Exception:  # the lamps behind it are not to stay dark
+                if not lamp.tries:
+                    log.exception("a lamp met an error", extra={"device": lamp.device.id})
+                _again_later(lamp)
             await asyncio.sleep(lamp.programme.stagger_s)
 
     async def _overriding(self, lamp: _Lamp, due: Due) -> Issued | None:
@@ -443,6 +449,8 @@ class Lighting:
         except LedgerBlocked:  # light is better than asking on
             return None
         if issued is None or not due.moment_ms <= issued.at_ms <= self._clock.now_ms():
+            return None
+        if unfit(lamp.device, COMMAND, issued.args):  # a lamp that refuses it would stay as it is
             return None
         return issued
 
@@ -463,16 +471,18 @@ class Lighting:
         if lamp.settled != before:
             lamp.settled = None  # somebody's command came in between, and may have been overruled
             return
-        if outcome.status in ("done", "rejected"):
-            lamp.settled = due
         about = {"device": lamp.device.id, "percent": args["level"], "reason": outcome.reason}
-        if outcome.status == "done":
-            if lamp.tries:
-                log.info("a lamp could be switched again", extra=about)
-            lamp.tries, lamp.retry_s = 0, 0.0
-            return
-        if not lamp.tries:
+        if outcome.status == "done" and lamp.tries:
+            log.info("a lamp could be switched again", extra=about)
+        elif outcome.status != "done" and not lamp.tries:
             log.warning("a lamp could not be switched", extra=about)
-        wait_s = min(RETRY_FIRST_S * 2 ** min(lamp.tries, 10), RETRY_LAST_S)
-        lamp.tries += 1
-        lamp.retry_s = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        if outcome.status in ("done", "rejected"):
+            lamp.settled, lamp.tries, lamp.retry_s = due, 0, 0.0
+        else:
+            _again_later(lamp)
+
+
+def _again_later(lamp: _Lamp) -> None:
+    wait_s = min(RETRY_FIRST_S * 2 ** min(lamp.tries, 10), RETRY_LAST_S)
+    lamp.tries += 1
+    lamp.retry_s = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
