@@ -137,8 +137,10 @@ class Agent:
             await self._serve(stop, reload or asyncio.Event())
             await self.uplink.farewell()
         finally:
-            await self.commands.close()
-            await self.outbox.close()
+            try:
+                await self.commands.close()
+            finally:
+                await self.outbox.close()
         log.info("stopped", extra={"outbox": self.outbox.depth})
 
     async def _serve(self, stop: asyncio.Event, reload: asyncio.Event) -> None:

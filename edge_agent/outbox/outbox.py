@@ -140,6 +140,7 @@ class Outbox:
         self._lock: int | None = None
         self._is_open = False
         self._is_begun = False  # the book or a mark says that a run is under way
+        self._is_settled = True  # unless a doubt of the start could not be noted
         self._is_book_due = False  # a mark says what it should
         self._number = 0  # of the newest of them
         self._above = 0  # every epoch that begins is later
@@ -166,6 +167,7 @@ class Outbox:
         )
         self._retry_ms = 0
         self._has_dropped = False
+        self._has_failed = False
         self._offset_ms: int | None = None
         self._steady_since_ms = 0
         self._inflow = 0.0  # bytes, those of long ago counting less
@@ -270,6 +272,12 @@ class Outbox:
                 await self.tend()
             except OutboxBlocked as error:  # reading what is to be dropped may fail as well
                 self._complain(str(error))
+            except (
+                Exception
+            ):  # a mistake of ours is no reason to bring nothing to the disk any more
+                if not self._has_failed:
+                    log.exception("the outbox was not tended")
+                self._has_failed = True
             await asyncio.sleep(TEND_EVERY_S)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -374,6 +382,7 @@ class Outbox:
                 self._begin()
             except OSError as error:  # the doubt lasts as long as what raises it is as it was found
                 self._complain(str(error))
+                self._is_settled = False
                 return
         self._settle()
 
@@ -470,6 +479,9 @@ class Outbox:
                 self._leave_stage(error)
         self._record(self._counters, token)
         self._token, self._is_begun = token, True
+        if not self._is_settled:
+            self._is_settled = True
+            self._settle()
 
     def _leave_stage(self, error: OSError) -> None:
         told = {"reason": str(error)}
@@ -641,7 +653,10 @@ class Outbox:
             self._begin()
             self._record({**self._counters, **begun}, self._token)
             if self._stage is not None:
-                self._stage.append([encode(Counters(begun, self._next_id))])
+                try:
+                    self._stage.append([encode(Counters(begun, self._next_id))])
+                except OSError as error:
+                    self._to_disk(error)
             self._counters.update(begun)
         return {device: self._counters[device].epoch for device in devices}
 

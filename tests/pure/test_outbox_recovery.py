@@ -990,3 +990,23 @@ def test_a_stage_whose_outbox_nobody_sees_here_stays(
         assert stage.recover("token", "boot") == []
     finally:
         stage.remove()
+
+
+async def test_a_full_stage_keeps_no_device_from_its_epoch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that takes nothing connects, too: its states need epochs."""
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outbox = await machine.start()
+    await outbox.take([taken("a", T0_MS)])
+    if outbox._stage is not None:
+        monkeypatch.setattr(outbox._stage, "append", full)
+    epochs = await outbox.epochs_of(["a", "b"], T0_MS)
+    await machine.kill()
+    outbox = await machine.start()
+    assert await outbox.epochs_of(["a", "b"], T0_MS) == epochs
+    assert outbox.depth == 1
+    await outbox.close()
