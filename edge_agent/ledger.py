@@ -164,6 +164,7 @@ class Ledger:
         self._steady_since_s = self._epoch_ms = float("-inf")
         self._damage = ""
         """What was found in it since it was opened; it is set aside for that before anything else is asked."""
+        self._is_to_open_again = False
         self._is_lost = False
         """One was set aside and nobody knew the time, or this process did it: it is dated by how long it is open."""
 
@@ -239,13 +240,13 @@ class Ledger:
         except (sqlite3.DatabaseError, UnicodeDecodeError, _Unsound) as error:
             if self._db is None or not _is_damage(error):
                 raise
-            self._damage = str(error)
+            self._damage, self._is_to_open_again = str(error), True
             self._close()
             return work()
 
     @property
     def _open_db(self) -> sqlite3.Connection:
-        if self._damage:
+        if self._is_to_open_again:
             self._open()
         if self._db is None:
             raise LedgerBlocked(f"{self.path}: not open")
@@ -269,7 +270,7 @@ class Ledger:
             )
             self._damage = ""
             db = self._connect()
-        self._db = db
+        self._db, self._is_to_open_again = db, False
         self._count()
 
     def _connect(self) -> sqlite3.Connection:
@@ -528,7 +529,7 @@ def _reading() -> Iterator[None]:
 
 
 _Ms = Annotated[int, msgspec.Meta(ge=0, le=250_000_000_000_000)]
-_Topic = Annotated[str, msgspec.Meta(pattern=rf"^[a-z0-9/-]{{0,999}}{END}")]
+_Topic = Annotated[str, msgspec.Meta(pattern=rf"^[a-z0-9_/-]{{0,999}}{END}")]
 
 
 class _Row(msgspec.Struct, frozen=True):

@@ -622,7 +622,7 @@ async def goes_on(folder: Path, lived: Lived) -> list[str]:
             await one.ledger.last_issued(device, "set_level")
         await one.results.due(0, silent=False)
         for going in await one.results.due(1e6, silent=False):
-            assert re.fullmatch("[a-z0-9/-]+", going.waiting.topic)
+            assert re.fullmatch("[a-z0-9_/-]+", going.waiting.topic)
             decode_result(going.waiting.payload)
         for order in lived.orders:
             one.give(order)
