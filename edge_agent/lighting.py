@@ -317,6 +317,8 @@ class _Lamp(msgspec.Struct, eq=False):
     timeline: Timeline
     settled: Due | None = None
     """The step that it has, or that was overridden."""
+    disturbed: int = 0
+    """How often something else than its programme may have changed its level."""
     is_power_new: bool = False
     """Whether it says itself that power has returned."""
     tries: int = 0
@@ -369,6 +371,7 @@ class Lighting:
         if lamp is not None and name == COMMAND:
             lamp.settled = lamp.timeline.holding(at_ms)
             lamp.tries, lamp.retry_s = 0, 0.0
+            lamp.disturbed += 1
 
     def heard(self, device: str, metrics: Mapping[str, Value], *, was_away: bool) -> None:
         """A device was read; one that was away, or had no power, is given its level again."""
@@ -378,6 +381,7 @@ class Lighting:
         is_power_new = any(value for name, value in metrics.items() if name.endswith(POWER_CYCLE))
         if was_away or (is_power_new and not lamp.is_power_new):
             lamp.settled, lamp.retry_s = None, 0.0
+            lamp.disturbed += 1
         lamp.is_power_new = is_power_new
 
     async def run(self) -> None:
@@ -455,7 +459,7 @@ class Lighting:
         return issued
 
     async def _set(self, lamp: _Lamp, due: Due) -> None:
-        before = lamp.settled
+        before = lamp.disturbed
         args: dict[str, Value] = {"level": due.level}
         by = f"programme {lamp.programme.id}"
         if (issued := await self._overriding(lamp, due)) is not None:
@@ -468,8 +472,8 @@ class Lighting:
             deadline_s=ORDER_S,
             again=lamp.tries > 0,
         )
-        if lamp.settled != before:
-            lamp.settled = None  # somebody's command came in between, and may have been overruled
+        if lamp.disturbed != before:
+            lamp.settled = None  # a command may have been overruled, power may have returned since
             return
         about = {"device": lamp.device.id, "percent": args["level"], "reason": outcome.reason}
         if outcome.status == "done" and lamp.tries:

@@ -478,6 +478,25 @@ async def test_a_command_of_somebody_that_comes_between_is_given_again(
     assert street.done == [("lamp-1", 100), ("lamp-1", 80)]
 
 
+async def test_power_that_returns_before_an_order_has_ended_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The level was written; its note in the ledger still waits for the disk."""
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    whole = street.order
+
+    async def order(device_id: str, *about: Any, **more: Any) -> Outcome:
+        outcome = await whole(device_id, *about, **more)
+        if len(street.done) == 1:
+            lighting.heard(device_id, {}, was_away=True)
+        return outcome
+
+    monkeypatch.setattr(street, "order", order)
+    async with switching(street, clock, lamp(1)) as lighting:
+        await settled(street, 2)
+    assert street.done == [("lamp-1", 100), ("lamp-1", 100)]
+
+
 async def test_while_the_clock_is_not_known_the_lamps_stay_as_they_are() -> None:
     street, clock = Street(), Clock("1970-01-01T20:00")
     clock.known = False
