@@ -390,6 +390,7 @@ class Outbox:
         """Make what was found durable: a killed process may have been between a write and its sync."""
         self._segments.mend()
         try:
+            self._marks.settle()
             self._segments.settle()
             self._undated_file.settle()
             for folder in (self.path, *self.path.parents[:2]):

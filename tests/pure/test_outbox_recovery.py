@@ -176,7 +176,7 @@ class Model:
 
     async def found(self) -> set[Key]:
         """Begin anew; return the names of what is not there any more."""
-        await self.machine.start()
+        await self.machine.start(tends=False)
         there = {key(one): one for one in await everything(self.machine.outbox)}
         in_hand = {one.metrics["pm2_5"] for one in self.in_hand}
         for name, one in there.items():
@@ -220,12 +220,11 @@ def test_whatever_happens_names_are_unique_and_losses_within_the_promise(
     """Games of chance, each told by its seed: a fault that needs five steps in their order is not found by few."""
     monkeypatch.setattr(outbox_module, "STAGE_BYTES", 300)
     monkeypatch.setattr(outbox_module, "SPILL_SAMPLES", 3)
-    monkeypatch.setattr(outbox_module, "TEND_EVERY_S", 3600.0)
 
     async def play(folder: Path, chance: random.Random) -> None:
         with pytest.MonkeyPatch.context() as patch:
             model = Model(folder, stage)
-            await model.machine.start()
+            await model.machine.start(tends=False)
             model.machine.fragile(patch)
             for step in chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=STEPS):
                 await model.play(step, how(step, chance))
