@@ -108,7 +108,8 @@ class Drained(msgspec.Struct, frozen=True, kw_only=True):
     into: str
     backlog: int
     alone: Waits
-    during: Waits
+    during: Waits | None
+    """None when the drain was over before a live sample came."""
     fill_s: float
     start_s: float
     """From exec to the first receipt of the backlog."""
@@ -164,7 +165,7 @@ async def _drain(plan: Plan, into: Into) -> Drained:
                     drain_s = listener.last_s - first_s
                     spent_s = {**meter.lap(), "agent": cpu_s(agent.pid)}
                     peak_mb = resident_mb(agent.pid, peak=True)
-                    during = _waits(listener)
+                    during = _waits(listener) if listener.live_ms else None
     return Drained(
         into=into,
         backlog=plan.backlog,
@@ -272,7 +273,7 @@ def table(found: Sequence[Drained]) -> str:
                 f" (filled in {each.fill_s:.0f} s)"
             ),
             f"  live before:     {each.alone}",
-            f"  live during:     {each.during}",
+            f"  live during:     {each.during or 'none came'}",
             (
                 f"  CPU per sample:  agent {each.agent_us:.1f}, broker {each.broker_us:.1f},"
                 f" {each.into} {each.sink_us:.1f} µs; agent's peak {each.peak_mb:.0f} MB"

@@ -40,7 +40,6 @@ MODULES = (
     "cbor2",
     "psutil",
     "aiomqtt",
-    "serial_asyncio_fast",
     "pymodbus.client",
     "bleak",
     "cryptography.hazmat.primitives.ciphers.aead",

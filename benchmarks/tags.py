@@ -2,6 +2,8 @@
 
 The same meters behind one port, the same requests (one a meter), every second, over one connection with
 one request in flight. Both to a broker at QoS 1, a message a meter; and both throwing the readings away.
+Not alike: ours names and judges every value, keeps each reading in a file until ingest has receipted it, and
+says it in SenML, which is longer; Telegraf holds what is not sent in memory.
 CPU is the process's own, user and system, for as long as it is watched. Whoever does not keep the pace,
 seen from the meters, has no figure.
 """

@@ -25,7 +25,7 @@ from edge_agent.config import Config, Device
 from edge_agent.config_reading import Loaded, load_config
 from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import DeviceHealth, Health
-from edge_agent.intake import Intake
+from edge_agent.intake import ASK_S, Intake
 from edge_agent.ledger import FILE as LEDGER
 from edge_agent.ledger import Ledger
 from edge_agent.lighting import Lighting
@@ -137,8 +137,10 @@ class Agent:
             await self._serve(stop, reload or asyncio.Event())
             await self.uplink.farewell()
         finally:
-            await self.commands.close()
-            await self.outbox.close()
+            try:
+                await self.commands.close()
+            finally:
+                await self.outbox.close()
         log.info("stopped", extra={"outbox": self.outbox.depth})
 
     async def _serve(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
@@ -161,6 +163,7 @@ class Agent:
             intake = group.create_task(self.intake.run())
             uplink = group.create_task(self.uplink.run())
             gateway = group.create_task(self._gateway.run(self.intake))
+            dated = group.create_task(self._tell_when_dated())
             commands = group.create_task(self.commands.run())
             lighting = group.create_task(self._lighting.run())
             watchdog = group.create_task(keep_watchdog(self._progress))
@@ -176,7 +179,7 @@ class Agent:
             await self._end_buses(list(self._served))
             await self._keep()
             await self._drain()
-            await _end(watchdog, commands, gateway, intake, uplink)
+            await _end(watchdog, commands, gateway, dated, intake, uplink)
 
     async def _ready(self, stop: asyncio.Event) -> None:
         """Say ready when every bus was tried: a dead bus never stops the others."""
@@ -404,8 +407,17 @@ class Agent:
         return states
 
     def _gateway_message(self, epoch: int, since: datetime | None) -> Message:
-        gateway = self.config.gateway
-        return state_topic(gateway, "gateway", gateway.id), gateway_state(gateway, epoch, since)
+        gateway, known = self.config.gateway, self.clock.known
+        payload = gateway_state(gateway, epoch, since, clock_known=known)
+        return state_topic(gateway, "gateway", gateway.id), payload
+
+    async def _tell_when_dated(self) -> None:
+        """The state says that the time is not known; that is over once it is."""
+        if self.clock.known:
+            return
+        while not self.clock.known:  # noqa: ASYNC110 - nobody tells when a time server has answered
+            await asyncio.sleep(ASK_S)
+        self.uplink.republish_states()
 
     async def _epochs_now(self, devices: Sequence[str]) -> dict[str, int]:
         epochs = await self.outbox.epochs_of(devices, self.clock.now_ms())

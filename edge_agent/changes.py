@@ -40,7 +40,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     restart: list[str] = []
     """Keys that only a new start takes up; all the rest may be taken up without one."""
     lost_half: bool = False
-    """Whether the same inventories have less than half of the devices: as one has that is still being copied."""
+    """Whether an inventory has less than half of its rows: as one has that is still being copied."""
 
 
 def changes(old: Config, new: Config) -> Changes:
@@ -58,9 +58,7 @@ def changes(old: Config, new: Config) -> Changes:
         republish=was != now or bool(begin_buses) or not LIVE.isdisjoint(whole),
         reconnect=[key for key in whole if key.startswith("broker.")],
         restart=[key for key in whole if not key.startswith("broker.") and key not in LIVE],
-        lost_half=bool(old.inventory)
-        and old.inventory == new.inventory
-        and 2 * len(now) < len(was),
+        lost_half=any(2 * new.rows.get(file, rows) < rows for file, rows in old.rows.items()),
     )
 
 

@@ -23,7 +23,7 @@ from device_drivers.kit.driver import Value
 from edge_agent.ledger import RESULTS_KEPT, Entry, Ledger, LedgerBlocked
 from edge_agent.results import Results
 from edge_agent.trail import LAST_MAX, Trail, encode_trail, trail_of
-from exchange.commands import Command, Result, Status, decode_command
+from exchange.commands import Argument, Command, Result, Status, decode_command
 from exchange.errors import CommandError, DeviceError, TopicError
 from exchange.topics import PREFIX, parse_topic
 from exchange.trouble import Trouble
@@ -309,15 +309,8 @@ class Commands:
             return "this gateway has no such device 閘道器無此設備"
         if command.name not in announced(device, self._settings):
             return f"{command.name} is not a command of this device 設備無此命令"
-        limits = device.package.profile.commands[command.name].args
-        if command.args.keys() != limits.keys():
-            takes = ", ".join(limits) or "no argument"
-            given = ", ".join(command.args) or "none"
-            return f"{command.name} takes {takes}, not {given} 參數不符"
-        for name, value in command.args.items():
-            low, high = limits[name].min, limits[name].max
-            if isinstance(value, bool | str) or not low <= value <= high:
-                return f"{name} {value} is not in {low:g} … {high:g} 超出範圍"
+        if words := unfit(device, command.name, command.args):
+            return words
         if self._is_stopping:
             return "the gateway is stopping 閘道器停止中"
         if self._waiting[device.bus] >= self._settings.queued:
@@ -438,6 +431,19 @@ class Commands:
 def announced(device: Device, settings: CommandSettings) -> list[str]:
     """Return the names of the commands that a device's state announces."""
     return sorted(device.package.profile.commands) if settings.enabled else []
+
+
+def unfit(device: Device, name: str, args: Mapping[str, Argument]) -> str:
+    """Return what is wrong with the arguments of a command that the device takes, "" when nothing is."""
+    limits = device.package.profile.commands[name].args
+    if args.keys() != limits.keys():
+        takes, given = ", ".join(limits) or "no argument", ", ".join(args) or "none"
+        return f"{name} takes {takes}, not {given} 參數不符"
+    for key, value in args.items():
+        low, high = limits[key].min, limits[key].max
+        if isinstance(value, bool | str) or not low <= value <= high:
+            return f"{key} {value} is not in {low:g} … {high:g} 超出範圍"
+    return ""
 
 
 class _Identified(msgspec.Struct):

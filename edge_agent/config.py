@@ -9,7 +9,7 @@ import msgspec
 from device_drivers.kit.registry import DriverPackage, load
 from edge_agent.clock import ClockSettings
 from edge_agent.commands import CommandSettings
-from edge_agent.inventory import Inventory
+from edge_agent.inventory import Inventory, Read
 from edge_agent.lighting import Programme
 from edge_agent.metrics import Endpoint
 from edge_agent.outbox import OutboxSettings
@@ -160,6 +160,11 @@ class Config(_Table, frozen=True, kw_only=True):
     programme: list[Programme] = []
     template: dict[str, dict[str, Any]] = {}
     inventory: list[Inventory] = []
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows each inventory had, by file."""
+        return {one.file: one.rows for one in self.inventory if isinstance(one, Read)}
 
     def bus_of(self, device: Device) -> Bus:
         """Return the bus that a checked device names."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import inspect
+from msgspec import inspect, structs
 from msgspec.structs import replace
 
 from device_drivers.kit.registry import load
@@ -27,7 +27,7 @@ from edge_agent.config_checks import (
     settings_mistakes,
     transport_of,
 )
-from edge_agent.inventory import TEMPLATE, Inventory, Row, Rows, read_rows
+from edge_agent.inventory import TEMPLATE, Inventory, Read, Row, Rows, read_rows
 from edge_agent.lighting import Programme
 from exchange.configuration import TomlFile, check_zone, converted, mistakes, type_at, type_info
 from exchange.errors import ConfigError
@@ -275,15 +275,16 @@ class _Reader:
         inventory = converted(data, Inventory, self._file, key)
         if inventory.template:
             self._check_template(inventory.template, partial(self._wrong, key))
-        self._inventories.append(inventory)
         try:
             file = self._path.parent / inventory.file
-            return inventory, read_rows(file, inventory.columns, _COLUMNS)
+            found = read_rows(file, inventory.columns, _COLUMNS)
         except ConfigError as error:
             if error.kind == "file" and error.line is None:  # there is none, or it cannot be read
                 allowed = error.allowed
                 raise self._wrong(key, ConfigError("", "file", inventory.file, allowed)) from error
             raise
+        self._inventories.append(Read(**structs.asdict(inventory), rows=len(found.rows)))
+        return inventory, found
 
     def _check_template(self, name: str, wrong: Callable[[ConfigError], ConfigError]) -> None:
         if name not in self._templates:

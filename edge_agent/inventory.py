@@ -38,6 +38,12 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     columns: dict[str, str] = {}
 
 
+class Read(Inventory, frozen=True, kw_only=True):
+    """An inventory that was read, and how many rows it had."""
+
+    rows: int
+
+
 class Cell(NamedTuple):
     """What stands in a cell, and in which column, as a spreadsheet calls it."""
 

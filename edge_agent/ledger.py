@@ -3,6 +3,9 @@
 SQLite, and an order is synced to the disk before it is carried out: whatever is killed when, nothing is executed twice.
 The trail of what was done is bounded by number and age. What is let go are orders that have expired; until when those
 were valid is kept, so that one that comes again after a clock was set back is known for what it may be.
+
+SQLite notices no damaged byte in what is stored. So each order is there twice, in columns and as it came, is compared
+when it is read, and all are read at the open: a ledger of which one cannot be believed is set aside whole.
 """
 
 from __future__ import annotations
@@ -18,12 +21,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
-from exchange.commands import Command, Result, decode_command, encode_command, encode_result
-from exchange.errors import OnestreetError
+import msgspec
+
+from exchange.commands import (
+    Command,
+    Result,
+    Status,
+    decode_result,
+    encode_command,
+    encode_result,
+)
+from exchange.errors import CommandError, OnestreetError
+from exchange.moments import Moment
 from exchange.readings import Value
+from exchange.topics import END
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -70,7 +84,7 @@ CREATE TABLE result (
     payload TEXT NOT NULL,
     UNIQUE (id, status)
 );
-CREATE TABLE past (            -- what is known of orders that are not in the trail any more
+CREATE TABLE past (            -- what is known of orders that are not in the trail any more; two rows that are the same
     expired_ms INTEGER NOT NULL,  -- none was valid for longer
     issued_ms INTEGER NOT NULL    -- or was issued after that, in a ledger that was set aside; 2**62: when is not known
 );
@@ -91,16 +105,39 @@ class Waiting(NamedTuple):
     payload: bytes
 
 
+class Detail(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an order is read again: of a command of somebody's, or of a note of the gateway's own."""
+
+    id: UUID | None = None
+    name: str = ""
+    by: str = ""
+    issued_by: str = ""
+    expires_at: Moment | None = None
+    args: dict[str, Value | str] = {}
+
+
+class Came(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    id: UUID | None = None
+    status: str = ""
+    at: Moment | None = None
+    reason: str = ""
+    readback: dict[str, Value] = {}
+
+
 class Entry(NamedTuple):
-    """One line of the trail. Shape: `detail` and `result` are JSON; `status` is "" while nothing came of it."""
+    """One line of the trail. Shape: `status` is "" while nothing came of it; `topic` is where its results go."""
 
     kind: Kind
     device: str
     name: str
     taken_ms: int
+    topic: str
     status: str
-    detail: str
-    result: str
+    at_ms: int
+    detail: Detail
+    result: Came
 
 
 class Issued(NamedTuple):
@@ -125,6 +162,9 @@ class Ledger:
         self._db: sqlite3.Connection | None = None
         self._opened_s = 0.0
         self._steady_since_s = self._epoch_ms = float("-inf")
+        self._damage = ""
+        """What was found in it since it was opened; it is set aside for that before anything else is asked."""
+        self._is_to_open_again = False
         self._is_lost = False
         """One was set aside and nobody knew the time, or this process did it: it is dated by how long it is open."""
 
@@ -189,12 +229,25 @@ class Ledger:
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (sqlite3.Error, OSError) as error:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work)
+        except (sqlite3.Error, OSError, _Unsound) as error:
             raise LedgerBlocked(f"{self.path}: {error}") from error
+
+    def _done(self, work: Callable[[], T]) -> T:
+        """Do it, in another ledger if there is damage in this one."""
+        try:
+            return work()
+        except (sqlite3.DatabaseError, UnicodeDecodeError, _Unsound) as error:
+            if self._db is None or not _is_damage(error):
+                raise
+            self._damage, self._is_to_open_again = str(error), True
+            self._close()
+            return work()
 
     @property
     def _open_db(self) -> sqlite3.Connection:
+        if self._is_to_open_again:
+            self._open()
         if self._db is None:
             raise LedgerBlocked(f"{self.path}: not open")
         return self._db
@@ -204,6 +257,8 @@ class Ledger:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if self._damage:
+                raise _Unsound(self._damage)
             db = self._connect()
         except sqlite3.OperationalError:
             raise  # a full disk, a lock: setting the file aside would lose it
@@ -213,13 +268,30 @@ class Ledger:
                 "the ledger of commands was unsound and set aside",
                 extra={"reason": str(error), "aside": str(aside)},
             )
+            self._damage = ""
             db = self._connect()
-        self._db = db
+        self._db, self._is_to_open_again = db, False
         self._count()
 
     def _connect(self) -> sqlite3.Connection:
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                head = file.read(20)
+            if head and head[18:] not in _FORMATS:  # SQLite would say that the disk is read-only
+                raise _Unsound("no file of SQLite's")
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
+        db.text_factory = (
+            bytes.decode
+        )  # sqlite3's own says of what is no UTF-8 that the disk failed
         try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        with _reading():
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two agents would execute the same
             version = db.execute("PRAGMA user_version").fetchone()[0]
             db.execute("PRAGMA journal_mode=WAL")
@@ -227,21 +299,23 @@ class Ledger:
             if version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 # what was issued before may have been carried out: the file that knew is gone
                 issued_ms = _EVER_MS if self._unsound() else 0
-                past = f"INSERT INTO past VALUES (0, {issued_ms});"  # noqa: S608 - our own number
+                past = f"(0, {issued_ms})"
+                past = f"INSERT INTO past VALUES {past}, {past};"  # noqa: S608 - our own number
                 db.executescript(
                     f"BEGIN; {_SCHEMA} {past} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
                 )
             elif version != SCHEMA_VERSION:
                 raise _Unsound(f"schema {version}, this agent knows {SCHEMA_VERSION}")
-            check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            check = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if check != "ok":
                 raise _Unsound(check)
+            for row in db.execute(f"SELECT {_COLUMNS} FROM entry"):  # noqa: S608 - our own columns
+                _entry(row)
+            db.execute("SELECT number, id, status, topic, payload FROM result LIMIT 0")  # are there
+            [past] = set(db.execute("SELECT expired_ms, issued_ms FROM past"))
+            _, issued_ms = msgspec.convert(past, tuple[int, int])
             self._opened_s = time.monotonic()
-            self._is_lost = db.execute("SELECT issued_ms FROM past").fetchone()[0] == _EVER_MS
-        except BaseException:
-            db.close()
-            raise
-        return db
+            self._is_lost = issued_ms == _EVER_MS
 
     def _set_aside(self) -> Path:
         numbers = self._unsound()
@@ -281,13 +355,14 @@ class Ledger:
                 )
             query = f"SELECT {_COLUMNS} FROM entry WHERE id = ?"  # noqa: S608 - our own columns
             if row := db.execute(query, (str(command.id),)).fetchone():
-                return Entry(*row)
+                return _entry(row)
             issued_ms = _ms(command.issued_at.timestamp())
             expires_ms = _ms(command.expires_at.timestamp())
-            past = db.execute(
-                "SELECT expired_ms >= ? OR issued_ms >= ? FROM past", (expires_ms, issued_ms)
+            is_fresh = db.execute(
+                "SELECT count(*) = sum(expired_ms < ? AND issued_ms < ?) FROM past",
+                (expires_ms, issued_ms),
             ).fetchone()
-            if past[0]:
+            if is_fresh != (1,):
                 return "past"
             number = "SELECT count(*) FROM entry WHERE kind = 'issued'"
             if db.execute(number).fetchone()[0] >= 2 * ENTRIES_KEPT:
@@ -336,10 +411,11 @@ class Ledger:
 
     def _interrupted(self) -> list[tuple[UUID, str]]:
         rows = self._open_db.execute(
-            "SELECT id, topic FROM entry"
+            f"SELECT {_COLUMNS} FROM entry"  # noqa: S608 - our own columns
             " WHERE kind = 'issued' AND status IN ('', 'accepted') ORDER BY number"
         )
-        return [(UUID(command), topic) for command, topic in rows]
+        entries = map(_entry, rows)
+        return [(one.detail.id, one.topic) for one in entries if one.detail.id is not None]
 
     def _note(
         self, device: str, name: str, detail: bytes, now_ms: int, status: str, outcome: bytes
@@ -354,12 +430,24 @@ class Ledger:
 
     def _results(self) -> list[Waiting]:
         rows = self._open_db.execute(
-            "SELECT number, id, status, topic, payload FROM result ORDER BY number"
-        )
-        return [
-            Waiting(number, command, status, topic, payload.encode())
-            for number, command, status, topic, payload in rows
-        ]
+            "SELECT number, CAST(id AS BLOB), CAST(status AS BLOB), CAST(topic AS BLOB),"
+            " CAST(payload AS BLOB) FROM result ORDER BY number"
+        ).fetchall()
+        found = []
+        for row in rows:
+            try:
+                found.append(_waiting(row))
+            except _Unsound as error:
+                log.error(
+                    "a damaged result was let go of",
+                    extra={
+                        "command": (row[1] or b"").decode(errors="replace"),
+                        "reason": str(error),
+                    },
+                )
+                self._open_db.execute("DELETE FROM result WHERE number = ?", row[:1])
+                self._count()
+        return found
 
     def _receipted(self, results: Sequence[tuple[str, str]]) -> None:
         with _transaction(self._open_db) as db:
@@ -371,15 +459,16 @@ class Ledger:
 
     def _last_issued(self, device: str, name: str) -> Issued | None:
         row = self._open_db.execute(
-            "SELECT id, at_ms, detail FROM entry WHERE device = ? AND name = ? AND status = 'done'"
+            f"SELECT {_COLUMNS} FROM entry WHERE device = ? AND name = ? AND status = 'done'"  # noqa: S608 - our own columns
             " AND kind = 'issued' ORDER BY at_ms DESC LIMIT 1",
             (device, name),
         ).fetchone()
         if row is None:
             return None
-        args = decode_command(row[2].encode()).args
-        numbers = {name: value for name, value in args.items() if not isinstance(value, str)}
-        return Issued(row[0], row[1], numbers)
+        entry = _entry(row)
+        args = entry.detail.args.items()
+        numbers = {name: value for name, value in args if not isinstance(value, str)}
+        return Issued(str(entry.detail.id), entry.at_ms, numbers)
 
     def _trail(self, limit: int) -> list[Entry]:
         return _newest(self._open_db, limit)
@@ -395,25 +484,106 @@ def read_trail(path: Path, limit: int) -> list[Entry]:
                 FileNotFoundError
             ):  # what a process that was killed had not put in its place
                 shutil.copyfile(f"{path}-wal", f"{copy}-wal")
-            with closing(sqlite3.connect(copy)) as db:
+            with closing(sqlite3.connect(copy)) as db, _reading():
+                db.text_factory = bytes.decode
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version != SCHEMA_VERSION:
-                    raise LedgerBlocked(f"{path}: schema {version}, not {SCHEMA_VERSION}")
+                    raise _Unsound(f"schema {version}, not {SCHEMA_VERSION}")
                 return _newest(db, limit)
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, _Unsound) as error:
         raise LedgerBlocked(f"{path}: {error}") from error
 
 
 def _newest(db: sqlite3.Connection, limit: int) -> list[Entry]:
     query = f"SELECT {_COLUMNS} FROM entry ORDER BY number DESC LIMIT ?"  # noqa: S608 - our own columns
-    return [Entry(*row) for row in db.execute(query, (limit,))]
-
-
-_COLUMNS = "kind, device, name, taken_ms, status, detail, result"
+    return [_entry(row) for row in db.execute(query, (limit,))]
 
 
 class _Unsound(Exception):
     """The file is no ledger of ours or is damaged."""
+
+
+def _is_damage(error: Exception) -> bool:
+    """Say whether a ledger that is open has lost something; a disk that is full or locked says otherwise."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    return True
+
+
+_FORMATS = (b"\1\1", b"\2\2")
+"""Bytes 18 and 19 of the file, for writing and for reading: with a journal, with a WAL."""
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever what is damaged raises is one error. Raises: _Unsound."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR:
+            raise
+        raise _Unsound(str(error)) from error  # a table or a column has lost its name
+    except (msgspec.MsgspecError, CommandError, ValueError, TypeError, OverflowError) as error:
+        raise _Unsound(str(error)) from error
+
+
+_Ms = Annotated[int, msgspec.Meta(ge=0, le=250_000_000_000_000)]
+_Topic = Annotated[str, msgspec.Meta(pattern=rf"^[a-z0-9_/-]{{0,999}}{END}")]
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """One row of `entry`."""
+
+    kind: Kind
+    id: str | None
+    device: str
+    name: str
+    detail: str
+    taken_ms: _Ms
+    expires_ms: int
+    topic: _Topic
+    status: Status | Literal[""]
+    at_ms: _Ms
+    result: str
+
+
+_COLUMNS = ", ".join(_Row.__struct_fields__)
+_detail = msgspec.json.Decoder(Detail).decode
+_came = msgspec.json.Decoder(Came).decode
+
+
+def _entry(columns: tuple[object, ...]) -> Entry:
+    """Return what a row of `entry` says, if it says it with one voice. Raises: _Unsound."""
+    with _reading():
+        row = msgspec.convert(dict(zip(_Row.__struct_fields__, columns, strict=True)), _Row)
+        detail, came = _detail(row.detail), _came(row.result or "{}")
+        if row.kind == "issued":
+            expires_ms = 0 if detail.expires_at is None else _ms(detail.expires_at.timestamp())
+            # that travels in whole milliseconds
+            said = (str(detail.id), detail.name, abs(expires_ms - row.expires_ms) <= 1)
+            if said != (row.id, row.name, True):
+                raise ValueError(f"command {row.id}: its order is of another")
+            result = (came.id, came.status) if row.status else (detail.id, "")
+            if result != (detail.id, row.status) or bool(row.result) != bool(row.status):
+                raise ValueError(f"command {row.id}: its result is of another")
+        elif row.id is not None:
+            raise ValueError(f"command {row.id}: is one of the gateway's own")
+    head = (row.kind, row.device, row.name, row.taken_ms)
+    return Entry(*head, row.topic, row.status, row.at_ms, detail, came)
+
+
+def _waiting(columns: tuple[int, bytes, bytes, bytes, bytes]) -> Waiting:
+    """Return what a row of `result` says. Raises: _Unsound."""
+    number, *texts, payload = columns
+    with _reading():
+        command, status, topic = map(bytes.decode, texts)
+        result = decode_result(payload)
+        if (str(result.id), result.status) != (command, status):
+            raise ValueError("the result is of another command")
+        if not msgspec.convert(topic, _Topic):
+            raise ValueError("it goes nowhere")
+    return Waiting(number, command, status, topic, payload)
 
 
 _SURPLUS = """FROM entry

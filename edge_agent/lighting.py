@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from device_drivers.kit.driver import Value
-from edge_agent.commands import Outcome, WallClock
+from edge_agent.commands import Outcome, WallClock, unfit
 from edge_agent.ledger import Issued, LedgerBlocked
 from exchange.errors import ConfigError
 from exchange.states import Location, Text
@@ -317,6 +317,8 @@ class _Lamp(msgspec.Struct, eq=False):
     timeline: Timeline
     settled: Due | None = None
     """The step that it has, or that was overridden."""
+    disturbed: int = 0
+    """How often something else than its programme may have changed its level."""
     is_power_new: bool = False
     """Whether it says itself that power has returned."""
     tries: int = 0
@@ -369,6 +371,7 @@ class Lighting:
         if lamp is not None and name == COMMAND:
             lamp.settled = lamp.timeline.holding(at_ms)
             lamp.tries, lamp.retry_s = 0, 0.0
+            lamp.disturbed += 1
 
     def heard(self, device: str, metrics: Mapping[str, Value], *, was_away: bool) -> None:
         """A device was read; one that was away, or had no power, is given its level again."""
@@ -378,6 +381,7 @@ class Lighting:
         is_power_new = any(value for name, value in metrics.items() if name.endswith(POWER_CYCLE))
         if was_away or (is_power_new and not lamp.is_power_new):
             lamp.settled, lamp.retry_s = None, 0.0
+            lamp.disturbed += 1
         lamp.is_power_new = is_power_new
 
     async def run(self) -> None:
@@ -407,7 +411,8 @@ class Lighting:
         steps = {id(one.timeline): one.timeline for one in self._lamps.values()}.values()
         comes_ms = [due.moment_ms for line in steps if (due := line.next(now_ms)) is not None]
         left_s = [(ms - now_ms) / 1000 for ms in comes_ms]
-        left_s += [lamp.retry_s - time.monotonic() for lamp in self._lamps.values() if lamp.tries]
+        retries_s = [lamp.retry_s - time.monotonic() for lamp in self._lamps.values()]
+        left_s += [wait_s for wait_s in retries_s if wait_s > 0]  # others are under way, or settled
         return max(0.05, min([LOOK_EVERY_S, *left_s]))
 
     def _pending(self, bus: str) -> list[tuple[_Lamp, Due]]:
@@ -433,7 +438,12 @@ class Lighting:
         """Switch the lamps of one bus, one after the other."""
         while pending := self._pending(bus):
             lamp, due = pending[0]
-            await self._set(lamp, due)
+            try:
+                await self._set(lamp, due)
+            except Exception:  # the lamps behind it are not to stay dark
+                if not lamp.tries:
+                    log.exception("a lamp met an error", extra={"device": lamp.device.id})
+                _again_later(lamp)
             await asyncio.sleep(lamp.programme.stagger_s)
 
     async def _overriding(self, lamp: _Lamp, due: Due) -> Issued | None:
@@ -444,10 +454,12 @@ class Lighting:
             return None
         if issued is None or not due.moment_ms <= issued.at_ms <= self._clock.now_ms():
             return None
+        if unfit(lamp.device, COMMAND, issued.args):  # a lamp that refuses it would stay as it is
+            return None
         return issued
 
     async def _set(self, lamp: _Lamp, due: Due) -> None:
-        before = lamp.settled
+        before = lamp.disturbed
         args: dict[str, Value] = {"level": due.level}
         by = f"programme {lamp.programme.id}"
         if (issued := await self._overriding(lamp, due)) is not None:
@@ -460,19 +472,21 @@ class Lighting:
             deadline_s=ORDER_S,
             again=lamp.tries > 0,
         )
-        if lamp.settled != before:
-            lamp.settled = None  # somebody's command came in between, and may have been overruled
+        if lamp.disturbed != before:
+            lamp.settled = None  # a command may have been overruled, power may have returned since
             return
-        if outcome.status in ("done", "rejected"):
-            lamp.settled = due
         about = {"device": lamp.device.id, "percent": args["level"], "reason": outcome.reason}
-        if outcome.status == "done":
-            if lamp.tries:
-                log.info("a lamp could be switched again", extra=about)
-            lamp.tries, lamp.retry_s = 0, 0.0
-            return
-        if not lamp.tries:
+        if outcome.status == "done" and lamp.tries:
+            log.info("a lamp could be switched again", extra=about)
+        elif outcome.status != "done" and not lamp.tries:
             log.warning("a lamp could not be switched", extra=about)
-        wait_s = min(RETRY_FIRST_S * 2 ** min(lamp.tries, 10), RETRY_LAST_S)
-        lamp.tries += 1
-        lamp.retry_s = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        if outcome.status in ("done", "rejected"):
+            lamp.settled, lamp.tries, lamp.retry_s = due, 0, 0.0
+        else:
+            _again_later(lamp)
+
+
+def _again_later(lamp: _Lamp) -> None:
+    wait_s = min(RETRY_FIRST_S * 2 ** min(lamp.tries, 10), RETRY_LAST_S)
+    lamp.tries += 1
+    lamp.retry_s = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

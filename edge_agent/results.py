@@ -40,6 +40,9 @@ class Results:
         self._random = random or Random()  # noqa: S311 - jitter, not a secret
         self._going: dict[int, Going] = {}
         self._changed = True
+        self._unread = Trouble(
+            log, "results that wait cannot be read", "results that wait can be read again"
+        )
         self._stays = Trouble(
             log, "a receipted result stays for now", "receipted results are let go of again"
         )
@@ -55,10 +58,14 @@ class Results:
             self._changed = False
             try:
                 waiting = await self._ledger.results()
-            except LedgerBlocked:
-                self._changed = True  # the ledger's own user says so aloud
+            except LedgerBlocked as error:
+                self._changed = True
+                self._unread.report(str(error))
                 return []
-            self._going = {one.number: self._going.get(one.number) or Going(one) for one in waiting}
+            self._unread.over()
+            # of a ledger that was begun anew the numbers begin anew
+            known = {one.waiting: one for one in self._going.values()}
+            self._going = {one.number: known.get(one) or Going(one) for one in waiting}
         due = [
             one
             for place, one in enumerate(self._going.values())

@@ -18,7 +18,9 @@ def state_topic(gateway: Gateway, domain: str, device: str) -> str:
     return str(Topic(gateway.county, gateway.site, gateway.id, domain, device, "state"))
 
 
-def gateway_state(gateway: Gateway, epoch: int, since: datetime | None) -> bytes:
+def gateway_state(
+    gateway: Gateway, epoch: int, since: datetime | None, *, clock_known: bool = True
+) -> bytes:
     """Return the gateway's own state; without `since` it is offline, as its will says."""
     return encode_state(
         State(
@@ -27,6 +29,7 @@ def gateway_state(gateway: Gateway, epoch: int, since: datetime | None) -> bytes
             since=since,
             interval_s=gateway.interval_s,
             epoch=epoch,
+            clock_known=clock_known,
             descriptor=Descriptor(
                 label=gateway.label,
                 location=gateway.location,

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from edge_agent.ledger import Entry, Kind
-from exchange.moments import Moment
+from exchange.moments import Moment, rfc3339
 from exchange.readings import Value
 
 LAST_MAX = 1000
@@ -42,28 +42,8 @@ class Trail(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-class _Detail(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an order is read: a command of somebody's, or a note of the gateway's own."""
-
-    id: str = ""
-    by: str = ""
-    issued_by: str = ""
-    expires_at: str = ""
-    args: dict[str, Value | str] = {}
-
-
-class _Came(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it."""
-
-    at: datetime | None = None
-    reason: str = ""
-    readback: dict[str, Value] = {}
-
-
 encode_trail = msgspec.json.Encoder().encode
 decode_trail = msgspec.json.Decoder(Trail).decode
-_detail = msgspec.json.Decoder(_Detail).decode
-_came = msgspec.json.Decoder(_Came).decode
 
 
 def trail_of(entries: Sequence[Entry]) -> Trail:
@@ -72,7 +52,7 @@ def trail_of(entries: Sequence[Entry]) -> Trail:
 
 
 def _order(entry: Entry) -> Order:
-    detail, came = _detail(entry.detail), _came(entry.result or "{}")
+    detail, came = entry.detail, entry.result
     taken = datetime.fromtimestamp(entry.taken_ms / 1000, UTC)
     return Order(
         taken=taken,
@@ -81,8 +61,8 @@ def _order(entry: Entry) -> Order:
         device=entry.device,
         name=entry.name,
         args=detail.args,
-        id=detail.id,
-        expires_at=detail.expires_at,
+        id=str(detail.id or ""),
+        expires_at=rfc3339(detail.expires_at) if detail.expires_at else "",
         status=entry.status,
         at=came.at or (taken if entry.status else None),
         reason=came.reason,

@@ -33,7 +33,6 @@ _CHINESE = {
     "result": "結果",
     "by": "來源",
     "reason": "原因",
-    "": "執行中",
     "accepted": "已受理",
     "done": "已執行",
     "failed": "執行失敗",

@@ -81,6 +81,7 @@ class Uplink:
         self._wake_older = asyncio.Event()
         self._reconfigured = asyncio.Event()
         self._states_due = False
+        self._given_will: Message | None = None
         self._library_said = ""
         self._library_log = logging.Logger(f"{__name__}.library")  # noqa: LOG001 - its filter is this one's
         self._library_log.parent = log
@@ -173,6 +174,7 @@ class Uplink:
             max_inflight_messages=IN_FLIGHT,
             logger=self._library_log,
         )
+        self._given_will = self.will
         client.pending_calls_threshold = 10_000  # a whole batch that waits is no surprise
         client._client.manual_ack_set(True)  # noqa: SLF001 - aiomqtt has no name of its own for it
         return client
@@ -313,6 +315,8 @@ class Uplink:
                 await client.publish(topic, b"", qos=1, retain=True)
                 log.info("a device was retired", extra={"topic": topic})
         await self._outbox.retired(stale)
+        if self.will != self._given_will:  # the broker takes a will with a connection only
+            raise _Reconfigured
 
     async def farewell(self) -> None:
         """Say offline, as the will would; called once nothing else runs."""

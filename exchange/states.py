@@ -53,7 +53,10 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A device's state. A gateway's last will is its own, with `online` false and no `since`."""
+    """A device's state. A gateway's last will is its own, with `online` false and no `since`.
+
+    `clock_known` is left out unless a gateway does not know the time: its samples wait, or go out marked.
+    """
 
     v: Literal[1]
     online: bool
@@ -61,6 +64,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     epoch: Whole
     descriptor: Descriptor = Descriptor()
     since: Moment | None = None
+    clock_known: bool = True
 
 
 _decoder = msgspec.json.Decoder(State)

@@ -36,6 +36,8 @@ class CutDisk(Disk):
     def __init__(self) -> None:
         super().__init__()
         self.durable: dict[Path, bytes] = {}
+        self.renamed: dict[Path, bytes] = {}
+        """What was synced under another name: its own is durable with the folder."""
 
     def append(self, path: Path, data: bytes, at: int, *, is_new: bool) -> None:
         super().append(path, data, at, is_new=is_new)
@@ -43,8 +45,8 @@ class CutDisk(Disk):
             self.durable[path] = path.read_bytes()
 
     def replace(self, path: Path, data: bytes) -> None:
+        self.renamed[path] = data
         super().replace(path, data)
-        self.durable[path] = data
 
     def overwrite(self, path: Path, data: bytes, at: int) -> None:
         super().overwrite(path, data, at)
@@ -59,6 +61,10 @@ class CutDisk(Disk):
         for path in [path for path in self.durable if path.parent == folder]:
             if not path.exists():
                 del self.durable[path]
+        for path in [path for path in self.renamed if path.parent == folder]:
+            data = self.renamed.pop(path)
+            if path.exists() and path.read_bytes() == data:
+                self.durable[path] = data
 
 
 class Killed(BaseException):
@@ -143,15 +149,20 @@ class Machine:
         self.segment_bytes: int | None = None
         self.system = FragileSystem(self.path.parent)
         self._durable: dict[Path, bytes] = {}
+        self._renamed: dict[Path, bytes] = {}
 
-    async def start(self) -> Outbox:
+    async def start(self, *, tends: bool = True) -> Outbox:
+        """Open it; `tends` says whether it tends itself, which may be at any moment."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(outbox_module, "Disk", CutDisk)
             self.outbox = Outbox(self.path, self.settings, self.clock, stage_folder=self.stages)
-        self._disk.durable = self._durable
+        self._disk.durable, self._disk.renamed = self._durable, self._renamed
         if self.segment_bytes is not None:
             self.outbox._segments._segment_bytes = self.segment_bytes
         await self.outbox.open()
+        if not tends and (tending := self.outbox._tending) is not None:
+            tending.cancel()  # before its first turn
+            self.outbox._tending = None
         return self.outbox
 
     @property
@@ -177,6 +188,7 @@ class Machine:
     async def cut(self, clock: Clock) -> None:
         """Cut the power and boot again: what was not synced is gone, the stage is."""
         await self.kill()
+        self._renamed.clear()
         for stage in self.stages.iterdir():
             stage.unlink()
         for path in self.path.parent.rglob("*"):

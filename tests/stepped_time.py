@@ -11,9 +11,13 @@ T0_MS = 1_795_000_000_000
 
 
 class WrongTime(System):
-    """The machine's clocks, but for a wall clock that is `wrong_ms` off."""
+    """The machine's clocks, but for a wall clock that is `wrong_ms` off and what the kernel says of it."""
 
     wrong_ms = 0
+    synchronised = True
+
+    def kernel(self) -> Kernel:
+        return Kernel(self.synchronised, 0.0)
 
     def wall_ms(self) -> int:
         return super().wall_ms() + self.wrong_ms

@@ -185,9 +185,8 @@ class PortTransport(asyncio.Transport):
 
     def _receive(self) -> None:
         try:
-            data = self._port.read(
-                UNREAD_MAX
-            )  # it tells a port that is gone from one that has nothing
+            # it tells a port that is gone from one that has nothing
+            data = self._port.read(UNREAD_MAX)
         except (serial.SerialException, OSError) as error:
             self._end(error)
         else:

@@ -41,9 +41,8 @@ def take_over(file: Path, folder: Path, disk: Disk, *, segment_bytes: int) -> No
         new.mkdir(parents=True)
         try:
             count = _copy(file, new, disk, segment_bytes)
-        except (
-            sqlite3.OperationalError
-        ) as error:  # a lock, a full disk: nothing is wrong with the file
+        except sqlite3.OperationalError as error:
+            # a lock, a full disk: nothing is wrong with the file
             raise OSError(str(error)) from error
         except (sqlite3.DatabaseError, msgspec.MsgspecError, _Unsound) as error:
             shutil.rmtree(new)

@@ -41,6 +41,11 @@ class MarkFile:
             self._place = (max(found)[1] + 1) % _PLACES
         return [mark for _, _, mark in sorted(found, key=lambda one: one[:2])]
 
+    def settle(self) -> None:
+        """Make what was found at the start durable: a killed process may have been about to."""
+        if self.path.exists():
+            self._disk.settle(self.path, self.path.stat().st_size)
+
     def prepare(self) -> None:
         """Take up the room, unless that was done."""
         if not self.path.exists() or self.path.stat().st_size < _PLACES * BLOCK:

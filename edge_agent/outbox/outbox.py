@@ -59,7 +59,8 @@ SPILL_SAMPLES = 5000  # in one write
 TEND_EVERY_S = 0.25  # so that with the sync itself it is there within two seconds
 RETRY_MS = 1000  # a disk that took nothing is asked again
 STAGE_BYTES = 1 << 20  # then the stage is written anew, without what has left
-STAGE_MOST_BYTES = 16 << 20  # held for a disk that takes nothing, before the buses wait
+STAGE_MOST_BYTES = 4 << 20
+"""Held for a disk that takes nothing, before the buses wait. In memory a sample is up to eighteen times its record."""
 UNDATED_MOST = 20_000  # samples wait for the clock, then patience is over
 STEADY_MS = 6 * 3_600_000  # a clock that has not jumped for so long says how old something is
 INFLOW_S = 600.0  # what comes in is averaged over so long
@@ -139,6 +140,7 @@ class Outbox:
         self._lock: int | None = None
         self._is_open = False
         self._is_begun = False  # the book or a mark says that a run is under way
+        self._is_settled = True  # unless a doubt of the start could not be noted
         self._is_book_due = False  # a mark says what it should
         self._number = 0  # of the newest of them
         self._above = 0  # every epoch that begins is later
@@ -158,8 +160,14 @@ class Outbox:
             "the disk takes nothing: samples are held in memory, a power cut would lose them",
             "the disk takes samples again",
         )
+        self._stuck = Trouble(
+            log,
+            "what is over the limit cannot be removed",
+            "what is over the limit is removed again",
+        )
         self._retry_ms = 0
         self._has_dropped = False
+        self._has_failed = False
         self._offset_ms: int | None = None
         self._steady_since_ms = 0
         self._inflow = 0.0  # bytes, those of long ago counting less
@@ -264,6 +272,12 @@ class Outbox:
                 await self.tend()
             except OutboxBlocked as error:  # reading what is to be dropped may fail as well
                 self._complain(str(error))
+            except (
+                Exception
+            ):  # a mistake of ours is no reason to bring nothing to the disk any more
+                if not self._has_failed:
+                    log.exception("the outbox was not tended")
+                self._has_failed = True
             await asyncio.sleep(TEND_EVERY_S)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -368,6 +382,7 @@ class Outbox:
                 self._begin()
             except OSError as error:  # the doubt lasts as long as what raises it is as it was found
                 self._complain(str(error))
+                self._is_settled = False
                 return
         self._settle()
 
@@ -375,6 +390,7 @@ class Outbox:
         """Make what was found durable: a killed process may have been between a write and its sync."""
         self._segments.mend()
         try:
+            self._marks.settle()
             self._segments.settle()
             self._undated_file.settle()
             for folder in (self.path, *self.path.parents[:2]):
@@ -464,6 +480,9 @@ class Outbox:
                 self._leave_stage(error)
         self._record(self._counters, token)
         self._token, self._is_begun = token, True
+        if not self._is_settled:
+            self._is_settled = True
+            self._settle()
 
     def _leave_stage(self, error: OSError) -> None:
         told = {"reason": str(error)}
@@ -595,17 +614,17 @@ class Outbox:
     def _end_stage_unless_wanted(self) -> None:
         """A killed run had a stage, the configuration has none now: what it held goes to the disk. Raises: OSError."""
         if self._stage is not None and self.settings.stage == "disk":
-            stage, self._stage = self._stage, None
-            try:
-                self._spill()
-                self._write_book(self._counters, self._token)
-            except OSError:
-                self._stage = stage
-                raise
+            stage = self._stage
+            self._give_up_stage()
             stage.remove()
 
     def _to_disk(self, error: OSError) -> None:
-        """Go on without a stage. Raises: OSError when the disk takes nothing, either."""
+        """Go on without a stage that takes nothing. Raises: OSError when the disk takes nothing, either."""
+        self._give_up_stage()
+        self._leave_stage(error)
+
+    def _give_up_stage(self) -> None:
+        """Bring to the disk what is in the stage, and the book that says so. Raises: OSError; then the stage stays."""
         stage, self._stage = self._stage, None
         try:
             self._spill()
@@ -613,7 +632,6 @@ class Outbox:
         except OSError:
             self._stage = stage
             raise
-        self._leave_stage(error)
 
     def _add_fresh(self, waiting: Waiting, body: bytes, boot_ms: int) -> None:
         self._fresh[waiting.id] = _Fresh(waiting, body, boot_ms)
@@ -636,7 +654,10 @@ class Outbox:
             self._begin()
             self._record({**self._counters, **begun}, self._token)
             if self._stage is not None:
-                self._stage.append([encode(Counters(begun, self._next_id))])
+                try:
+                    self._stage.append([encode(Counters(begun, self._next_id))])
+                except OSError as error:
+                    self._to_disk(error)
             self._counters.update(begun)
         return {device: self._counters[device].epoch for device in devices}
 
@@ -712,9 +733,7 @@ class Outbox:
             self._spill_what_is_due()
             self._segments.note()
             if self._segments.is_stuck and not self._undated_file.last_id:
-                with suppress(
-                    OSError
-                ):  # then it stays, and what has left it is sent again after a start
+                with suppress(OSError):  # then what has left is sent again after a start
                     self._write_mark(self._counters, self._token)
                     self._segments.release()
             self._keep_within_limits()
@@ -777,7 +796,7 @@ class Outbox:
         self._keep_within_limits()
 
     def _keep_within_limits(self) -> None:
-        """Drop the oldest samples when there are too many, or when they are too old. Raises: OSError."""
+        """Drop the oldest samples when there are too many, or when they are too old; what the disk keeps, stays."""
         self._watch_clock()
         while (oldest := self._segments.oldest) is not None:
             if self._segments.size > self._max_bytes:
@@ -786,6 +805,12 @@ class Outbox:
                 reason = "age"
             else:
                 break
+            try:
+                gone = self._segments.drop(oldest)
+            except OSError as error:
+                self._stuck.report(str(error))
+                return
+            self._stuck.over()
             if not self._has_dropped:
                 told = {"reason": reason, "max_mb": self.settings.max_mb}
                 told |= {"max_age_days": self.settings.max_age_days}
@@ -793,7 +818,7 @@ class Outbox:
                     "the outbox is over its limit: the oldest samples are dropped", extra=told
                 )
             self._has_dropped = True
-            self.dropped[reason] += self._segments.drop(oldest)
+            self.dropped[reason] += gone
         if self._has_dropped and not self._segments.depth:
             log.info("the outbox has room again", extra={"dropped": dict(self.dropped)})
             self._has_dropped = False
@@ -853,9 +878,7 @@ class Outbox:
         if elsewhere:
             self._segments.forget(elsewhere)
         if numbers and self._stage is not None:
-            with suppress(
-                OSError
-            ):  # after a kill they would be sent again, and meet their own rows
+            with suppress(OSError):  # after a kill they are sent again, and meet their rows
                 self._stage.append([encode(Gone(ranges(numbers)))])
 
     def _count(self, excluding_domain: str) -> int:

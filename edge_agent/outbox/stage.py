@@ -78,7 +78,10 @@ class Stage:
 
 
 def volatile_folder() -> Path | None:
-    """Return where stages can be: what the service manager gives us to run in, or the shared memory; None: nowhere."""
+    """Return where stages can be: what the service manager gives us to run in, or the shared memory; None: nowhere.
+
+    What others left behind there stays: it may be of an outbox that lives and that we do not see.
+    """
     given = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     if given and _is_volatile(Path(given)):
         return Path(given)
@@ -89,7 +92,6 @@ def volatile_folder() -> Path | None:
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         if _is_ours(folder):
-            _sweep(folder)
             return folder
     return None
 
@@ -113,17 +115,3 @@ def _is_ours(folder: Path) -> bool:
     found = folder.lstat()
     is_private = not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and is_private
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the stages of outboxes that are no more."""
-    for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError):
-            with path.open("rb") as file:
-                first = frame_at(file.read(8192), 0, _NUMBER)
-            if (
-                first is not None
-                and isinstance(first.record, StageHead)
-                and not Path(first.record.folder).exists()
-            ):
-                path.unlink()

@@ -40,6 +40,8 @@ def agent_file(
             password_file=str(broker.password_file(GATEWAY)),
             keepalive_s=10,
         ),
+        # the town is silent until everybody is there: no device is to be given up meanwhile
+        toml_table("[polling]", probe_first_s=0.5, probe_last_s=1.0, probe_share=0.5),
         toml_table("[delivery]", drain_s=DRAIN_S),
     ]
     for bus in plan.buses:

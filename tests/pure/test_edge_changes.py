@@ -150,16 +150,20 @@ template = "lamp"
 """
 
 
-@pytest.mark.parametrize(("left", "lost_half"), [(6, False), (2, False), (1, True)])
+@pytest.mark.parametrize(("left", "lost_half"), [(6, False), (3, False), (2, True), (1, True)])
 def test_less_than_half_of_what_was_there_is_told(
     tmp_path: Path, left: int, lost_half: bool
 ) -> None:
-    """Two devices stand in the file itself, six in the inventory."""
+    """Two devices stand in the file itself, six in an inventory, and as many in another."""
 
     def lamps(count: int, file: str = "lamps.csv") -> Config:
         rows = "".join(f"l-{number},{number}\n" for number in range(10, 10 + count))
         (tmp_path / file).write_text(f"id,settings.short_address\n{rows}", encoding="utf-8")
-        return read(tmp_path, BEFORE + INVENTORY.replace("lamps.csv", file))
+        more = '[[inventory]]\nfile = "more.csv"\ntemplate = "lamp"\n'
+        return read(tmp_path, BEFORE + INVENTORY.replace("lamps.csv", file) + more)
+
+    rows = "".join(f"m-{number},{number}\n" for number in range(30, 36))
+    (tmp_path / "more.csv").write_text(f"id,settings.short_address\n{rows}", encoding="utf-8")
 
     assert changes(lamps(6), lamps(left)).lost_half == lost_half
     # another inventory is one that somebody named on purpose, none is one that was taken away

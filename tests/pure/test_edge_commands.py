@@ -8,16 +8,19 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from uuid import UUID, uuid4
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from device_drivers.errors import CommandRejected, DeviceSilent, LinkLost
 from device_drivers.kit.driver import Value
@@ -26,8 +29,9 @@ from edge_agent import ledger as ledger_module
 from edge_agent.arbiter import Arbiter, Urgency
 from edge_agent.commands import Commands, CommandSettings, announced
 from edge_agent.config import Device, Gateway
-from edge_agent.ledger import Issued, Ledger, LedgerBlocked
+from edge_agent.ledger import Issued, Ledger, LedgerBlocked, read_trail
 from edge_agent.results import Results
+from edge_agent.trail import decode_trail, trail_of
 from exchange.commands import Argument, Command, Result, decode_result, encode_command
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, BACKOFF_LAST_S
 from exchange.receipts import Receipt
@@ -555,6 +559,168 @@ async def test_a_ledger_that_was_dated_by_a_clock_in_the_future_is_dated_anew_af
     assert [level for _, level in bus.done] == [40, 50]
 
 
+# ---------------------------------------------------------------------------------------------------- damaged bytes
+
+
+class Lived:
+    """A ledger as a process leaves it that was killed, and the commands that it knows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.orders = [command(level, life_s=3600) for level in (10, 20, 30, 140)]
+        self.orders.append(command(50, age_s=7200))
+        self.content = asyncio.run(self._lived(folder))
+
+    async def _lived(self, folder: Path) -> bytes:
+        async with bench(folder) as one:
+            for order in self.orders:
+                one.give(order)
+            await until(lambda: one.commands.counts.total() == len(self.orders))
+            await one.commands.order(
+                "lamp-2", "set_level", {"level": 35}, by="programme p", deadline_s=5
+            )
+            await one.receipted(self.orders[0].id, "done")
+        left = command(60, life_s=3600)
+        self.orders.append(left)
+        ledger = Ledger(folder / "commands.sqlite")
+        await ledger.open()
+        topic = TOPIC.format("lamp-1").replace("commands", "results")
+        await ledger.enter(left, "lamp-1", topic, NOW_MS)
+        await ledger.close()
+        return (folder / "commands.sqlite").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
+    return Lived(tmp_path_factory.mktemp("lived"))
+
+
+COLUMNS = {
+    "entry": list(ledger_module._Row.__struct_fields__),
+    "result": ["id", "status", "topic", "payload"],
+    "past": ["expired_ms", "issued_ms"],
+}
+cells = st.sampled_from([(table, name) for table, names in COLUMNS.items() for name in names])
+worths = st.one_of(
+    st.none(),
+    st.binary(max_size=40),
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from(["", "{}", "[]", "done", "a/#", "\x07", "lamp-1", "set_level", "programme"]),
+    st.uuids().map(str),
+)
+
+
+async def goes_on(folder: Path, lived: Lived) -> list[str]:
+    """See that an agent does all its work on this ledger; return the statuses of its trail at the start."""
+    path, bus = folder / "commands.sqlite", Bus()
+    with suppress(LedgerBlocked):
+        trail_of(read_trail(path, 1000))
+    async with bench(folder, bus=bus) as one:
+        assert one.commands._is_open
+        trail = decode_trail(await one.commands.trail_document())
+        assert trail.problem == ""
+        for device in ("lamp-1", "lamp-2"):
+            await one.ledger.last_issued(device, "set_level")
+        await one.results.due(0, silent=False)
+        for going in await one.results.due(1e6, silent=False):
+            assert re.fullmatch("[a-z0-9_/-]+", going.waiting.topic)
+            decode_result(going.waiting.payload)
+        for order in lived.orders:
+            one.give(order)
+        one.clock.now += 60_000  # what was set aside now knows nothing of what is issued later
+        new = command(70, age_s=-60)
+        one.give(new)
+        await one.answered(new.id, "done")
+        assert await one.results.due(2e6, silent=False)
+    assert bus.done == [("lamp-1", 70)], "at most once, whatever the ledger has lost"
+    return [order.status for order in trail.orders]
+
+
+def test_a_ledger_of_which_nothing_is_damaged_is_kept(tmp_path: Path, lived: Lived) -> None:
+    (tmp_path / "commands.sqlite").write_bytes(lived.content)
+    statuses = asyncio.run(goes_on(tmp_path, lived))
+    assert statuses == ["failed", "done", "expired", "rejected", "done", "done", "done"]
+    assert names(tmp_path) == {"commands.sqlite"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(cell=cells, worth=worths, data=st.data())
+def test_whatever_a_row_says_the_agent_goes_on_and_carries_out_nothing_twice(
+    lived: Lived, cell: tuple[str, str], worth: object, data: st.DataObject
+) -> None:
+    table, column = cell
+    with TemporaryDirectory() as name:
+        path = Path(name) / "commands.sqlite"
+        path.write_bytes(lived.content)
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            # without its own checks, as a disk has none
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute("UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '')")
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            numbers = [number for (number,) in db.execute(f"SELECT rowid FROM {table}")]  # noqa: S608 - our own names
+            is_text = isinstance(worth, bytes) and data.draw(st.booleans())
+            what = "CAST(? AS TEXT)" if is_text else "?"
+            db.execute(
+                f"UPDATE OR IGNORE {table} SET {column} = {what} WHERE rowid = ?",  # noqa: S608 - as above
+                (worth, data.draw(st.sampled_from(numbers))),
+            )
+        asyncio.run(goes_on(Path(name), lived))
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_whichever_byte_is_damaged_the_agent_goes_on_and_carries_out_nothing_twice(
+    lived: Lived, data: st.DataObject
+) -> None:
+    content = bytearray(lived.content)
+    written = [number for number, byte in enumerate(content) if byte]
+    content[data.draw(st.sampled_from(written))] ^= data.draw(st.integers(1, 255))
+    with TemporaryDirectory() as name:
+        (Path(name) / "commands.sqlite").write_bytes(content)
+        asyncio.run(goes_on(Path(name), lived))
+
+
+async def test_damage_that_comes_while_it_is_open_is_set_aside_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = Bus()
+    async with bench(tmp_path, bus=bus) as one:
+        one.give(order := command(40, age_s=1))
+        await one.answered(order.id, "done")
+
+        def damage() -> None:
+            one.ledger._open_db.execute("UPDATE entry SET detail = CAST(x'ff' AS TEXT)")
+
+        await one.ledger._run(damage)
+        assert await one.ledger.last_issued("lamp-1", "set_level") is None
+        one.give(order)
+        assert "before" in (await one.answered(order.id, "rejected")).reason
+        one.clock.now += 10_000
+        one.give(after := command(50, age_s=-10))
+        await one.answered(after.id, "done")
+    assert bus.done == [("lamp-1", 40), ("lamp-1", 50)]
+    assert (tmp_path / "commands.sqlite.unsound-1").exists()
+    said = [record.message for record in caplog.records]
+    assert said == ["the ledger of commands was unsound and set aside"]
+
+
+async def test_a_damaged_result_is_let_go_of_and_holds_up_no_other(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        await ledger.reply(result(number), f"t/{number}")
+
+    def damage() -> None:
+        for number, topic in enumerate(("t/#", "t/\x07", ""), start=1):
+            query = "UPDATE result SET topic = ? WHERE number = ?"
+            ledger._open_db.execute(query, (topic, number))
+
+    await ledger._run(damage)
+    (going,) = await Results(ledger).due(0, silent=False)
+    assert going.waiting.topic == "t/3"
+    assert ledger.unreceipted == 1
+    assert [record.message for record in caplog.records] == ["a damaged result was let go of"] * 3
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -641,8 +807,8 @@ async def test_what_a_programme_does_is_in_the_trail(tmp_path: Path) -> None:
             ("programme", "lamp-1", "failed"),
             ("programme", "lamp-1", "done"),
         ]
-        assert msgspec.json.decode(trail[1].detail) == {"by": "programme p", "args": {"level": 10}}
-        assert msgspec.json.decode(trail[0].result)["reason"] == "LinkLost: gone"
+        assert (trail[1].detail.by, trail[1].detail.args) == ("programme p", {"level": 10})
+        assert trail[0].result.reason == "LinkLost: gone"
         assert one.ledger.unreceipted == 0, "nobody asked, nobody is answered"
         assert await one.ledger.last_issued("lamp-1", "set_level") is None
 

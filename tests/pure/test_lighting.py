@@ -478,6 +478,25 @@ async def test_a_command_of_somebody_that_comes_between_is_given_again(
     assert street.done == [("lamp-1", 100), ("lamp-1", 80)]
 
 
+async def test_power_that_returns_before_an_order_has_ended_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The level was written; its note in the ledger still waits for the disk."""
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    whole = street.order
+
+    async def order(device_id: str, *about: Any, **more: Any) -> Outcome:
+        outcome = await whole(device_id, *about, **more)
+        if len(street.done) == 1:
+            lighting.heard(device_id, {}, was_away=True)
+        return outcome
+
+    monkeypatch.setattr(street, "order", order)
+    async with switching(street, clock, lamp(1)) as lighting:
+        await settled(street, 2)
+    assert street.done == [("lamp-1", 100), ("lamp-1", 100)]
+
+
 async def test_while_the_clock_is_not_known_the_lamps_stay_as_they_are() -> None:
     street, clock = Street(), Clock("1970-01-01T20:00")
     clock.known = False
@@ -573,3 +592,75 @@ def test_what_the_pages_for_installers_show_is_right(page: str) -> None:
     assert level(line, "2027-01-02T02:00") == 50, "the night that begins on Friday"
     assert level(line, "2027-02-12T02:00") == 100, "New Year"
     assert level(line, "2027-03-03T02:00") == 50
+
+
+# ------------------------------------------------------------------------------------- what is wrong with one lamp
+
+
+async def test_a_lamp_that_meets_an_error_keeps_no_other_dark(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    found = street.last_issued
+    asked = 0
+
+    async def wrong(device: str, name: str) -> Issued | None:
+        nonlocal asked
+        if device == "lamp-1":
+            asked += 1
+            if asked < 4:
+                raise KeyError("a mistake of ours")
+        return await found(device, name)
+
+    monkeypatch.setattr(street, "last_issued", wrong)
+    monkeypatch.setattr(Street, "order", _order_of_any)
+    async with switching(street, clock, lamp(1), lamp(2), lamp(3)):
+        await settled(street, 3)
+    assert [device for device, _ in street.done] == ["lamp-2", "lamp-3", "lamp-1"]
+    said = [record.message for record in caplog.records if record.levelno > logging.INFO]
+    assert said == ["a lamp met an error"], "once, however often it is tried"
+
+
+async def _order_of_any(
+    self: Street, device_id: str, name: str, args: Mapping[str, Value], **_: object
+) -> Outcome:
+    del name
+    self.done.append((device_id, int(args["level"])))
+    return Outcome("done")
+
+
+@pytest.mark.parametrize("args", [{}, {"lewel": 5}, {"level": 500}, {"level": True}])
+async def test_a_command_that_the_lamp_would_refuse_holds_nothing(args: dict[str, Value]) -> None:
+    street, clock = Street(), Clock("2027-01-01T20:00")
+    street.issued["lamp-1"] = Issued("id", clock.now - 1000, args)
+    async with switching(street, clock, lamp(1)):
+        await settled(street, 1)
+    assert street.done == [("lamp-1", 100)]
+
+
+async def test_a_lamp_that_refuses_is_not_looked_at_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock("2027-01-01T20:00")
+    outcomes = iter([Outcome("failed", "no answer"), Outcome("rejected", "not this one")])
+    asked = asyncio.Event()
+
+    async def order(device_id: str, name: str, args: object, **_: object) -> Outcome:
+        outcome = next(outcomes)
+        if outcome.status == "rejected":
+            asked.set()
+        return outcome
+
+    lighting = Lighting(clock, order, Street().last_issued)
+    whole = Programme(id="p", steps=NIGHT, devices=["lamp-1"], stagger_s=0)
+    lighting.serve([whole], [lamp(1)], TAIPEI, PLACE)
+    task = asyncio.create_task(lighting.run())
+    try:
+        async with asyncio.timeout(20):
+            await asked.wait()
+        await until(lambda: not lighting._looking)
+        monkeypatch.setattr(lighting_module, "LOOK_EVERY_S", 3600.0)
+        assert lighting._pause_s() == 3600.0, "a retry that is over is nothing to wait for"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ from edge_agent.outbox.book import NAME, write_book
 from edge_agent.outbox.disk import Disk
 from edge_agent.outbox.records import Book, Counter
 from edge_agent.outbox.segments import SET_ASIDE
+from edge_agent.outbox.stage import Stage, volatile_folder
 from exchange.delivery import Key
 from tests.outboxes import Killed, Machine, key, keys, taken
 from tests.stepped_time import T0_MS, SteppedTime
@@ -174,7 +176,7 @@ class Model:
 
     async def found(self) -> set[Key]:
         """Begin anew; return the names of what is not there any more."""
-        await self.machine.start()
+        await self.machine.start(tends=False)
         there = {key(one): one for one in await everything(self.machine.outbox)}
         in_hand = {one.metrics["pm2_5"] for one in self.in_hand}
         for name, one in there.items():
@@ -218,12 +220,11 @@ def test_whatever_happens_names_are_unique_and_losses_within_the_promise(
     """Games of chance, each told by its seed: a fault that needs five steps in their order is not found by few."""
     monkeypatch.setattr(outbox_module, "STAGE_BYTES", 300)
     monkeypatch.setattr(outbox_module, "SPILL_SAMPLES", 3)
-    monkeypatch.setattr(outbox_module, "TEND_EVERY_S", 3600.0)
 
     async def play(folder: Path, chance: random.Random) -> None:
         with pytest.MonkeyPatch.context() as patch:
             model = Model(folder, stage)
-            await model.machine.start()
+            await model.machine.start(tends=False)
             model.machine.fragile(patch)
             for step in chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=STEPS):
                 await model.play(step, how(step, chance))
@@ -851,6 +852,37 @@ async def test_what_is_too_old_goes(tmp_path: Path, caplog: pytest.LogCaptureFix
     await outbox.close()
 
 
+async def test_a_disk_that_became_read_only_keeps_what_is_too_old_and_taking_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    time = SteppedTime()
+    machine = Machine(tmp_path, time.clock(), settings=OutboxSettings(max_age_days=2))
+    outbox = await machine.start()
+    for _ in range(3):
+        await outbox.take([taken("a", None, time.boot_ms())])
+        time.step(3601)
+        await outbox.tend()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("append", "note", "replace", "overwrite", "remove"):
+        monkeypatch.setattr(outbox._disk, name, refused)
+    time.step(3 * 86_400)
+    for number in range(3):
+        named = await outbox.take([taken("a", None, time.boot_ms())])
+        assert [one.sample.seq for one in named] == [3 + number]
+        time.step(10)
+        await outbox.tend()
+    assert (outbox.depth, outbox.dropped) == (6, {})
+    assert caplog.text.count("what is over the limit cannot be removed") == 1
+    monkeypatch.undo()
+    await outbox.tend()
+    assert outbox.dropped == {"age": 2}, "the newest segment is never dropped"
+    assert outbox.depth == 4
+    await outbox.close()
+
+
 @pytest.mark.parametrize("wrong_s", [365 * 86_400, -365 * 86_400])
 async def test_one_wrong_moment_of_the_clock_ages_nothing(
     tmp_path: Path, time: SteppedTime, wrong_s: int
@@ -939,4 +971,41 @@ async def test_a_full_disk_is_bridged_in_memory_and_then_the_buses_wait(
     await machine.cut(time.rebooted("boot-2").clock())
     outbox = await machine.start()
     assert await everything(outbox) == waiting[100:] + more
+    await outbox.close()
+
+
+def test_a_stage_whose_outbox_nobody_sees_here_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent may have a file system that we do not, or its own may not be mounted yet."""
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    folder = volatile_folder()
+    assert folder is not None, "this machine has no shared memory"
+    stage = Stage(folder, tmp_path / "outbox")
+    stage.begin("token", "boot", [])
+    try:
+        assert not (tmp_path / "outbox").exists()
+        assert volatile_folder() == folder
+        assert stage.recover("token", "boot") == []
+    finally:
+        stage.remove()
+
+
+async def test_a_full_stage_keeps_no_device_from_its_epoch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that takes nothing connects, too: its states need epochs."""
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outbox = await machine.start()
+    await outbox.take([taken("a", T0_MS)])
+    if outbox._stage is not None:
+        monkeypatch.setattr(outbox._stage, "append", full)
+    epochs = await outbox.epochs_of(["a", "b"], T0_MS)
+    await machine.kill()
+    outbox = await machine.start()
+    assert await outbox.epochs_of(["a", "b"], T0_MS) == epochs
+    assert outbox.depth == 1
     await outbox.close()

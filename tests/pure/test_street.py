@@ -68,7 +68,7 @@ def test_an_agents_file_is_one_that_the_agent_takes(office: Path, tmp_path: Path
         assert config.broker.tls.ca_file == post.folder / "ca.pem"
         credentials.add(post.gateway.credential)
         if post.gateway.credential == "password":
-            assert Path(config.broker.password_file) == post.folder / "password"
+            assert config.broker.password_file == post.folder / "password"
         else:
             assert config.broker.tls.key_file == post.folder / "key.pem"
     assert credentials == {"certificate", "password"}, "the example has both"

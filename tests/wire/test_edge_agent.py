@@ -29,7 +29,7 @@ from edge_agent import buses as buses_module
 from edge_agent import packs as packs_module
 from edge_agent import uplink as uplink_module
 from edge_agent.agent import Agent
-from edge_agent.clock import Clock
+from edge_agent.clock import Clock, ClockSettings
 from edge_agent.outbox import Outbox
 from edge_agent.uplink import Uplink
 from exchange.delivery import BACKOFF_FIRST_S, BACKOFF_JITTER, PROOF_AGE_S, SILENCE_S, Key
@@ -151,7 +151,9 @@ async def test_three_buses_arrive_whole_and_in_order(
             times = [sample.time_ms for sample in samples]
             assert times == sorted(set(times))
             heard = [sample.metrics for sample in samples]
-            assert heard == [dict(values) for values in truth[: len(heard)]]
+            said = [dict(values) for values in truth[: len(heard)]]
+            # an advert that is met again 4 s later counts as a new one: so does BTHome, and a stall may be as long
+            assert heard == (said if device != "bay-1" else [said[0]] * len(heard))
         assert {heard.device: heard.domain for heard in seen.packs} == {
             "air-1": "air",
             "lamp-1": "streetlight",
@@ -614,6 +616,26 @@ async def test_a_clock_that_is_set_back_is_told_by_the_state(
         assert extra(record, "device") == "lamp-1"
 
 
+async def test_a_clock_that_nobody_set_is_told_by_the_state_and_by_the_will(
+    tmp_path: Path, broker: Mosquitto, lamps: Lamps
+) -> None:
+    path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)])
+    time_source = WrongTime()
+    time_source.synchronised = False
+    clock = Clock(ClockSettings(synchronised="kernel", wait_s=600), time_source)
+    async with witness(broker) as seen, running_agent(path, clock=clock) as agent:
+        await until(lambda: GATEWAY in seen.states and agent.outbox.undated >= 3)
+        assert not seen.states[GATEWAY].clock_known
+        assert not seen.packs, "samples wait for the time"
+        given = agent.uplink.will
+        time_source.synchronised = True
+        await until(lambda: seen.states[GATEWAY].clock_known and seen.of("lamp-1"))
+        assert agent.uplink.will != given
+        await until(lambda: agent.uplink.connected and broker.log.count(f" as {GATEWAY} ") == 2)
+        samples = seen.of("lamp-1")
+        assert [sample.seq for sample in samples] == list(range(len(samples)))
+
+
 # ------------------------------------------------------------------------------------------------- troubled buses
 
 
@@ -878,7 +900,7 @@ async def test_a_drain_has_a_deadline_and_keeps_what_it_could_not_deliver(
 ) -> None:
     path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], delivery={"drain_s": 0.3})
     async with witness(broker, answers=False) as seen:
-        async with running_agent(path, deadline_s=3.0):
+        async with running_agent(path):
             await until(lambda: len(seen.of("lamp-1")) >= 3)
         await until(lambda: not seen.states[GATEWAY].online)
         kept = {key for key in seen.keys if key.device == "lamp-1"}
@@ -901,7 +923,7 @@ async def test_a_drain_without_a_broker_ends_in_time(
         delivery={"drain_s": 0.3},
         uplink={"timeout_s": 1.0},
     )
-    async with running_agent(path, deadline_s=5.0) as agent:
+    async with running_agent(path) as agent:
         await until(lambda: agent.uplink.connected)
         broker.kill()
         await until(lambda: agent.outbox.depth >= 3)

@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,10 @@ class Keeper:
         """Return what a page says once it has this status."""
         async with asyncio.timeout(LONG_S):
             while True:
-                found, words = await self.get(path)
-                if found == status:
-                    return words
+                with suppress(ConnectionRefusedError):  # it is not listening yet
+                    found, words = await self.get(path)
+                    if found == status:
+                        return words
                 await asyncio.sleep(0.05)
 
     async def metric(self, name: str, **labels: str) -> float:

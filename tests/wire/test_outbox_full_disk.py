@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from edge_agent.outbox import Outbox, OutboxBlocked, OutboxSettings, Waiting
 from exchange.delivery import Key
+from tests.agents import until, write_config
+from tests.brokers import Mosquitto
 from tests.outboxes import Machine, key, keys, taken
 from tests.stepped_time import SteppedTime
 
@@ -236,3 +241,39 @@ async def test_the_newest_segment_leaves_a_disk_that_others_filled(
     assert more.id > waiting[-1].id
     await asyncio.to_thread(ballast.unlink)
     await outbox.close()
+
+
+async def test_an_agent_starts_on_a_full_disk_after_a_power_cut_and_connects(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, Mosquitto(tmp_path) as broker:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", memory)
+        file = write_config(tmp_path, broker, [], [], delivery={"drain_s": 1.0})
+        text = await asyncio.to_thread(file.read_text, "utf-8")
+        text = text.replace(str(tmp_path / "state"), str(disk / "state"))
+        await asyncio.to_thread(file.write_text, text, "utf-8")
+        async with agent_process(file, tmp_path / "first") as said:
+            await until(lambda: '"connected"' in said())
+        for stage in await asyncio.to_thread(lambda: list(Path(memory).glob("*.stage"))):
+            await asyncio.to_thread(stage.unlink)
+        await asyncio.to_thread(fill, disk)
+        async with agent_process(file, tmp_path / "second") as said:
+            await until(lambda: '"connected"' in said())
+            assert "every device begins a new epoch" in said()
+            assert said().count("the disk takes nothing") == 1
+
+
+@asynccontextmanager
+async def agent_process(file: Path, log: Path) -> AsyncIterator[Callable[[], str]]:
+    """Run an agent, and kill it; gives what it says."""
+    with log.open("wb") as stream:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "edge_agent", str(file)), stderr=stream
+        )
+    try:
+        yield lambda: log.read_text("utf-8")
+        assert process.returncode is None, "it has ended"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
