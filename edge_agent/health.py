@@ -72,7 +72,6 @@ class Health:
         self.devices = {device: DeviceHealth(device) for device in devices}
         self.stored = 0
         self.refused = 0
-        self.uplink_rtt_s: float | None = None
 
     @property
     def bus_errors(self) -> int:

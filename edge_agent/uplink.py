@@ -218,7 +218,6 @@ class Uplink:
         refused = [one for one in settled if one.outcome == "refused"]
         self._health.stored += len(settled) - len(refused)
         self._health.refused += len(refused)
-        self._health.uplink_rtt_s = self.delivery.round_trip_s
         for one in refused:
             log.error(
                 "a sample was refused", extra={"sample": one.key, "requirement": one.requirement}

@@ -19,6 +19,7 @@ from exchange.broker_table import BrokerTable
 from exchange.broker_url import read_broker_url, shown
 from exchange.commands import Argument, Command, Result, decode_result, encode_command
 from exchange.configuration import read_toml, secret
+from exchange.conformance.arguments import add_credentials
 from exchange.dictionary import ArgumentRange, dictionary
 from exchange.errors import ConfigError, ContractError, UplinkError
 from exchange.moments import rfc3339
@@ -92,13 +93,7 @@ def parser() -> argparse.ArgumentParser:
     words = "how long it is valid 有效秒數; default: 60"
     parser.add_argument("--expires", type=_seconds, default=60.0, metavar="SECONDS", help=words)
     parser.add_argument("--issued-by", default="", help="for people 下達者; default: your login")
-    door = parser.add_argument_group("credentials, with --broker 憑證")
-    password = door.add_mutually_exclusive_group()
-    password.add_argument("--password-file", type=Path, metavar="FILE")
-    password.add_argument("--password-env", metavar="NAME", help="an environment variable")
-    door.add_argument("--ca", type=Path, metavar="FILE", help="default: the system's authorities")
-    door.add_argument("--cert", type=Path, metavar="FILE")
-    door.add_argument("--key", type=Path, metavar="FILE")
+    add_credentials(parser, "credentials, with --broker 憑證")
     return parser
 
 

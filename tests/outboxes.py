@@ -30,6 +30,17 @@ def keys(waiting: list[Waiting]) -> list[Key]:
     return [key(one) for one in waiting]
 
 
+def fill(disk: Path) -> Path:
+    """Take all the room that is left."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return ballast
+
+
 class CutDisk(Disk):
     """Remembers what a power cut would leave: what was synced, and of a folder what was synced with it."""
 

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from exchange.topics import COUNTY
+
+
+def add_credentials(parser: argparse.ArgumentParser, title: str) -> None:
+    """Take what opens a broker's door: a password, and TLS."""
+    door = parser.add_argument_group(title)
+    password = door.add_mutually_exclusive_group()
+    password.add_argument("--password-file", type=Path, metavar="FILE")
+    password.add_argument("--password-env", metavar="NAME", help="an environment variable")
+    door.add_argument("--ca", type=Path, metavar="FILE", help="default: the system's authorities")
+    door.add_argument("--cert", type=Path, metavar="FILE")
+    door.add_argument("--key", type=Path, metavar="FILE")
 
 
 def county(text: str) -> str:

@@ -70,13 +70,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--broker", required=True, metavar="URL", help="mqtt[s]://[user@]host[:port]"
     )
     parser.add_argument("--county", required=True, type=arguments.county, help="such as tw-tpe")
-    door = parser.add_argument_group("credentials of the kit")
-    password = door.add_mutually_exclusive_group()
-    password.add_argument("--password-file", type=Path, metavar="FILE")
-    password.add_argument("--password-env", metavar="NAME", help="an environment variable")
-    door.add_argument("--ca", type=Path, metavar="FILE", help="default: the system's authorities")
-    door.add_argument("--cert", type=Path, metavar="FILE")
-    door.add_argument("--key", type=Path, metavar="FILE")
+    arguments.add_credentials(parser, "credentials of the kit")
     out = parser.add_argument_group("reports")
     for kind in ("json", "junit", "html"):
         out.add_argument(f"--{kind}", type=Path, metavar="FILE")

@@ -28,6 +28,7 @@ from tests import troubled_lines as troubles
 from tests.accounted_town import LONG_S, town
 from tests.agents import lamp, running_agent, until, witness, write_config
 from tests.brokers import Mosquitto
+from tests.outboxes import fill
 from tests.troubled_lines import Sent, Trouble
 
 pytestmark = pytest.mark.timeout(5 * LONG_S)
@@ -223,17 +224,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room that is left."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return ballast
 
 
 async def test_a_full_disk_while_the_broker_is_away(tmp_path: Path, small_disk: Path) -> None:

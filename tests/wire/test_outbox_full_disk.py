@@ -15,7 +15,7 @@ from edge_agent.outbox import Outbox, OutboxBlocked, OutboxSettings, Waiting
 from exchange.delivery import Key
 from tests.agents import until, write_config
 from tests.brokers import Mosquitto
-from tests.outboxes import Machine, key, keys, taken
+from tests.outboxes import Machine, fill, key, keys, taken
 from tests.stepped_time import SteppedTime
 
 SIZE = "256k"
@@ -35,17 +35,6 @@ async def disk(tmp_path: Path) -> AsyncIterator[Path]:
         yield folder
     finally:
         await _done("umount", "-l", str(folder))
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room that is left."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return ballast
 
 
 @pytest.mark.parametrize("stage", ["memory", "disk"])
