@@ -11,7 +11,7 @@ import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,9 +98,11 @@ DELETE FROM points WHERE measurement = ?1 AND time_ns <= (
 """
 _LOCK_PATIENCE_S = 1.0
 _PAGE_ROWS = 2000
+_INTERRUPT_EVERY_S = 0.02
 _INT64 = 1 << 63
 _VIEWS = {
-    "device": "lat lon label asset_id gateway interval_s up status since",
+    "device": "lat lon label asset_id gateway interval_s up status state since age_s incident flapping gateway_up",
+    "incident": "id kind open ended duration_s devices cause label",
     "command": "id status reason readback",
 }
 
@@ -191,8 +193,8 @@ class SqliteStore:
         # A connection of its own: a long read holds up no write.
         reader = await asyncio.to_thread(self._connect)
         with closing(reader), self._translated():
-            cursor = await asyncio.to_thread(reader.execute, query, asked)
-            while page := await asyncio.to_thread(cursor.fetchmany, _PAGE_ROWS):
+            cursor = await _unless_cancelled(reader, lambda: reader.execute(query, asked))
+            while page := await _unless_cancelled(reader, lambda: cursor.fetchmany(_PAGE_ROWS)):
                 yield page
 
     async def _run(self, job: Callable[[], T]) -> T:
@@ -262,6 +264,21 @@ class SqliteStore:
             yield
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"{self.path}: {error}") from error
+
+
+async def _unless_cancelled(reader: sqlite3.Connection, job: Callable[[], T]) -> T:
+    """Run a job of a reader in a thread. Cancelled, it ends when the thread has let the reader go."""
+    # A future and no task: the end of a program cancels every task, this one cannot be.
+    running = asyncio.get_running_loop().run_in_executor(None, job)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():  # again and again: what has not begun is not interrupted
+            reader.interrupt()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running], timeout=_INTERRUPT_EVERY_S)
+        running.exception()  # that it was interrupted
+        raise
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -393,6 +394,55 @@ async def test_another_writers_lock_is_waited_for(tmp_path: Path) -> None:
     await store.write([Point(AIR, NOON_NS, {"noise": 40.0})])
     assert len(await rows(store, "air")) == 1
     await store.close()
+
+
+_CANCELLED_READERS = """
+import asyncio, pathlib, sys
+from ingest.stores.sqlite import SqliteStore
+
+ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT {} FROM n"
+
+async def read(store, query):
+    async for _ in store._pages(query, ()):
+        pass
+
+async def main():
+    store = SqliteStore(pathlib.Path(sys.argv[1]))
+    await store.open()
+    for turn in range(40):
+        query = ENDLESS.format("max(i)" if turn % 2 else "i, i, i")  # while it looks; while it fetches
+        reading = asyncio.create_task(read(store, query))
+        await asyncio.sleep(0.001 * turn)
+        reading.cancel()
+        if turn % 3 == 0:
+            await asyncio.sleep(0)
+            reading.cancel()
+        await asyncio.wait([reading])
+        assert reading.cancelled(), reading
+    await store.close()
+
+asyncio.run(main())
+print("well")
+"""
+
+
+async def test_a_reader_that_is_cancelled_leaves_its_thread_in_peace(tmp_path: Path) -> None:
+    """In a process of its own, which used to hang for ever or to end by SIGSEGV."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _CANCELLED_READERS,
+        str(tmp_path / "rows.sqlite"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(60):
+            said, _ = await child.communicate()
+        assert (said, child.returncode) == (b"well\n", 0)
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
 
 
 async def test_a_full_disk_takes_all_or_nothing(tmp_path: Path) -> None:
