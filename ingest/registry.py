@@ -107,10 +107,12 @@ class Registry:
 
 def _registered(name: DeviceId, topic: Topic, state: State) -> Registered:
     descriptor, location = state.descriptor, state.descriptor.location
-    shared = map(intern, (topic.county, topic.site, topic.gateway, topic.domain))
+    county, site, gateway, domain = map(
+        intern, (topic.county, topic.site, topic.gateway, topic.domain)
+    )
     return Registered(
         name,
-        Topic(*shared, topic.device, "state"),
+        Topic(county, site, gateway, domain, topic.device, "state"),
         state.online,
         state.interval_s,
         state.epoch,
