@@ -151,7 +151,7 @@ def digests(office: Path) -> set[str]:
         if path.is_file()
         and path.relative_to(office).parts[0] not in ("street", "store")
         and "data" not in path.relative_to(office).parts
-        and path.name not in ("influx.token", "crl.pem", ".lock")
+        and path.name not in ("influx.token", "influx.read.token", "crl.pem", ".lock")
     }
 
 
