@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from dashboards.files import page_files
+from dashboards.judgement import Store, queries, refusals
 from exchange.dictionary import dictionary
 from exchange.topics import PREFIX
 from tests.deployment import ROOT, Model, Parts, compose, read_environment
@@ -127,6 +130,31 @@ class Reader:
         return {row["device"] for row in self.of(measurement)}
 
 
+def grafana_sees(model: Model) -> Store:
+    """Return the store as Grafana reads it: by its provisioned sources, filled in from its own variables and files."""
+    grafana = model["services"]["grafana"]
+    inside = {one["target"]: Path(one["source"]) for one in grafana["volumes"] if "source" in one}
+    file = inside["/etc/grafana/provisioning"] / "datasources" / "store.yaml"
+    own = "/office/services/grafana"
+
+    def filled(text: str) -> str:
+        text = re.sub(
+            rf"\$__file{{{own}/(.+?)}}", lambda found: (inside[own] / found[1]).read_text(), text
+        )
+        return re.sub(
+            r"\$\{?(\w+)\}?", lambda found: str(grafana["environment"][found[1]]), text
+        ).strip()
+
+    sources = {one["uid"]: one for one in yaml.safe_load(file.read_text())["datasources"]}
+    buckets = {uid: filled(one["jsonData"]["dbName"]) for uid, one in sources.items()}
+    shown = {
+        (filled(one["url"]), filled(one["secureJsonData"]["httpHeaderValue1"]))
+        for one in sources.values()
+    }
+    [(url, header)] = shown
+    return Store(url, header.removeprefix("Token "), buckets, str(inside[own] / "ca.pem"))
+
+
 def wait_for(what: Callable[[], bool], parts: Parts, words: str) -> None:
     deadline_s = time.monotonic() + DEADLINE_S
     pause = subprocess.Popen(["sleep", str(2 * DEADLINE_S)])
@@ -198,6 +226,23 @@ def test_a_town_runs_is_backed_up_is_lost_and_comes_back(
             f"not every device of {domain} is in the store: {read.heard(domain)}",
         )
     wait_for(lambda: {row["up"] for row in read.of("device")} >= {1}, parts, "the watch is silent")
+    seen = grafana_sees(model)
+    pages = [json.loads(text) for path, text in page_files() if path.startswith("zh-TW/")]
+    assert [words for page in pages for words in refusals(page, seen)] == []
+    [devices] = [
+        query
+        for page in pages
+        for query in queries(page)
+        if (query.page, query.place) == ("onestreet-overview-zh", "設備數")
+    ]
+    wait_for(
+        lambda: (
+            {row[-1] for one in seen.ask(devices.source, devices.filled()) for row in one["values"]}
+            == {gateways * sum(DOMAINS.values())}
+        ),
+        parts,
+        "Grafana does not see each device",
+    )
     poison(office)
     wait_for(lambda: bool(quarantined(office)), parts, "nothing was refused")
     assert digests(office) == at_first, "somebody wrote outside of volumes"
