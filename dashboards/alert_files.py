@@ -35,20 +35,27 @@ def alert_files(towns: Sequence[Town]) -> dict[str, str]:
 
 
 def write_alerts(folder: Path, towns: Sequence[Town]) -> list[Path]:
-    """Write the files; return those that changed.
+    """Write the files; return those that changed. Raises: ConfigError as `changes` does."""
+    changed = changes(folder, towns)
+    for file, text in changed.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return list(changed)
+
+
+def changes(folder: Path, towns: Sequence[Town]) -> dict[Path, str]:
+    """Return the files that are to be written, for they are not there or say something else.
 
     Grafana keeps what a file that is gone once said. So a file stays and says what is to be deleted; others' are
     left alone. Raises: ConfigError for one of our names that is not what was written.
     """
-    wanted, changed = _contents(towns), []
+    wanted, changed = _contents(towns), {}
     ours = {folder / name for name in wanted} | set(folder.glob(f"{PREFIX}*.json"))
     for file in sorted(ours):
         said = file.read_text(encoding="utf-8") if file.exists() else ""
         text = _text(_deleting(wanted.get(file.name, {}), _read(file, said)))
         if text != said:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-            changed.append(file)
+            changed[file] = text
     return changed
 
 

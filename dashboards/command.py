@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dashboards.alert_files import write_alerts
-from dashboards.files import ALERTING, PROVISIONED, page_files, read, write
+from dashboards.files import PROVISIONED, page_files, read, write
 from dashboards.judgement import Store, findings, queries, refusals
 from dashboards.panels import Source, bucket_of
 from dashboards.publishing import Grafana, StoreAddress
@@ -41,9 +41,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="writes these towns' alert rules, too 一併產生這些縣市的告警規則",
+        help="writes these towns' alert rules, too 一併產生這些縣市的警示規則",
     )
-    build.add_argument("--alerts-into", type=Path, default=ALERTING, metavar="FOLDER")
+    build.add_argument(
+        "--alerts",
+        type=Path,
+        metavar="FOLDER",
+        help="where the rules go: Grafana's provisioning/alerting 警示規則的存放處",
+    )
     build.set_defaults(run=_build)
     check = commands.add_parser(
         "check", help="judges pages, and tries their queries on an InfluxDB 檢查頁面並試跑查詢"
@@ -81,9 +86,12 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(chosen: argparse.Namespace) -> int:
+    if bool(chosen.towns) is not (chosen.alerts is not None):
+        allowed = "must be given together: whose alert rules, and where they go"
+        raise ConfigError("command line", "--towns, --alerts", None, allowed)
     changed = write(chosen.into)
     if chosen.towns:
-        changed += write_alerts(chosen.alerts_into, read_towns(chosen.towns))
+        changed += write_alerts(chosen.alerts, read_towns(chosen.towns))
     for file in changed:
         sys.stdout.write(f"{file}\n")
     return 0

@@ -12,8 +12,6 @@ from exchange.errors import ConfigError
 
 PROVISIONED = Path("deploy/grafana/provisioning/dashboards")
 """From the root of the repository; the services' Grafana reads it."""
-ALERTING = PROVISIONED.parent / "alerting"
-"""Where rules of alerts go: they are a town's, so none is in the repository."""
 
 
 def page_files() -> Iterator[tuple[str, str]]:

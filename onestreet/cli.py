@@ -35,7 +35,9 @@ SUBCOMMANDS = {
         "ingest.quarantine_command:run", "ingest", "what was refused: list, show, replay, purge"
     ),
     "incidents": Subcommand(
-        "ingest.incidents_command:run", "ingest", "what is broken and since when; maintenance windows"
+        "ingest.incidents_command:run",
+        "ingest",
+        "what is broken and since when; maintenance windows",
     ),
     "watch": Subcommand("ingest.command:run_watch", "ingest", "the registry and what is up"),
     "dashboards": Subcommand(
@@ -47,7 +49,7 @@ SUBCOMMANDS = {
     "conform": Subcommand(
         "exchange.conformance.command:run", "conform", "whether a party keeps to the exchange"
     ),
-    "town": Subcommand("provisioning.cli:run", "town", "a town's keys, accounts, broker and store"),
+    "town": Subcommand("onestreet.town:run", "town", "a town's keys, accounts, broker and store"),
     "street": Subcommand(
         "onestreet.street:run", "all", "every gateway of an office's towns, simulated"
     ),

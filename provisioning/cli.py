@@ -247,9 +247,9 @@ def _handed(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one action and return its exit status."""
-    arguments = parser().parse_args(argv)
+def run(argv: Sequence[str], *, alerts: compose.Alerts | None = None) -> int:
+    """Run one action and return its exit status. `alerts` makes the rules that Grafana is to find in the office."""
+    arguments = parser().parse_args(argv, argparse.Namespace(alerts=alerts))
     found: int = arguments.run(arguments)
     return found
 
@@ -267,7 +267,7 @@ def _init(arguments: argparse.Namespace) -> int:
                 "啟動資料庫後執行",
             )
         try:
-            variables = compose.prepare(arguments.into, office.towns)
+            variables = compose.prepare(arguments.into, office.towns, arguments.alerts)
             up = f"docker compose --env-file {variables} up --detach --wait"
             _say(f"in containers: {up}", "以容器執行")
         except ConfigError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from exchange.errors import ConfigError
@@ -17,9 +18,21 @@ from provisioning.store import places
 ENVIRONMENT = "compose.env"
 WRITTEN = ("broker/data", "store/data", "services/grafana/data", "street")
 """Folders behind named volumes, beside those of ingest and watch."""
+Alerts: TypeAlias = Callable[[Path, Sequence[Town]], Mapping[Path, str]]
+"""Takes a folder and towns, returns the files of alert rules that are to be written there."""
+_OF_GRAFANA = """\
+# Variables of Grafana, this office's own. Mail for alerts (the password in a file beside this one, of its owner alone):
+#GF_SMTP_ENABLED=true
+#GF_SMTP_HOST=mail.example.org:587
+#GF_SMTP_FROM_ADDRESS=onestreet@example.org
+#GF_SMTP_USER=onestreet
+#GF_SMTP_PASSWORD__FILE=/office/services/grafana/smtp.password
+# Where people reach it: links in alerts begin so.
+#GF_SERVER_ROOT_URL=https://grafana.example.org/
+"""
 
 
-def prepare(office: Path, towns: Sequence[Town]) -> Path:
+def prepare(office: Path, towns: Sequence[Town], alerts: Alerts | None = None) -> Path:
     """Make an office ready for containers and return the file of variables.
 
     Raises: ConfigError saying why these towns cannot run in containers of one machine.
@@ -32,6 +45,11 @@ def prepare(office: Path, towns: Sequence[Town]) -> Path:
     write_public(grafana / "ca.pem", (office / "ca" / "ca.pem").read_bytes())
     if not (grafana / "admin.password").exists():
         write_private(grafana / "admin.password", secrets.token_urlsafe(24))
+    if not (grafana / "grafana.env").exists():
+        write_private(grafana / "grafana.env", _OF_GRAFANA)
+    rules = make_folder(grafana / "alerting")
+    for file, text in alerts(rules, towns).items() if alerts else ():
+        write_public(file, text)
     for service in ("ingest", "watch"):
         folder = office / "services" / service
         inside = _from_inside((folder / "ingest.toml").read_text(encoding="utf-8"), variables)

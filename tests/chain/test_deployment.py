@@ -134,7 +134,7 @@ def grafana_sees(model: Model) -> Store:
     """Return the store as Grafana reads it: by its provisioned sources, filled in from its own variables and files."""
     grafana = model["services"]["grafana"]
     inside = {one["target"]: Path(one["source"]) for one in grafana["volumes"] if "source" in one}
-    file = inside["/etc/grafana/provisioning"] / "datasources" / "store.yaml"
+    file = inside["/etc/grafana/provisioning/datasources"] / "store.yaml"
     own = "/office/services/grafana"
 
     def filled(text: str) -> str:

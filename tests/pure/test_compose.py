@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from dashboards import alert_files
 from dashboards.files import PROVISIONED, read
 from dashboards.panels import Source, bucket_of
 from dashboards.publishing import FOLDERS
 from dashboards.texts import LANGUAGES, say
 from exchange.errors import ConfigError
+from exchange.towns import read_towns
 from ingest.config import load_config
 from provisioning.authority import names_of
 from provisioning.compose import WRITTEN, prepare
@@ -26,13 +28,15 @@ ONCE = {"store-setup", "backup", "restore-store"}
 """Services that do their work and end."""
 WRITING = {("store-setup", "store"), ("store-setup", "services"), ("backup", "office-backups")}
 """Whose work it is to write outside of volumes, and where."""
+ALERTING = "services/grafana/alerting"
+"""Where the office has a town's alert rules; Grafana looks for them at a place of its own."""
 SEES = {
     "broker": {"broker"},
     "store": {"store"},
     "store-setup": {"towns", "store", "services"},
     "ingest": {"services/ingest"},
     "watch": {"services/watch"},
-    "grafana": {"services/grafana"},
+    "grafana": {"services/grafana", ALERTING},
     "street": {"towns", "gateways"},
     "backup": {"."},
     "restore-store": {"."},
@@ -66,7 +70,7 @@ def made(folder: Path, changes: dict[str, str]) -> Path:
     with init([file], folder / "office") as office:
         if os.geteuid() == 0:
             os.chown(office.folder, 1000, 1000)
-        return prepare(office.folder, office.towns)
+        return prepare(office.folder, office.towns, alert_files.changes)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +180,8 @@ def test_each_service_has_its_own_part_of_the_office_and_writes_to_volumes(
             if source.is_relative_to(office):
                 part = source.relative_to(office)
                 seen[name].add(str(part))
-                assert mount["target"] == str(PurePosixPath("/office") / part), name
+                if str(part) != ALERTING:
+                    assert mount["target"] == str(PurePosixPath("/office") / part), name
     assert seen == SEES
     assert used == set(volumes), "every volume is used"
     devices = {Path(one["driver_opts"]["device"]) for one in volumes.values()}
@@ -352,8 +357,7 @@ def test_grafana_reads_the_store_by_its_own_token_over_tls(model: Model) -> None
     """Grafana itself does not run here: its file is held to its documented form."""
     grafana = services(model)["grafana"]
     mounts = {one["target"]: Path(one["source"]) for one in grafana["volumes"]}
-    folder = mounts["/etc/grafana/provisioning"]
-    file = folder / "datasources" / "store.yaml"
+    file = mounts["/etc/grafana/provisioning/datasources"] / "store.yaml"
     settings = yaml.safe_load(file.read_text())
     assert settings.keys() == {"apiVersion", "prune", "datasources"}
     for source in settings["datasources"]:
@@ -383,16 +387,40 @@ def test_grafana_reads_the_store_by_its_own_token_over_tls(model: Model) -> None
 def test_grafana_finds_the_pages_where_they_are_mounted(model: Model) -> None:
     grafana = services(model)["grafana"]
     mounts = {one["target"]: Path(one["source"]) for one in grafana["volumes"]}
-    [target] = [one for one in mounts if one.endswith("/provisioning")]
-    [file] = sorted((mounts[target] / "dashboards").glob("*.yaml"))
+    target = "/etc/grafana/provisioning/dashboards"
+    [file] = sorted(mounts[target].glob("*.yaml"))
     assert file.parent == ROOT / PROVISIONED
     providers = yaml.safe_load(file.read_text(encoding="utf-8"))["providers"]
     shown = [(one["folderUid"], one["folder"]) for one in providers]
     assert shown == [(FOLDERS[language], say("folder", language)) for language in LANGUAGES]
     pages = read(file.parent)
     for language, one in zip(LANGUAGES, providers, strict=True):
-        inside = PurePosixPath(one["options"]["path"]).relative_to(target)
-        assert inside == PurePosixPath("dashboards") / language
+        assert one["options"]["path"] == f"{target}/{language}"
         assert any(path.startswith(f"{language}/") for path in pages)
     home = PurePosixPath(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert (mounts[target] / home.relative_to(target)).is_file()
+
+
+def test_grafana_finds_the_towns_alert_rules_and_who_is_told(model: Model, office: Path) -> None:
+    grafana = services(model)["grafana"]
+    mounts = {one["target"]: Path(one["source"]) for one in grafana["volumes"]}
+    folder = mounts["/etc/grafana/provisioning/alerting"]
+    wanted = alert_files.alert_files(read_towns((office / "towns").glob("*.toml")))
+    assert {file.name: file.read_text("utf-8") for file in folder.iterdir()} == wanted
+    assert "onestreet-tw-tpe.json" in wanted
+
+
+def test_an_office_says_how_its_grafana_sends_mail(tmp_path: Path) -> None:
+    office = made(tmp_path, NAMES).parent
+    file = office / "services" / "grafana" / "grafana.env"
+    assert file.stat().st_mode & 0o777 == 0o600
+    said = file.read_text()
+    offered = dict(re.findall(r"(?m)^#(GF_\w+)=(.+)$", said))
+    assert offered.keys() >= {"GF_SMTP_ENABLED", "GF_SMTP_HOST", "GF_SMTP_PASSWORD__FILE"}
+    own = read_environment(office / "compose.env")
+    before = services(compose(own))["grafana"]["environment"]
+    assert before.keys().isdisjoint(offered)
+    file.write_text(re.sub(r"(?m)^#GF_", "GF_", said))
+    assert services(compose(own))["grafana"]["environment"] == before | offered
+    made(tmp_path, NAMES)
+    assert file.read_text() != said, "it is the office's own: nobody writes over it"

@@ -472,7 +472,7 @@ def test_build_writes_the_rules_of_towns_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     town = ROOT / "towns" / "tw-tpe.toml"
-    words = ["build", "--into", str(tmp_path / "pages"), "--alerts-into", str(tmp_path / "rules")]
+    words = ["build", "--into", str(tmp_path / "pages"), "--alerts", str(tmp_path / "rules")]
     assert run([*words, "--towns", str(town)]) == 0
     assert f"{tmp_path / 'rules' / 'onestreet-tw-tpe.json'}\n" in capsys.readouterr().out
     assert run([*words, "--towns", str(town)]) == 0
@@ -483,6 +483,8 @@ def test_build_writes_the_rules_of_towns_too(
     ("words", "key"),
     [
         (["check", "EMPTY"], "folder"),
+        (["build", "--into", "EMPTY", "--alerts", "x"], "--towns, --alerts"),
+        (["build", "--into", "EMPTY", "--towns", "x.toml"], "--towns, --alerts"),
         (["check", "--store", "http://x/y"], "--store"),
         (["check", "--store", "sqlite:///x"], "--store"),
         (["check", "--store", "influxdb://localhost:1/o/b"], "--store-token-file"),
