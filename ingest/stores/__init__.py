@@ -134,10 +134,16 @@ class Store(Protocol):
     async def sites(self, measurement: str, county: str) -> list[str]:
         """Return the sites of a county that have such rows. Raises: StoreUnavailable."""
 
-    def counts(self, part: Part, *, counted: str, step_ns: int) -> AsyncIterator[Count]:
+    async def narrowed(self, measurement: str, fields: Sequence[str]) -> list[str]:
+        """Return those of these fields that rows have, or all where only the rows would tell. Raises: StoreUnavailable."""
+
+    def counts(
+        self, part: Part, *, counted: str, step_ns: int, by_device: bool = True
+    ) -> AsyncIterator[Count]:
         """Yield, device by device, how many rows with the field `counted` are in each step that has some.
 
-        Shape: steps begin at the part's start. Raises: StoreUnavailable.
+        Shape: steps begin at the part's start. Not `by_device`, those of all together, as of a device without a name.
+        Raises: StoreUnavailable.
         """
 
     def device_rows(

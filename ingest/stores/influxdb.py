@@ -187,10 +187,17 @@ class InfluxStore:
             {str(site) async for *_, values in self._query(asked + where) for _, site in values}
         )
 
-    async def counts(self, part: Part, *, counted: str, step_ns: int) -> AsyncIterator[Count]:
+    async def narrowed(self, measurement: str, fields: Sequence[str]) -> list[str]:
+        kinds = await self._field_kinds(measurement)
+        return [name for name in fields if name in kinds]
+
+    async def counts(
+        self, part: Part, *, counted: str, step_ns: int, by_device: bool = True
+    ) -> AsyncIterator[Count]:
+        by = '"device", ' if by_device else ""
         asked = (
             f"SELECT count({_name(counted)}) FROM {_name(part.measurement)}{_where(part)}"  # noqa: S608 - quoted
-            f' GROUP BY "device", time({step_ns}ns, {part.start_ns % step_ns}ns) fill(none)'
+            f" GROUP BY {by}time({step_ns}ns, {part.start_ns % step_ns}ns) fill(none)"
         )
         async for tags, _, values in self._query(asked):
             for start_ns, rows in values:

@@ -258,6 +258,18 @@ async def test_rows_are_counted_by_device_and_step(store: Store) -> None:
     some = part(devices=("aq-7", "it's"), start_ns=START_NS + HOUR_NS)
     found = [each async for each in store.counts(some, counted="epoch", step_ns=HOUR_NS)]
     assert [each.rows for each in found] == [1, 1]
+    asked = store.counts(part(), counted="epoch", step_ns=HOUR_NS, by_device=False)
+    assert [each async for each in asked] == [
+        Count("", START_NS, 3),
+        Count("", START_NS + HOUR_NS, 3),
+        Count("", START_NS + 2 * HOUR_NS, 1),
+    ]
+
+
+async def test_no_field_that_rows_have_is_left_out(store: Store) -> None:
+    await store.write([Point(AIR, START_NS, {"pm1": 1.0}), Point(AIR, NOON_NS, {"noise": 1.0})])
+    assert {"noise", "pm1"} <= {*await store.narrowed("air", ["pm1", "pm10", "noise"])}
+    assert await store.narrowed("air", ["pm1"]) == ["pm1"]
 
 
 async def test_a_sites_rows_come_device_by_device_and_column_by_column(store: Store) -> None:
