@@ -58,10 +58,14 @@ class Will(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subscription(msgspec.Struct, frozen=True):
-    """A topic filter (`$share/…` too) and the QoS asked for; less than that counts as refused."""
+    """A topic filter (`$share/…` too) and the QoS asked for; less than that counts as refused.
+
+    Shape: without `retained` only what is published from now on comes.
+    """
 
     topic_filter: str
     qos: QoS = 1
+    retained: bool = True
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -287,6 +291,19 @@ class Client:
             # Nothing is left to wait for but closing, which has a deadline of its own.
             await self._stopped.wait()
 
+    async def subscribe(self, subscriptions: Sequence[Subscription], deadline_s: float) -> None:
+        """Ask for more until the session ends; retained messages come anew. No other connection asks for it.
+
+        Raises: UplinkRefused when the broker says no; UplinkLost when there is no connection, it breaks,
+            or the deadline passes.
+        """
+        connection = self._require()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await connection.subscribe(subscriptions)
+        except TimeoutError:
+            raise UplinkLost(f"filters not granted within {deadline_s} s") from None
+
     async def unsubscribe(self, filters: Sequence[str], deadline_s: float) -> None:
         """Have the broker forget filters that a kept session may hold; one that it does not know is none.
 
@@ -433,7 +450,7 @@ class _Connection(asyncio.Protocol):
         self._keepalive_s = 0
         self._timer: asyncio.TimerHandle | None = None
         self.in_flight: dict[int, asyncio.Future[None] | None] = {}
-        self._unsubscribing: dict[int, asyncio.Future[None]] = {}
+        self._asking: dict[int, tuple[Sequence[Subscription], asyncio.Future[None]]] = {}
         self.last_expiry_s: int | None = None  # how long the session outlives us, if not as agreed
         self.session_present = False
         self.error: Exception | None = None
@@ -551,12 +568,25 @@ class _Connection(asyncio.Protocol):
         if self._deaf:
             self._pace()
 
+    async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
+        filters = _filters(subscriptions, mqtt5.RetainHandling.SEND_ALWAYS)
+        await self._ask(
+            lambda packet_id: mqtt5.SubscribePacket(packet_id, filters).write(), subscriptions
+        )
+
     async def unsubscribe(self, filters: Sequence[str]) -> None:
+        await self._ask(lambda packet_id: mqtt5.UnsubscribePacket(packet_id, list(filters)).write())
+
+    async def _ask(
+        self, packet: Callable[[int], bytes], subscriptions: Sequence[Subscription] = ()
+    ) -> None:
+        """Send what a SUBACK or an UNSUBACK answers, and wait for that."""
         if self.error is not None:
             raise UplinkLost(str(self.error))
         packet_id = self._last_id = self._free_id()
-        answered = self._unsubscribing[packet_id] = self._loop.create_future()
-        self._write(mqtt5.UnsubscribePacket(packet_id, list(filters)).write())
+        answered: asyncio.Future[None] = self._loop.create_future()
+        self._asking[packet_id] = subscriptions, answered
+        self._write(packet(packet_id))
         await self._listening(answered)
 
     def acknowledge(self, packet_ids: Iterable[int | None]) -> None:
@@ -586,10 +616,10 @@ class _Connection(asyncio.Protocol):
             elif not answered.done():
                 answered.set_exception(UplinkLost(str(error)))
         self.in_flight.clear()
-        for answer in self._unsubscribing.values():
+        for _, answer in self._asking.values():
             if not answer.done():
                 answer.set_exception(UplinkLost(str(error)))
-        self._unsubscribing.clear()
+        self._asking.clear()
         self._wake()
         for future in (self.ready, self.ended):
             if not future.done():
@@ -638,8 +668,8 @@ class _Connection(asyncio.Protocol):
                 self._on_connack(packet)
             case mqtt5.SubAckPacket() if self._accepted and not self.ready.done():
                 self._on_suback(packet)
-            case mqtt5.UnsubAckPacket() if packet.packet_id in self._unsubscribing:
-                self._on_unsuback(packet)
+            case mqtt5.SubAckPacket() | mqtt5.UnsubAckPacket() if packet.packet_id in self._asking:
+                self._on_answer(packet)
             case mqtt5.DisconnectPacket():
                 self.end(_as_error("the broker disconnected", packet))
             case _:
@@ -669,13 +699,9 @@ class _Connection(asyncio.Protocol):
         return None
 
     def _on_suback(self, packet: mqtt5.SubAckPacket) -> None:
-        for subscription, granted in zip(self._subscriptions, packet.reason_codes, strict=False):
-            if int(granted) != subscription.qos:
-                code = int(granted) if int(granted) >= 0x80 else _QOS_NOT_SUPPORTED
-                what = f"filter {subscription.topic_filter!r} with QoS {subscription.qos}"
-                return self.end(UplinkRefused(f"{what}: the broker said {granted.name}", code))
-        if len(packet.reason_codes) != len(self._subscriptions):
-            return self.end(UplinkLost("the broker answered another number of filters than asked"))
+        fault = _fault(self._subscriptions, packet)
+        if fault is not None:
+            return self.end(fault)
         self._become_ready()
         return None
 
@@ -706,16 +732,22 @@ class _Connection(asyncio.Protocol):
             else:
                 answered.set_result(None)
 
-    def _on_unsuback(self, packet: mqtt5.UnsubAckPacket) -> None:
-        answered = self._unsubscribing.pop(packet.packet_id)
-        refused = [code for code in packet.reason_codes if int(code) >= 0x80]
+    def _on_answer(self, packet: mqtt5.SubAckPacket | mqtt5.UnsubAckPacket) -> None:
+        subscriptions, answered = self._asking.pop(packet.packet_id)
         if answered.done():
             return
-        if refused:
-            words = f"filters taken back: the broker said {refused[0].name}"
-            answered.set_exception(UplinkRefused(words, int(refused[0])))
+        if isinstance(packet, mqtt5.SubAckPacket):
+            fault = _fault(subscriptions, packet)
         else:
+            refused = [code for code in packet.reason_codes if int(code) >= 0x80]
+            words = "filters taken back: the broker said"
+            fault = (
+                UplinkRefused(f"{words} {refused[0].name}", int(refused[0])) if refused else None
+            )
+        if fault is None:
             answered.set_result(None)
+        else:
+            answered.set_exception(fault)
 
     def _keep_alive(self) -> None:
         silent_s = 0.0 if self._deaf else self._loop.time() - self._heard_s
@@ -750,7 +782,7 @@ class _Connection(asyncio.Protocol):
 
     def _free_id(self) -> int:
         packet_id = self._last_id % 0xFFFF + 1
-        while packet_id in self.in_flight or packet_id in self._unsubscribing:
+        while packet_id in self.in_flight or packet_id in self._asking:
             packet_id = packet_id % 0xFFFF + 1
         return packet_id
 
@@ -874,11 +906,33 @@ def _greeting(
     # client that has just begun wants all retained messages, after a reconnect only what is new.
     handling = mqtt5.RetainHandling
     retained = handling.SEND_ALWAYS if first else handling.SEND_IF_SUBSCRIPTION_NOT_EXISTS
-    filters = [
-        mqtt5.TopicFilter(each.topic_filter, max_qos=_QOS[each.qos], retain_handling=retained)
+    return _Greeting(connect, mqtt5.SubscribePacket(1, _filters(subscriptions, retained)).write())
+
+
+def _filters(
+    subscriptions: Sequence[Subscription], retained: mqtt5.RetainHandling
+) -> list[mqtt5.TopicFilter]:
+    never = mqtt5.RetainHandling.SEND_NEVER
+    return [
+        mqtt5.TopicFilter(
+            each.topic_filter,
+            max_qos=_QOS[each.qos],
+            retain_handling=retained if each.retained else never,
+        )
         for each in subscriptions
     ]
-    return _Greeting(connect, mqtt5.SubscribePacket(1, filters).write())
+
+
+def _fault(subscriptions: Sequence[Subscription], packet: mqtt5.SubAckPacket) -> UplinkError | None:
+    """Return what is wrong with what the broker granted."""
+    for subscription, granted in zip(subscriptions, packet.reason_codes, strict=False):
+        if int(granted) != subscription.qos:
+            code = int(granted) if int(granted) >= 0x80 else _QOS_NOT_SUPPORTED
+            what = f"filter {subscription.topic_filter!r} with QoS {subscription.qos}"
+            return UplinkRefused(f"{what}: the broker said {granted.name}", code)
+    if len(packet.reason_codes) != len(subscriptions):
+        return UplinkLost("the broker answered another number of filters than asked")
+    return None
 
 
 def _as_error(

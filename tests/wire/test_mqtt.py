@@ -640,6 +640,22 @@ async def test_a_filter_that_is_not_granted_is_an_error(peer: Peer, suback: str)
         assert inbox.messages == []
 
 
+@pytest.mark.parametrize("suback", ["90 04 00 01 00 87", "90 04 00 01 00 00", "90 03 00 01 00"])
+async def test_one_more_filter_that_is_not_granted_is_an_error(peer: Peer, suback: str) -> None:
+    client = Client(settings_for(peer), (), Inbox())
+    async with running(client):
+        wire = await peer.accept()
+        wire.send(CONNACK)
+        await client.wait_connected(DEADLINE_S)
+        asked = asyncio.create_task(client.subscribe([Subscription("t/#")], DEADLINE_S))
+        await wire.packet()
+        await wire.packet()
+        wire.send(bytes.fromhex(suback))
+        with pytest.raises(UplinkError, match=r"t/#|number of filters"):
+            await asked
+        assert client.connected
+
+
 async def test_messages_before_the_suback_come_after_on_connect(peer: Peer) -> None:
     events: list[str] = []
     inbox = Inbox()

@@ -1,4 +1,4 @@
-"""What outlives a connection, on a real Mosquitto: filters taken back, and a session that is ended for good."""
+"""What a session holds, on a real Mosquitto: filters added and taken back, and a session that is ended for good."""
 
 from __future__ import annotations
 
@@ -61,6 +61,24 @@ async def test_a_filter_that_is_taken_back_brings_nothing_more(broker: Mosquitto
         assert one.payloads == [b"before", b"end"]
 
 
+async def test_retained_messages_come_when_they_are_asked_for(broker: Mosquitto) -> None:
+    async with Party(broker, "first").running() as sender:
+        for name in ("a/1", "a/2", "b/1"):
+            await sender.publish(f"kept/{name}", name.encode(), retain=True)
+    one, other = Party(broker, "one"), Party(broker, "other")
+    filters = [Subscription("kept/+/+", retained=False)]
+    one.client = Client(one.client.settings, filters, one._take)
+    async with one.running() as client, other.running() as sender:
+        for _ in range(2):  # again, though the broker knows the filter
+            await client.subscribe([Subscription("kept/a/+")], DEADLINE_S)
+        await client.unsubscribe(["kept/a/+"], DEADLINE_S)
+        await sender.publish("kept/c/1", b"live")
+        async with asyncio.timeout(DEADLINE_S):
+            while b"live" not in one.payloads:  # noqa: ASYNC110 - the list has no event
+                await asyncio.sleep(0.01)
+    assert sorted(one.payloads) == [b"a/1", b"a/1", b"a/2", b"a/2", b"live"]
+
+
 async def test_publishes_go_on_beside_it(broker: Mosquitto) -> None:
     party = Party(broker, "one", "echo/+")
     async with party.running() as client, asyncio.TaskGroup() as tasks:
@@ -81,8 +99,10 @@ async def test_a_session_that_is_ended_leaves_nothing_behind(broker: Mosquitto) 
             assert client.session_present is not ended
 
 
-async def test_without_a_connection_both_say_so(broker: Mosquitto) -> None:
+async def test_without_a_connection_all_say_so(broker: Mosquitto) -> None:
     party = Party(broker, "one")
+    with pytest.raises(UplinkLost, match="not connected"):
+        await party.client.subscribe([Subscription("some/filter")], DEADLINE_S)
     with pytest.raises(UplinkLost, match="not connected"):
         await party.client.unsubscribe(["some/filter"], DEADLINE_S)
     with pytest.raises(UplinkLost, match="not connected"):
