@@ -19,6 +19,8 @@ DeviceDay: TypeAlias = Callable[[Sequence[Row], date, Bounds, Bounds, SiteSettin
 """A device's day from its hours, the day's bounds and those of the night that begins on it."""
 OfDevices: TypeAlias = Callable[[Sequence[Row], SiteSettings], Fields]
 """A site's hour or day from its devices' rows."""
+Faults: TypeAlias = Callable[[Row, str, SiteSettings], Fields]
+"""What of a device's day is to be read where there was a fault."""
 Digest: TypeAlias = Callable[[Span, str, SiteSettings], Any]
 """What a site's row needs of a device's values, where no row of the device may tell it."""
 Combine: TypeAlias = Callable[[Sequence[Any], Bounds, SiteSettings], Fields]
@@ -31,7 +33,8 @@ class Derivation(NamedTuple):
     """A domain's functions, where it has them.
 
     Shape: `written` names the fields that `hour` and `chain` may give, `reads` those of devices' rows that a site's
-        look at; `night` is whether a day's row looks at hours from 24 h before the day to the next noon.
+        look at, `faulty` those of `faults` that say whether there was one; `night` is whether a day's row looks at
+        hours from 24 h before the day to the next noon.
     """
 
     hour: Hour | None = None
@@ -41,9 +44,11 @@ class Derivation(NamedTuple):
     site_day: OfDevices | None = None
     digest: Digest | None = None
     combine: Combine | None = None
+    faults: Faults | None = None
     night: bool = False
     written: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    faulty: tuple[str, ...] = ()
 
 
 NONE = Derivation()
@@ -74,8 +79,10 @@ DERIVATIONS = {
         day=lamps.day,
         site_hour=lamps.site_hour,
         site_day=lamps.site_day,
+        faults=lamps.faults,
         night=True,
         written=lamps.WRITES,
         reads=lamps.READS,
+        faulty=lamps.FAULTY,
     ),
 }

@@ -124,8 +124,8 @@ class Engine:
             start_ns = closed.until_ns - self._pace.whole_ns
             start_ns = start_ns if first is None else day_of(zone, first).start_ns
             end_ns = closed.until_ns if last is None else day_of(zone, last).end_ns
-            async for place, day in self._work(county, zone, start_ns, end_ns):
-                await self._make(place, day, closed, anew=anew)
+            async for making, day in self._work(county, zone, start_ns, end_ns, closed):
+                await self._make(making, day, anew=anew)
 
     async def judge(self) -> str:
         """Return how things stand now, in the words of `exchange.health`."""
@@ -148,8 +148,8 @@ class Engine:
         closed = self._closed()
         for county, zone in self._zones.items():
             start_ns = closed.until_ns - self._pace.recent_ns
-            async for place, day in self._work(county, zone, start_ns, closed.until_ns):
-                await self._make(place, day, closed)
+            async for making, day in self._work(county, zone, start_ns, closed.until_ns, closed):
+                await self._make(making, day)
         self.counts.passes += 1
         self.counts.last_pass_s = time.time()
 
@@ -158,16 +158,17 @@ class Engine:
         closed = self._closed()
         for county, zone in self._zones.items():
             start_ns = max(closed.until_ns - self._pace.whole_ns, closed.since_ns)
-            async for place, day in self._work(county, zone, start_ns, closed.until_ns):
-                await self._make(place, day, closed)
+            async for making, day in self._work(county, zone, start_ns, closed.until_ns, closed):
+                await self._make(making, day)
                 if time.monotonic() >= self._recent_due_s:
                     await self._recent()
         await self._expire()
 
     async def _work(
-        self, county: str, zone: ZoneInfo, start_ns: int, end_ns: int
+        self, county: str, zone: ZoneInfo, start_ns: int, end_ns: int, closed: Closed
     ) -> AsyncIterator[tuple[SiteDays, Day]]:
-        for domain in dictionary():
+        within = [*days(zone, start_ns, end_ns)][::-1]
+        for domain in dictionary() if within else ():
             for site in await self._patiently(lambda: self._raw.sites(domain, county)) or ():  # noqa: B023 - awaited at once
                 place = Place(county, site, domain)
                 settings = self._sites.get(f"{county}/{site}") or self._sites.get(county, DEFAULTS)
@@ -180,13 +181,12 @@ class Engine:
                     vendor_metrics=self._vendor,
                     rest=self._rest,
                 )
-                for day in reversed([*days(zone, start_ns, end_ns)]):
-                    yield making, day
+                if await self._patiently(lambda: making.look(within, closed)):  # noqa: B023 - awaited at once
+                    for day in within:
+                        yield making, day
 
-    async def _make(
-        self, making: SiteDays, day: Day, closed: Closed, *, anew: bool = False
-    ) -> None:
-        await self._patiently(lambda: making.make(day, closed, anew=anew))
+    async def _make(self, making: SiteDays, day: Day, *, anew: bool = False) -> None:
+        await self._patiently(lambda: making.make(day, anew=anew))
         self.counts.site_days += 1
         self.counts.raw_rows += making.raw_rows
         self.counts.points += making.points

@@ -29,6 +29,9 @@ READS = (
 )
 """What a site's rows need of its lamps'."""
 
+FAULTY = ("faulty", "day_burner", "cycling")
+"""What a lamp's day may be a day of: 0 or 1."""
+
 
 class Stretch(NamedTuple):
     """A while in which nothing changed; None is not known."""
@@ -83,6 +86,18 @@ def day(hours: Sequence[Row], on: date, day: Bounds, night: Bounds, site: SiteSe
         fields["faulty"] = int(max(faults))
     if "night_switchings" in fields:
         fields["cycling"] = int(fields["night_switchings"] > site.switchings_a_night)
+    return fields
+
+
+def faults(day: Row, lamp: str, site: SiteSettings) -> Fields:
+    """Return which of FAULTY a lamp's day is, and what shows it."""
+    by_day = lamp not in site.burns_by_day
+    burns = by_day and (number(day, "day_burning_s") or 0.0) >= site.day_burning_s
+    fields: Fields = {"day_burner": int(burns)}
+    fields |= {name: int(number(day, name) or 0) for name in ("faulty", "cycling", "switchings")}
+    for name in ("burning_s", "day_burning_s"):
+        if (value := number(day, name)) is not None:
+            fields[name] = value
     return fields
 
 

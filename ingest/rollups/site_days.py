@@ -1,9 +1,10 @@
 """The days of one domain at one site: what is stale of them is found by counting, and made anew from raw rows.
 
 Every row says in `rows` how many raw rows it was made from, and in `basis` how many rows stood in what else it looked
-at. Where the raw rows' counts say otherwise it is made again. So there is no journal: a pass may end anywhere, and the
-next one finds what is left. Counts are older than the rows that are then read: what comes between makes a row stale,
-never wrong unseen.
+at. Where counts say otherwise it is made again. So there is no journal: a pass may end anywhere, and the next one finds
+what is left. Counts are older than the rows that are then read: what comes between makes a row stale, never wrong
+unseen. A site's row is written after its devices' and says no more than they do, so where it is not stale none of them
+is: a look counts the raw rows of a site all together, and devices are told apart where it finds something.
 
 A device's hour is made from raw rows (the last one of the hour before it, too), its day from its hours, a site's rows
 from its devices'. Hours and days are made once they are over.
@@ -12,26 +13,38 @@ from its devices'. Hours and days are made once they are over.
 from __future__ import annotations
 
 import re
-from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 from exchange.dictionary import dictionary
 from ingest.rollups import statistics
-from ingest.rollups.counted import Closed, Counted, Counts, Made, total
+from ingest.rollups.counted import ALL, Closed, Counted, Made, aligned, total
 from ingest.rollups.days import HOUR_NS, Day, beside, date_of, noon_ns
 from ingest.rollups.derivations import CHAINED_HOURS, DERIVATIONS, NONE
 from ingest.rollups.settings import SiteSettings
-from ingest.rollups.spans import BEFORE_NS, Bounds, Sample, latest, span
+from ingest.rollups.spans import BEFORE_NS, Bounds, GoodRows
 from ingest.stores import DeviceRows, FieldValue, Part, Point, Series, Store
 
 HOUR, DAY, SITE_HOUR, SITE_DAY = "rollup_hour", "rollup_day", "site_hour", "site_day"
-MEASUREMENTS = (HOUR, DAY, SITE_HOUR, SITE_DAY)
+FAULT_DAY = "fault_day"
+"""Days of devices that had a fault, for lists that must not read every device's."""
+MEASUREMENTS = (HOUR, DAY, SITE_HOUR, SITE_DAY, FAULT_DAY)
 
 MAX_NAMED = 50
 """Devices that a question names; of more, all of the site's are read."""
-POINTS_A_WRITE = 500
+MAX_HELD = 50_000
+"""Hours of devices of which a site's rows are made at once: so many are held in memory."""
+POINTS_A_WRITE = 1000
 _COUNTED = "epoch"
 """A field that every raw row has."""
 _BESIDE = ("quality", _COUNTED)
@@ -40,11 +53,12 @@ _STUCK = "stuck"
 """Of a device's hour 1 where its gateway doubted that a value moves; of a site's, how many devices."""
 _STUCK_MARK = re.compile(r"(^|;)[a-z]+:stuck(\(|;|$)")
 _MS_NS = 1_000_000
-_KEPT_NS = 36 * HOUR_NS
-"""Counts of days that ended so long before those that are looked at are used no more."""
+_DAY_NS = 24 * HOUR_NS
 
 Row: TypeAlias = dict[str, FieldValue]
 Rest: TypeAlias = Callable[[], Awaitable[None]]
+ByHour: TypeAlias = dict[int, dict[str, Row]]
+"""What a site's rows need of its devices', by hour and device."""
 
 
 class Place(NamedTuple):
@@ -55,18 +69,8 @@ class Place(NamedTuple):
     domain: str
 
 
-class _Stored(NamedTuple):
-    """What rows of a device say that they were made from, by hour; -1 where there is no row."""
-
-    rows: array[int]
-    basis: array[int]
-
-    def at(self, place: int) -> Made:
-        return Made(self.rows[place], self.basis[place])
-
-
 class SiteDays:
-    """Makes rows. Shape: in ascending order of days what was counted is used again."""
+    """Makes rows of days that were looked at, in ascending order."""
 
     def __init__(
         self,
@@ -84,218 +88,378 @@ class SiteDays:
         self._settings, self._rest = settings, rest
         self._derived = DERIVATIONS.get(place.domain, NONE)
         self._metrics = [*dictionary()[place.domain].metrics, *vendor_metrics]
-        self._asked = [*self._metrics, *_BESIDE]
-        names = {*_MADE, _STUCK, *statistics.names(self._metrics), *self._derived.written}
-        self._names = sorted(names)
-        self._counted: dict[Day, Counts] = {}
+        self._reach_ns = CHAINED_HOURS * HOUR_NS if self._derived.chain else BEFORE_NS
+        self._of_site = [*_MADE, _STUCK, *self._derived.reads]
+        self._closed = Closed(0, 0)
+        self._counted = Counted([], reach_ns=self._reach_ns)
+        self._site_hours: dict[int, Made] = {}
+        self._site_days: dict[int, Made] = {}
+        self._days: Sequence[Day] = ()
         self.raw_rows = 0
         self.points = 0
 
-    async def make(self, day: Day, closed: Closed, *, anew: bool = False) -> None:
+    async def look(self, days: Sequence[Day], closed: Closed) -> bool:
+        """Count the raw rows of ascending days and read what the site's rows say; return whether there are raw rows.
+
+        Raises: StoreError.
+        """
+        before, after = beside(self._zone, days[0])[0], beside(self._zone, days[-1])[1]
+        self._days, self._closed = days, closed
+        hours = [start_ns for day in (before, *days) for start_ns in day.hours]
+        self._counted = await self._count(hours, after.start_ns, by_device=False)
+        # A night reaches a day back and to the next noon.
+        site_hours = await self._stored(SITE_HOUR, before.start_ns - _DAY_NS, after.end_ns)
+        site_days = await self._stored(SITE_DAY, before.start_ns, after.start_ns)
+        self._site_hours, self._site_days = site_hours.get(ALL, {}), site_days.get(ALL, {})
+        await self._rest()
+        return bool(self._counted.devices)
+
+    async def make(self, day: Day, *, anew: bool = False) -> None:
         """Make what is stale of a day, or with `anew` all of it. Raises: StoreError."""
-        counted = await self._count_around(day, closed)
-        if not counted.is_empty:
-            await self._make_hours(counted, anew=anew)
+        stale = []
+        for start_ns in day.hours:
+            expected = self._counted.expected(start_ns).get(ALL)
+            if expected is None or not self._can_make(day, start_ns):
+                continue
+            made = self._site_hours.get(start_ns)
+            if anew or made is None or made.is_short_of(expected):
+                stale.append(start_ns)
+        for run in aligned(stale):
+            await self._make_run(day, run, anew=anew)
         if self._derived.night:  # the night before ends in these hours
-            before = await self._count_around(beside(self._zone, day)[0], closed)
-            await self._make_day(before, anew=anew, known=True)
-        await self._make_day(counted, anew=anew)
+            before = beside(self._zone, day)[0]
+            await self._make_day(before, anew=anew, known=before not in self._days)
+        if not self._derived.night or day == self._days[-1]:
+            await self._make_day(day, anew=anew)
+
+    def _can_make(self, day: Day, start_ns: int) -> bool:
+        """Whether an hour is over and all that its row looks at is there."""
+        whole = start_ns - self._reach_ns >= self._closed.since_ns
+        return whole and day.hour_end_ns(start_ns) <= self._closed.until_ns
 
     # Hours
 
-    async def _make_hours(self, counted: Counted, *, anew: bool) -> None:
-        day = counted.day
-        devices = await self._stored(HOUR, day, day.hours)
-        sites = (await self._stored(SITE_HOUR, day, day.hours)).get("")
-        for place, start_ns in enumerate(day.hours):
-            expected = counted.expected(start_ns) if counted.can_make(start_ns) else {}
-            if not expected:
-                continue
-            stale = {
-                device
-                for device, made in expected.items()
-                if anew or device not in devices or devices[device].at(place).is_short_of(made)
-            }
-            if stale:
-                await self._make_device_hours(counted, start_ns, stale)
-            site = None if sites is None else sites.at(place)
-            if anew or site is None or site.is_short_of(total(expected.values())):
-                end_ns = day.hour_end_ns(start_ns)
-                await self._make_site(HOUR, SITE_HOUR, start_ns, end_ns, expected)
+    async def _make_run(self, day: Day, run: Sequence[int], *, anew: bool) -> None:
+        """Make hours that follow each other, so many at once as may be held."""
+        reached = [*self._counted.reached(run[0]), *run]
+        counted = await self._count(reached, day.hour_end_ns(run[-1]))
+        asked = await self._raw.narrowed(self._place.domain, [*self._metrics, *_BESIDE])
+        step = max(1, MAX_HELD // max(1, counted.devices))
+        for first in range(0, len(run), step):
+            await self._make_hours(day, run[first : first + step], counted, asked, anew=anew)
+            await self._rest()
 
-    async def _make_device_hours(self, counted: Counted, start_ns: int, stale: set[str]) -> None:
+    async def _make_hours(
+        self, day: Day, hours: Sequence[int], counted: Counted, asked: list[str], *, anew: bool
+    ) -> None:
+        bounds = hours[0], day.hour_end_ns(hours[-1])
+        expected = {start_ns: counted.expected(start_ns) for start_ns in hours}
+        # A site's row is written last: where there is none, devices' rows that there may be are made again.
+        known = any(start_ns in self._site_hours for start_ns in hours)
+        stored = await self._stored(HOUR, *bounds) if known and not anew else {}
+        stale: dict[str, list[int]] = defaultdict(list)
+        for start_ns, devices in expected.items():
+            for device, wanted in devices.items():
+                made = stored.get(device, {}).get(start_ns)
+                # What is not stored of devices is digested of all of them.
+                if made is None or self._derived.digest or made.is_short_of(wanted):
+                    stale[device].append(start_ns)
+        fresh, digests = await self._make_device_hours(day, bounds, counted, stale, asked)
+        short = {
+            start_ns: sum(
+                max(0, devices[device].basis - int(row["basis"]))
+                for device, row in fresh[start_ns].items()
+            )
+            for start_ns, devices in expected.items()
+        }
+        if stored:
+            part = self._part(HOUR, *bounds)
+            async for found in self._kept.device_rows(part, self._of_site, exact=False):
+                for row in _by_row(found):
+                    start_ns = int(row["start_ms"]) * _MS_NS
+                    if found.device in expected.get(start_ns, ()):
+                        fresh[start_ns].setdefault(found.device, row)
+        for start_ns in hours:
+            if rows := fresh[start_ns]:
+                whole = self._counted.expected(start_ns)[ALL]
+                basis = max(0, whole.basis - short[start_ns])
+                within = Bounds(start_ns // _MS_NS, day.hour_end_ns(start_ns) // _MS_NS)
+                fields = self._site(rows, basis, digests[start_ns], within, hour=True)
+                await self._write([self._point(SITE_HOUR, ALL, start_ns, fields)])
+                self._site_hours[start_ns] = Made(int(fields["rows"]), basis)
+
+    async def _make_device_hours(
+        self,
+        day: Day,
+        bounds: tuple[int, int],
+        counted: Counted,
+        stale: Mapping[str, Sequence[int]],
+        asked: Sequence[str],
+    ) -> tuple[ByHour, dict[int, list[Any]]]:
+        """Make hours of devices; return what the site's rows need of them."""
         derived, settings, domain = self._derived, self._settings, self._place.domain
-        end_ns = counted.day.hour_end_ns(start_ns)
-        part = self._part(domain, start_ns, end_ns, stale)
-        before = await self._before(part)
-        earlier: dict[str, list[Row]] = {}
-        if derived.chain:
-            hours = self._part(HOUR, counted.reached_ns(start_ns), start_ns, stale)
-            found_hours = self._kept.device_rows(hours, self._names)
-            earlier = {found.device: _by_row(found) async for found in found_hours}
+        fresh: ByHour = defaultdict(dict)
+        digests: dict[int, list[Any]] = defaultdict(list)
         points: list[Point] = []
-        async for found in self._raw.device_rows(part, self._asked, exact=False):
-            if found.device not in stale:
-                continue
-            self.raw_rows += len(found.times_ns)
-            values = span(start_ns, end_ns, found, before.get(found.device, {}), self._metrics)
-            fields = statistics.hour(domain, values, settings.hold_s)
-            if derived.hour:
-                fields |= derived.hour(values, settings)
-            basis = counted.before(found.device, start_ns)
-            if derived.chain:
-                rows = earlier.get(found.device, [])
-                basis = sum(int(row["rows"]) for row in rows)
-                own: Row = {"device": found.device, "start_ms": start_ns // _MS_NS, **fields}
-                fields |= derived.chain([*rows, own], date_of(self._zone, counted.day), settings)
-            fields |= {"rows": len(found.times_ns), "basis": basis, _STUCK: _is_stuck(found)}
-            points.append(self._point(HOUR, found.device, start_ns, fields))
+        part = self._part(domain, bounds[0] - BEFORE_NS, bounds[1], stale)
+        raw = self._raw.device_rows(part, asked, exact=False)
+        earlier = self._earlier(bounds, stale)
+        async for found, known in _beside(raw, earlier):
+            hours = stale.get(found.device, ())
+            chained = {int(row["start_ms"]) * _MS_NS: row for row in _by_row(known)}
+            good = GoodRows(found, self._metrics)
+            for start_ns in hours:
+                end_ns = day.hour_end_ns(start_ns)
+                rows = good.rows(start_ns, end_ns)
+                if not rows:
+                    continue
+                self.raw_rows += rows
+                values = good.span(start_ns, end_ns)
+                fields = statistics.hour(domain, values, settings.hold_s)
+                if derived.hour:
+                    fields |= derived.hour(values, settings)
+                basis = counted.before(found.device, start_ns)
+                if derived.chain:
+                    own: Row = {"device": found.device, "start_ms": start_ns // _MS_NS, **fields}
+                    back = [chained[each] for each in counted.reached(start_ns) if each in chained]
+                    basis = sum(int(row["rows"]) for row in back)
+                    fields |= derived.chain([*back, own], date_of(self._zone, day), settings)
+                    chained[start_ns] = own | {"rows": rows}
+                fields |= {
+                    "rows": rows,
+                    "basis": basis,
+                    _STUCK: _stuck(good.marks(start_ns, end_ns)),
+                }
+                points.append(self._point(HOUR, found.device, start_ns, fields))
+                fresh[start_ns][found.device] = self._reduced(found.device, start_ns, fields)
+                if derived.digest:
+                    digests[start_ns].append(derived.digest(values, found.device, settings))
             if len(points) >= POINTS_A_WRITE:
                 await self._write(points)
         await self._write(points)
-        await self._rest()
+        return fresh, digests
 
-    async def _before(self, part: Part) -> dict[str, dict[str, Sample]]:
-        """Return the good values of each device's last row before a part."""
-        earlier = part._replace(start_ns=part.start_ns - BEFORE_NS, end_ns=part.start_ns)
-        found_rows = self._raw.device_rows(earlier, self._asked, last_with=_COUNTED, exact=False)
-        return {found.device: latest(found, self._metrics) async for found in found_rows}
+    async def _earlier(
+        self, bounds: tuple[int, int], stale: Collection[str]
+    ) -> AsyncIterator[DeviceRows]:
+        """Yield the hours that chained hours look at, as far as they are stored."""
+        if self._derived.chain and stale:
+            part = self._part(HOUR, self._counted.reached(bounds[0])[0], bounds[1], stale)
+            names = ["rows", *self._derived.written]
+            async for found in self._kept.device_rows(part, names, exact=False):
+                yield found
 
     # Days
 
-    async def _make_day(self, counted: Counted, *, anew: bool, known: bool = False) -> None:
+    async def _make_day(self, day: Day, *, anew: bool, known: bool = False) -> None:
         """Make what is stale of the day's rows; if it is to be `known`, not of a day that has none yet."""
-        day, expected = counted.day, counted.expected_day if counted.can_make_day else {}
-        if not expected:
+        looks = self._looks(day)
+        made = self._site_days.get(day.start_ns)
+        over = (
+            looks[0] - self._reach_ns >= self._closed.since_ns
+            and day.end_ns <= self._closed.until_ns
+        )
+        if not over or (known and made is None):
             return
-        devices = await self._stored(DAY, day, [day.start_ns])
-        if known and not devices:
+        own, looked = self._site_hours_in(day.start_ns, day.end_ns), self._site_hours_in(*looks)
+        expected = self._expected(own, looked)
+        if not own or not (anew or self._is_stale(day, made, expected)):
             return
-        stale = {
-            device
-            for device, made in expected.items()
-            if anew or device not in devices or counted.is_day_stale(devices[device].at(0), made)
-        }
-        if stale:
-            await self._make_device_days(counted, stale)
-        sites = (await self._stored(SITE_DAY, day, [day.start_ns])).get("")
-        site = None if sites is None else sites.at(0)
-        if anew or counted.is_day_stale(site, total(expected.values())):
-            await self._make_site(DAY, SITE_DAY, day.start_ns, day.end_ns, expected)
+        stale = None
+        if made is not None and not anew:
+            stale = await self._stale_devices(day, looks)
+        fresh = await self._make_device_days(day, looks, stale)
+        if stale is not None:
+            part = self._part(DAY, day.start_ns, day.start_ns + 1)
+            async for found in self._kept.device_rows(part, self._of_site, exact=False):
+                for row in _by_row(found):
+                    fresh.setdefault(found.device, row)
+        if fresh:
+            digests, within = [], Bounds(day.start_ns // _MS_NS, day.end_ns // _MS_NS)
+            if self._derived.digest:
+                digests = [each async for each in self._digests(day)]
+            fields = self._site(fresh, expected.basis, digests, within, hour=False)
+            await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
+            self._site_days[day.start_ns] = Made(int(fields["rows"]), expected.basis)
+        await self._rest()
 
-    async def _make_device_days(self, counted: Counted, stale: set[str]) -> None:
-        day, derived = counted.day, self._derived
+    def _looks(self, day: Day) -> tuple[int, int]:
+        """Return from when to when the day's row looks at hours."""
+        if not self._derived.night:
+            return day.start_ns, day.end_ns
+        return day.start_ns - _DAY_NS, min(self._night_end_ns(day), self._closed.until_ns)
+
+    def _night_end_ns(self, day: Day) -> int:
+        return noon_ns(self._zone, beside(self._zone, day)[1])
+
+    def _site_hours_in(self, start_ns: int, end_ns: int) -> list[Made]:
+        return [made for at_ns, made in self._site_hours.items() if start_ns <= at_ns < end_ns]
+
+    def _expected(self, own: Iterable[Made], looked: Iterable[Made]) -> Made:
+        """Return what a day's row should say by its hours and those that it looks at."""
+        rows, basis = total(own)
+        return Made(rows, basis + total(looked).rows if self._derived.night else basis)
+
+    def _is_stale(self, day: Day, made: Made | None, expected: Made) -> bool:
+        """Whether the day's row of a device or site is to be made, or made anew.
+
+        Shape: while the night lasts what the row looks at beyond the day may grow: it is made anew after that.
+        """
+        if made is None:
+            return True
+        if self._derived.night and self._closed.until_ns < self._night_end_ns(day):
+            return made.rows < expected.rows
+        return made.is_short_of(expected)
+
+    async def _stale_devices(self, day: Day, looks: tuple[int, int]) -> dict[str, bool]:
+        """Return the devices of which the day's row is stale, and whether hours of the day itself are why."""
+        stored = await self._stored(DAY, day.start_ns, day.start_ns + 1)
+        stale = {}
+        async for found in self._kept.device_rows(self._part(HOUR, *looks), _MADE, exact=False):
+            columns = (found.columns.get(name, ()) for name in _MADE)
+            hours = [*zip(found.times_ns, *columns, strict=True)]
+            looked = [Made(int(rows or 0), int(basis or 0)) for _, rows, basis in hours]
+            own = [
+                made
+                for (at_ns, *_), made in zip(hours, looked, strict=True)
+                if day.start_ns <= at_ns < day.end_ns
+            ]
+            expected, made = (
+                self._expected(own, looked),
+                stored.get(found.device, {}).get(day.start_ns),
+            )
+            if own and self._is_stale(day, made, expected):
+                stale[found.device] = made is None or made.rows < expected.rows
+        return stale
+
+    async def _make_device_days(
+        self, day: Day, looks: tuple[int, int], stale: Mapping[str, bool] | None
+    ) -> dict[str, Row]:
+        """Make days of devices, of all where none are named; return what the site's row needs of them."""
+        derived, domain = self._derived, self._place.domain
         within = Bounds(day.start_ns // _MS_NS, day.end_ns // _MS_NS)
-        next_noon_ns = noon_ns(self._zone, beside(self._zone, day)[1])
-        night = Bounds(noon_ns(self._zone, day) // _MS_NS, next_noon_ns // _MS_NS)
-        part = self._part(HOUR, *counted.day_looks_ns, stale)
+        night = Bounds(noon_ns(self._zone, day) // _MS_NS, self._night_end_ns(day) // _MS_NS)
+        on = date_of(self._zone, day)
+        grown = () if stale is None else [device for device, grew in stale.items() if grew]
+        fresh: dict[str, Row] = {}
+        if stale is not None and not stale:
+            return fresh
         points: list[Point] = []
-        async for found in self._kept.device_rows(part, self._names):
-            if found.device not in stale:
+        names = [*_MADE, *derived.written]
+        hours_of = self._kept.device_rows(self._part(HOUR, *looks, stale or ()), names, exact=False)
+        values = self._values(day, grown, asked=stale is None or bool(grown))
+        faulty = await self._faulty(day)
+        async for found, known in _beside(hours_of, values):
+            if stale is not None and found.device not in stale:
                 continue
             hours = _by_row(found)
             own = [row for row in hours if within.start_ms <= int(row["start_ms"]) < within.end_ms]
             if not own:
                 continue
-            fields = statistics.day(self._place.domain, own)
+            fields: Row = {}
+            if known.times_ns and (stale is None or stale[found.device]):
+                fields |= statistics.day(domain, known.columns, self._metrics)
             if derived.day:
-                on = date_of(self._zone, day)
                 fields |= derived.day(hours, on, within, night, self._settings)
-            fields["rows"] = sum(int(row["rows"]) for row in own)
-            reached = hours if derived.night else []
-            basis = [*(row["basis"] for row in own), *(row["rows"] for row in reached)]
-            fields["basis"] = sum(map(int, basis))
+            looked = hours if derived.night else []
+            basis = [*(row["basis"] for row in own), *(row["rows"] for row in looked)]
+            fields |= {"rows": sum(int(row["rows"]) for row in own), "basis": sum(map(int, basis))}
             points.append(self._point(DAY, found.device, day.start_ns, fields))
+            faults = self._faults(found.device, fields)
+            if found.device in faulty or any(faults.get(name) for name in derived.faulty):
+                points.append(self._point(FAULT_DAY, found.device, day.start_ns, faults))
+            fresh[found.device] = self._reduced(found.device, day.start_ns, fields)
             if len(points) >= POINTS_A_WRITE:
                 await self._write(points)
         await self._write(points)
-        await self._rest()
+        return fresh
+
+    async def _values(
+        self, day: Day, devices: Collection[str], *, asked: bool
+    ) -> AsyncIterator[DeviceRows]:
+        """Yield the statistics of a day's hours, where they are asked for."""
+        if not asked:
+            return
+        part = self._part(HOUR, day.start_ns, day.end_ns, devices)
+        names = await self._kept.narrowed(HOUR, statistics.names(self._place.domain, self._metrics))
+        async for found in self._kept.device_rows(part, names, exact=False):
+            yield found
+
+    def _faults(self, device: str, fields: Row) -> Row:
+        faults = self._derived.faults
+        return {} if faults is None else {**faults(fields, device, self._settings)}
+
+    async def _faulty(self, day: Day) -> set[str]:
+        """Return the devices of which the day is already said to be one of faults."""
+        if not self._derived.faults:
+            return set()
+        part = self._part(FAULT_DAY, day.start_ns, day.start_ns + 1)
+        found = self._kept.device_rows(part, self._derived.faulty, exact=False)
+        return {each.device async for each in found}
 
     # Sites
 
-    async def _make_site(
-        self, of: str, measurement: str, start_ns: int, end_ns: int, devices: Collection[str]
-    ) -> None:
-        """Make a site's row from its devices' rows, and from their values where no row may tell these."""
+    def _site(
+        self,
+        devices: Mapping[str, Row],
+        basis: int,
+        digests: Sequence[Any],
+        within: Bounds,
+        *,
+        hour: bool,
+    ) -> Row:
+        """Return a site's row from its devices' rows, and from digests where no row may tell these."""
         derived, settings = self._derived, self._settings
-        rows: list[Row] = []
-        part = self._part(of, start_ns, start_ns + 1)
-        async for found in self._kept.device_rows(part, [*_MADE, _STUCK, *derived.reads]):
-            if found.device in devices:
-                rows += _by_row(found)
-        if not rows:
-            return
-        fields: Row = {
-            "devices": len(rows),
-            "rows": sum(int(row["rows"]) for row in rows),
-            "basis": sum(int(row["basis"]) for row in rows),
-        }
-        if of == HOUR:
+        rows = [devices[device] for device in sorted(devices)]
+        fields: Row = {"devices": len(rows), "basis": basis}
+        fields["rows"] = sum(int(row["rows"]) for row in rows)
+        if hour:
             fields[_STUCK] = sum(int(row.get(_STUCK, 0)) for row in rows)
-        combined = derived.site_hour if of == HOUR else derived.site_day
+        combined = derived.site_hour if hour else derived.site_day
         if combined:
             fields |= combined(rows, settings)
-        if derived.digest and derived.combine:
-            bounds = Bounds(start_ns // _MS_NS, end_ns // _MS_NS)
-            digests = [each async for each in self._digests(start_ns, end_ns)]
-            fields |= derived.combine(digests, bounds, settings)
-        await self._write([self._point(measurement, "", start_ns, fields)])
-        await self._rest()
+        if derived.combine:
+            fields |= derived.combine(digests, within, settings)
+        return fields
 
-    async def _digests(self, start_ns: int, end_ns: int) -> AsyncIterator[Any]:
+    async def _digests(self, day: Day) -> AsyncIterator[Any]:
+        """Yield what each device adds to its site's day."""
         assert self._derived.digest is not None
-        part = self._part(self._place.domain, start_ns, end_ns)
-        before = await self._before(part)
-        async for found in self._raw.device_rows(part, self._asked, exact=False):
-            values = span(start_ns, end_ns, found, before.get(found.device, {}), self._metrics)
-            self.raw_rows += len(found.times_ns)
-            yield self._derived.digest(values, found.device, self._settings)
+        asked = await self._raw.narrowed(self._place.domain, [*self._metrics, *_BESIDE])
+        part = self._part(self._place.domain, day.start_ns - BEFORE_NS, day.end_ns)
+        async for found in self._raw.device_rows(part, asked, exact=False):
+            good = GoodRows(found, self._metrics)
+            if rows := good.rows(day.start_ns, day.end_ns):
+                self.raw_rows += rows
+                values = good.span(day.start_ns, day.end_ns)
+                yield self._derived.digest(values, found.device, self._settings)
 
     # Rows and counts
 
-    async def _count_around(self, day: Day, closed: Closed) -> Counted:
-        before, after = beside(self._zone, day)
-        wanted = [before, day, after] if self._derived.night else [before, day]
-        kept_ns = before.start_ns - _KEPT_NS
-        self._counted = {each: of for each, of in self._counted.items() if each.end_ns > kept_ns}
-        for each in wanted:
-            if each not in self._counted:
-                self._counted[each] = await self._count(each)
-        return Counted(
-            day,
-            [(each, self._counted[each]) for each in wanted],
-            closed,
-            reach_ns=CHAINED_HOURS * HOUR_NS if self._derived.chain else BEFORE_NS,
-            night_end_ns=noon_ns(self._zone, after) if self._derived.night else None,
-        )
-
-    async def _count(self, day: Day) -> Counts:
-        counts: Counts = {}
-        hours = len(day.hours)
-        part = self._part(self._place.domain, day.start_ns, day.end_ns)
-        found = self._raw.counts(part, counted=_COUNTED, step_ns=HOUR_NS)
-        async for device, start_ns, rows in found:
-            if device not in counts:
-                counts[device] = array("q", bytes(8 * hours))
-            counts[device][(start_ns - day.start_ns) // HOUR_NS] = rows
-        await self._rest()
-        return counts
+    async def _count(self, hours: Sequence[int], end_ns: int, *, by_device: bool = True) -> Counted:
+        """Return how many raw rows are in each of these hours, the last of which ends then."""
+        counted = Counted(hours, reach_ns=self._reach_ns)
+        pieces = aligned(hours)
+        ends = [*(piece[0] for piece in pieces[1:]), end_ns]
+        for piece, until_ns in zip(pieces, ends, strict=True):
+            part = self._part(self._place.domain, piece[0], until_ns)
+            found = self._raw.counts(part, counted=_COUNTED, step_ns=HOUR_NS, by_device=by_device)
+            async for each in found:
+                counted.add(*each)
+        return counted
 
     async def _stored(
-        self, measurement: str, day: Day, starts_ns: Sequence[int]
-    ) -> dict[str, _Stored]:
-        """Return what rows of a day say that they were made from, by device; a site's device is empty."""
-        stored: dict[str, _Stored] = {}
-        places = {start_ns: place for place, start_ns in enumerate(starts_ns)}
-        part = self._part(measurement, day.start_ns, day.end_ns)
-        async for found in self._kept.device_rows(part, _MADE):
-            none = array("q", [-1]) * len(starts_ns)
-            mine = stored[found.device] = _Stored(none[:], none[:])
+        self, measurement: str, start_ns: int, end_ns: int
+    ) -> dict[str, dict[int, Made]]:
+        """Return what rows say that they were made from, by device and time; a site's device is ALL."""
+        stored: dict[str, dict[int, Made]] = {}
+        part = self._part(measurement, start_ns, end_ns)
+        async for found in self._kept.device_rows(part, _MADE, exact=False):
             columns = (found.columns.get(name, ()) for name in _MADE)
-            for start_ns, *made in zip(found.times_ns, *columns, strict=True):
-                if start_ns in places:
-                    mine.rows[places[start_ns]], mine.basis[places[start_ns]] = map(int, made)
-        await self._rest()
+            made = zip(found.times_ns, *columns, strict=True)
+            stored[found.device] = {
+                at_ns: Made(int(rows or 0), int(basis or 0)) for at_ns, rows, basis in made
+            }
         return stored
 
     def _part(
@@ -307,11 +471,18 @@ class SiteDays:
         return Part(measurement, county, site, start_ns, end_ns, named, tag)
 
     def _point(
-        self, measurement: str, device: str, start_ns: int, fields: Mapping[str, FieldValue]
+        self, measurement: str, device: str, start_ns: int, fields: dict[str, FieldValue]
     ) -> Point:
         county, site, domain = self._place
-        series = Series(measurement, county, site, device, domain)
-        return Point(series, start_ns, dict(sorted(fields.items())))
+        return Point(Series(measurement, county, site, device, domain), start_ns, fields)
+
+    def _reduced(self, device: str, start_ns: int, fields: Mapping[str, FieldValue]) -> Row:
+        """Return what a site's row needs of a device's."""
+        row: Row = {"device": device, "start_ms": start_ns // _MS_NS}
+        for name in self._of_site:
+            if name in fields:
+                row[name] = fields[name]
+        return row
 
     async def _write(self, points: list[Point]) -> None:
         """Write points and forget them."""
@@ -319,6 +490,18 @@ class SiteDays:
             await self._kept.write(points)
             self.points += len(points)
             points.clear()
+
+
+async def _beside(
+    rows: AsyncIterator[DeviceRows], others: AsyncIterator[DeviceRows]
+) -> AsyncIterator[tuple[DeviceRows, DeviceRows]]:
+    """Yield each device's rows with the other rows of the same device, which may be none."""
+    other = await anext(others, None)
+    async for one in rows:
+        while other is not None and other.device < one.device:
+            other = await anext(others, None)
+        is_same = other is not None and other.device == one.device
+        yield one, other if other is not None and is_same else DeviceRows(one.device, (), {})
 
 
 def _by_row(found: DeviceRows) -> list[Row]:
@@ -333,7 +516,6 @@ def _by_row(found: DeviceRows) -> list[Row]:
     return rows
 
 
-def _is_stuck(found: DeviceRows) -> int:
-    """Return 1 where a value of any of these rows is marked as not moving."""
-    marks = found.columns.get("quality", ())
+def _stuck(marks: Sequence[FieldValue | None]) -> int:
+    """Return 1 where any of these qualities says that a value does not move."""
     return int(any(mark is not None and _STUCK_MARK.search(str(mark)) for mark in marks))

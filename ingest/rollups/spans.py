@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from exchange import QUALITY_MARK
-from ingest.stores import DeviceRows
+from ingest.stores import DeviceRows, FieldValue
 
 BEFORE_NS = 3600 * 10**9
 """How far back the row before a span may be. What a device said earlier than that says nothing any more."""
@@ -40,43 +41,73 @@ class Span(NamedTuple):
     before: Mapping[str, Sample]
 
 
-def span(
-    start_ns: int,
-    end_ns: int,
-    rows: DeviceRows,
-    before: Mapping[str, Sample],
-    metrics: Sequence[str],
-) -> Span:
-    """Return what a device's rows say, without what is marked bad."""
-    return Span(start_ns // _MS_NS, end_ns // _MS_NS, _tracks(rows, metrics), before)
+class _Column(NamedTuple):
+    """The good values of a metric, row by row; `gaps` says whether any is None."""
+
+    values: Sequence[float | None]
+    gaps: bool
 
 
-def latest(rows: DeviceRows, metrics: Sequence[str]) -> dict[str, Sample]:
-    """Return the good values of one row, or the last ones of several."""
-    return {metric: track[-1] for metric, track in _tracks(rows, metrics).items()}
+class GoodRows:
+    """A device's rows without what is marked bad, to be cut into spans."""
+
+    def __init__(self, rows: DeviceRows, metrics: Sequence[str]) -> None:
+        self._times_ns = rows.times_ns
+        self._times_ms = [time_ns // _MS_NS for time_ns in rows.times_ns]
+        self._marks = rows.columns.get("quality")
+        self._columns: dict[str, _Column] = {}
+        bad = [bad_metrics(str(mark or "")) for mark in self._marks or ()]
+        for metric in metrics:
+            column = rows.columns.get(metric)
+            if column is not None:
+                self._columns[metric] = _good(metric, column, bad if any(bad) else None)
+
+    def rows(self, start_ns: int, end_ns: int) -> int:
+        """Return how many rows are in a while."""
+        first, last = self._places(start_ns, end_ns)
+        return last - first
+
+    def marks(self, start_ns: int, end_ns: int) -> Sequence[FieldValue | None]:
+        """Return the quality of each row in a while; nothing where no row has one."""
+        first, last = self._places(start_ns, end_ns)
+        return self._marks[first:last] if self._marks else ()
+
+    def span(self, start_ns: int, end_ns: int) -> Span:
+        """Return what rows of a while say, and the last one before it."""
+        first, last = self._places(start_ns, end_ns)
+        times = self._times_ms[first:last]
+        tracks: dict[str, Sequence[Sample]] = {}
+        for metric, (values, gaps) in self._columns.items():
+            track = list(zip(times, values[first:last], strict=True))
+            if gaps:
+                track = [sample for sample in track if sample[1] is not None]
+            if track:
+                tracks[metric] = track  # type: ignore[assignment]  # without None
+        before: dict[str, Sample] = {}
+        if first and self._times_ns[first - 1] >= start_ns - BEFORE_NS:
+            time_ms = self._times_ms[first - 1]
+            for metric, (values, _) in self._columns.items():
+                value = values[first - 1]
+                if value is not None:
+                    before[metric] = time_ms, value
+        return Span(start_ns // _MS_NS, end_ns // _MS_NS, tracks, before)
+
+    def _places(self, start_ns: int, end_ns: int) -> tuple[int, int]:
+        first = bisect_left(self._times_ns, start_ns)
+        return first, bisect_left(self._times_ns, end_ns, first)
 
 
-def _tracks(rows: DeviceRows, metrics: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    times = [time_ns // _MS_NS for time_ns in rows.times_ns]
-    marks = rows.columns.get("quality")
-    bad = None if marks is None else [bad_metrics(str(mark or "")) for mark in marks]
-    tracks: dict[str, list[tuple[int, float]]] = {}
-    for metric in metrics:
-        column = rows.columns.get(metric)
-        if column is None:
-            continue
-        values = zip(times, column, strict=True)
-        if bad is None:
-            track = [(when, float(value)) for when, value in values if value is not None]
-        else:
-            track = [
-                (when, float(value))
-                for (when, value), wrong in zip(values, bad, strict=True)
-                if value is not None and metric not in wrong and "" not in wrong
-            ]
-        if track:
-            tracks[metric] = track
-    return tracks
+def _good(
+    metric: str, column: Sequence[FieldValue | None], bad: Sequence[frozenset[str]] | None
+) -> _Column:
+    if bad is None and None not in column:
+        return _Column([*map(float, column)], gaps=False)  # type: ignore[arg-type]  # none is None
+    wrong = bad or [frozenset[str]()] * len(column)
+    values = [
+        None if value is None or metric in marked or "" in marked else float(value)
+        for value, marked in zip(column, wrong, strict=True)
+    ]
+    return _Column(values, gaps=True)
 
 
 @lru_cache(maxsize=1024)

@@ -5,17 +5,18 @@ A day is made of its hours, so that what an hour's row holds is enough for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import fsum
-from typing import TypeAlias
+from operator import mul
+from typing import NamedTuple, TypeAlias
 
 from exchange.dictionary import dictionary
 from ingest.rollups.samples import pieces
 from ingest.rollups.spans import Span
 from ingest.stores import FieldValue
 
-Fields: TypeAlias = Mapping[str, FieldValue]
+Columns: TypeAlias = Mapping[str, Sequence[FieldValue | None]]
 
 CUMULATIVE = frozenset(
     {"energy", "energy_import", "energy_export", "lamp_hours", "dropped", "bus_errors"}
@@ -33,58 +34,76 @@ def booleans(domain: str) -> frozenset[str]:
     return frozenset(name for name, metric in metrics.items() if metric.type == "boolean")
 
 
-def names(metrics: Sequence[str]) -> list[str]:
+def names(domain: str, metrics: Sequence[str]) -> list[str]:
     """Return what the fields are called that metrics may have."""
-    kinds = ("count", "min", "max", "mean", "last", "s")
-    return [f"{metric}_{kind}" for metric in metrics for kind in kinds]
+    return [name for metric in metrics for name in _names(domain, metric) if name]
+
+
+class _Names(NamedTuple):
+    """What the fields of a metric are called; empty where it has none of that kind."""
+
+    number: str
+    least: str
+    most: str
+    mean: str
+    last: str
+    seconds: str
+
+
+@cache
+def _names(domain: str, metric: str) -> _Names:
+    true_or_false = metric in booleans(domain)
+    return _Names(
+        f"{metric}_count",
+        f"{metric}_min",
+        f"{metric}_max",
+        f"{metric}_mean",
+        f"{metric}_last" if true_or_false or metric in CUMULATIVE else "",
+        f"{metric}_s" if true_or_false else "",
+    )
 
 
 def hour(domain: str, hour: Span, hold_s: float) -> dict[str, FieldValue]:
     """Return the statistics of each metric that has a good value in the hour; a value holds for `hold_s` at most."""
     fields: dict[str, FieldValue] = {}
-    for metric, track in sorted(hour.tracks.items()):
-        if metric in PRIVATE.get(domain, ()):
+    private = PRIVATE.get(domain, ())
+    for metric, track in hour.tracks.items():
+        if metric in private:
             continue
+        count, least, most, mean, last, seconds = _names(domain, metric)
         values = [value for _, value in track]
-        fields[f"{metric}_count"] = len(values)
-        fields[f"{metric}_min"] = min(values)
-        fields[f"{metric}_max"] = max(values)
-        fields[f"{metric}_mean"] = _between(fsum(values) / len(values), values)
-        true_or_false = metric in booleans(domain)
-        if true_or_false or metric in CUMULATIVE:
-            fields[f"{metric}_last"] = values[-1]
-        if true_or_false:
+        fields[count] = len(values)
+        fields[least] = low = min(values)
+        fields[most] = high = max(values)
+        fields[mean] = min(max(fsum(values) / len(values), low), high)  # rounding moves it not out
+        if last:
+            fields[last] = values[-1]
+        if seconds:
             held = pieces(hour, metric, hold_s)
-            fields[f"{metric}_s"] = fsum(piece.seconds for piece in held if piece.value)
+            fields[seconds] = fsum([piece.seconds for piece in held if piece.value])
     return fields
 
 
-def day(domain: str, hours: Sequence[Fields]) -> dict[str, FieldValue]:
-    """Return the same of a day from its hours, ascending."""
+def day(domain: str, hours: Columns, metrics: Sequence[str]) -> dict[str, FieldValue]:
+    """Return the same of a day from the columns of its hours, ascending."""
     fields: dict[str, FieldValue] = {}
-    names = sorted({name for row in hours for name in row if name.endswith("_count")})
-    for metric in (name.removesuffix("_count") for name in names):
-        rows = [row for row in hours if f"{metric}_mean" in row]
-        if not rows:
-            continue  # a count of something else
-        counts = [int(row[f"{metric}_count"]) for row in rows]
-        means = list(_floats(rows, f"{metric}_mean"))
-        total = fsum(count * mean for count, mean in zip(counts, means, strict=True))
-        fields[f"{metric}_count"] = sum(counts)
-        fields[f"{metric}_min"] = min(_floats(rows, f"{metric}_min"))
-        fields[f"{metric}_max"] = max(_floats(rows, f"{metric}_max"))
-        fields[f"{metric}_mean"] = _between(total / sum(counts), means)
-        if metric in booleans(domain) or metric in CUMULATIVE:
-            fields[f"{metric}_last"] = rows[-1][f"{metric}_last"]
-        if metric in booleans(domain):
-            fields[f"{metric}_s"] = fsum(_floats(rows, f"{metric}_s"))
+    for metric in metrics:
+        count, least, most, mean, last, seconds = _names(domain, metric)
+        counts = [int(value) for value in _known(hours, count)]
+        if not counts:
+            continue
+        means = _known(hours, mean)
+        total = fsum(map(mul, counts, means))
+        fields[count] = sum(counts)
+        fields[least] = min(_known(hours, least))
+        fields[most] = max(_known(hours, most))
+        fields[mean] = min(max(total / sum(counts), min(means)), max(means))
+        if last:
+            fields[last] = _known(hours, last)[-1]
+        if seconds:
+            fields[seconds] = fsum(_known(hours, seconds))
     return fields
 
 
-def _floats(rows: Sequence[Fields], name: str) -> Iterator[float]:
-    return (float(row[name]) for row in rows)
-
-
-def _between(mean: float, values: Sequence[float]) -> float:
-    """Return a mean that rounding has not moved out of what it is the mean of."""
-    return min(max(mean, min(values)), max(values))
+def _known(hours: Columns, name: str) -> list[float]:
+    return [float(value) for value in hours.get(name, ()) if value is not None]

@@ -135,7 +135,7 @@ class Store(Protocol):
         """Return the sites of a county that have such rows. Raises: StoreUnavailable."""
 
     async def narrowed(self, measurement: str, fields: Sequence[str]) -> list[str]:
-        """Return those of these fields that rows have, or all where only the rows would tell. Raises: StoreUnavailable."""
+        """Return those of these fields that rows have, all where only rows would tell. Raises: StoreUnavailable."""
 
     def counts(
         self, part: Part, *, counted: str, step_ns: int, by_device: bool = True

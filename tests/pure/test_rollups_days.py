@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from datetime import date, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.rollups.counted import Closed, Counted, Made, total
+from ingest.rollups.counted import Counted, Made, aligned, total
 from ingest.rollups.days import HOUR_NS, Day, beside, date_of, day_of, days, noon_ns
 
 TAIPEI = ZoneInfo("Asia/Taipei")
@@ -66,30 +65,18 @@ def test_days_tile_time(zone_name: str, begin_s: int, hours: int) -> None:
 
 
 DAY = day_of(TAIPEI, date(2026, 11, 16))
-BEFORE, AFTER = beside(TAIPEI, DAY)
+BEFORE, _ = beside(TAIPEI, DAY)
 
 
 def counted(
-    own: dict[int, int],
-    before: dict[int, int] | None = None,
-    after: dict[int, int] | None = None,
-    *,
-    reach_h: int = 1,
-    until_h: float = 48,
-    since_h: float = -1000,
-    night: bool = False,
+    own: dict[int, int], before: dict[int, int] | None = None, *, reach_h: int = 1
 ) -> Counted:
-    """Return the counts of one device, by hour of the day; times are hours since the day's start."""
-
-    def hours(numbers: dict[int, int] | None) -> dict[str, array[int]]:
-        return {"lamp": array("q", [(numbers or {}).get(hour, 0) for hour in range(24)])}
-
-    every = [(BEFORE, hours(before)), (DAY, hours(own))]
-    if night:
-        every.append((AFTER, hours(after)))
-    closed = Closed(at(since_h), at(until_h))
-    night_end_ns = noon_ns(TAIPEI, AFTER) if night else None
-    return Counted(DAY, every, closed, reach_ns=reach_h * HOUR_NS, night_end_ns=night_end_ns)
+    """Return the counts of one device, by hour of a day and the one before it."""
+    found = Counted([*BEFORE.hours, *DAY.hours], reach_ns=reach_h * HOUR_NS)
+    for day, numbers in ((BEFORE, before or {}), (DAY, own)):
+        for hour, rows in numbers.items():
+            found.add("lamp", day.start_ns + hour * HOUR_NS, rows)
+    return found
 
 
 def at(hours: float) -> int:
@@ -103,43 +90,35 @@ def test_an_hours_row_looks_at_the_hour_before_it() -> None:
     assert found.expected(at(2)) == {}
     assert found.expected(at(3)) == {"lamp": Made(7, 0)}
     assert found.before("lamp", at(1)) == 5
+    assert found.reached(at(1)) == [at(0)]
+    assert found.devices == 1
 
 
 def test_a_chained_hours_row_looks_further() -> None:
     found = counted({0: 5, 1: 6}, {0: 9, 1: 1, 2: 2, 23: 3}, reach_h=23)
     assert found.expected(at(0)) == {"lamp": Made(5, 6)}
-    assert found.reached_ns(at(0)) == at(-23)
+    assert found.reached(at(0)) == [at(hour) for hour in range(-23, 0)]
     assert found.expected(at(1)) == {"lamp": Made(6, 10)}
 
 
 @pytest.mark.parametrize(
-    ("hour", "until_h", "since_h", "can"),
-    [(3, 4, 2, True), (3, 3.99, 2, False), (3, 4, 2.01, False), (0, 1, -1, True)],
+    ("zone", "on", "pieces"),
+    [
+        ("Asia/Taipei", date(2026, 10, 25), 1),
+        ("Europe/Berlin", date(2026, 10, 25), 1),
+        ("Australia/Lord_Howe", date(2026, 4, 5), 2),  # its last hour is a half one
+    ],
 )
-def test_an_hour_is_made_when_it_is_over_and_all_is_there(
-    hour: int, until_h: float, since_h: float, can: bool
+def test_hours_are_counted_at_once_as_far_as_they_are_whole(
+    zone: str, on: date, pieces: int
 ) -> None:
-    assert counted({3: 1}, until_h=until_h, since_h=since_h).can_make(at(hour)) is can
-
-
-def test_a_days_row_counts_its_hours_and_what_they_look_at() -> None:
-    found = counted({0: 5, 1: 6, 23: 1}, {23: 2})
-    assert found.expected_day == {"lamp": Made(12, 2 + 5)}
-    assert found.day_looks_ns == (at(0), at(24))
-    assert counted({}, {23: 2}).is_empty
-
-
-def test_a_nights_row_looks_from_a_day_before_to_the_next_noon() -> None:
-    found = counted({0: 5, 1: 6}, {0: 1, 23: 2}, {0: 10, 11: 20, 12: 40}, night=True)
-    assert found.day_looks_ns == (at(-24), at(36))
-    assert found.expected_day == {"lamp": Made(11, 2 + 5 + 1 + 2 + 11 + 10 + 20)}
-    assert not found.is_day_stale(Made(11, 51), Made(11, 51))
-    assert found.is_day_stale(Made(11, 50), Made(11, 51))
-    growing = counted({0: 5}, night=True, until_h=30)
-    assert growing.can_make_day
-    assert not growing.is_day_stale(Made(5, 0), Made(5, 9))
-    assert growing.is_day_stale(Made(4, 9), Made(5, 9))
-    assert growing.is_day_stale(None, Made(5, 9))
+    day = day_of(ZoneInfo(zone), on)
+    hours = [*day.hours, *beside(ZoneInfo(zone), day)[1].hours]
+    found = aligned(hours)
+    assert len(found) == pieces
+    assert [hour for piece in found for hour in piece] == hours
+    assert all(b - a == HOUR_NS for piece in found for a, b in pairwise(piece))
+    assert aligned([]) == []
 
 
 def test_fewer_rows_than_there_were_are_no_reason_to_make_it_anew() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exchange.dictionary import dictionary
 from ingest.rollups import statistics
-from ingest.rollups.spans import Span, bad_metrics, latest, span
+from ingest.rollups.spans import GoodRows, Span, bad_metrics
 from ingest.stores import DeviceRows, FieldValue
 
 HOUR_MS = 3_600_000
@@ -37,28 +37,44 @@ def test_a_mark_says_what_is_bad(quality: str, bad: set[str]) -> None:
     assert bad_metrics(quality) == bad
 
 
+MINUTE_NS = 60_000_000_000
+
+
 def test_what_is_bad_is_left_out() -> None:
-    found = span(
-        0,
-        HOUR_MS * 1_000_000,
+    good = GoodRows(
         rows(
-            power=[1, 2.5, None, 4.0, 5.0],
-            level=[None, 1.0, 2.0, 3.0, 4.0],
-            quality=["bad:stuck(power)", None, "uncertain:clock", "bad:fault", "bad:range(level)"],
+            power=[9.0, 1, 2.5, None, 4.0, 5.0],
+            level=[None, None, 1.0, 2.0, 3.0, 4.0],
+            energy=[1, 2, 3, 4, 5, 6],
+            quality=[
+                "bad:comm(energy)",
+                "bad:stuck(power)",
+                None,
+                "uncertain:clock",
+                "bad:fault",
+                "bad:range(level)",
+            ],
         ),
-        {"power": (-5, 9.0)},
-        ["power", "level", "voltage"],
+        ["power", "level", "voltage", "energy"],
     )
+    found = good.span(MINUTE_NS, HOUR_MS * 1_000_000)
     assert found.tracks == {
-        "power": [(60_000, 2.5), (240_000, 5.0)],
-        "level": [(60_000, 1.0), (120_000, 2.0)],
+        "power": [(120_000, 2.5), (300_000, 5.0)],
+        "level": [(120_000, 1.0), (180_000, 2.0)],
+        "energy": [(60_000, 2.0), (120_000, 3.0), (180_000, 4.0), (300_000, 6.0)],
     }
-    assert found.before == {"power": (-5, 9.0)}
+    assert found.before == {"power": (0, 9.0)}
+    assert good.rows(MINUTE_NS, 3 * MINUTE_NS) == 2
+    assert good.marks(MINUTE_NS, 3 * MINUTE_NS) == ["bad:stuck(power)", None]
 
 
-def test_the_latest_row_tells_what_was_good_in_it() -> None:
-    found = latest(rows(power=[2.0], level=[7.0], quality=["bad:stuck(level)"]), ["power", "level"])
-    assert found == {"power": (0, 2.0)}
+def test_whole_columns_are_cut_as_they_are() -> None:
+    good = GoodRows(rows(power=[1, 2.5, 3, 4]), ["power"])
+    found = good.span(2 * MINUTE_NS, 3 * MINUTE_NS)
+    assert (found.tracks, found.before) == ({"power": [(120_000, 3.0)]}, {"power": (60_000, 2.5)})
+    assert good.marks(0, HOUR_MS) == ()
+    assert good.span(4 * MINUTE_NS, 5 * MINUTE_NS).tracks == {}
+    assert good.span(70 * MINUTE_NS, 80 * MINUTE_NS).before == {}, "it is too old"
 
 
 def test_every_cumulative_metric_is_one_of_the_dictionary() -> None:
@@ -96,15 +112,20 @@ def test_a_day_says_of_its_hours_what_they_say_of_their_values(hours: list[list[
         within = Span(number * HOUR_MS, (number + 1) * HOUR_MS, {"energy": track}, {})
         made.append(statistics.hour("streetlight", within, 900) | {"rows": 1, "basis": 1})
     every = [value for each in hours for value in each]
-    day = statistics.day("streetlight", made)
+    day = statistics.day("streetlight", columns(made), ["level", "energy"])
     assert day["energy_count"] == len(every)
     assert (day["energy_min"], day["energy_max"]) == (min(every), max(every))
     assert day["energy_last"] == hours[-1][-1]
     assert day["energy_mean"] == pytest.approx(fsum(every) / len(every), rel=1e-9, abs=1e-3)
     shuffled = random.Random(1).sample(made, len(made))
-    again = statistics.day("streetlight", shuffled)
+    again = statistics.day("streetlight", columns(shuffled), ["energy"])
     assert again["energy_mean"] == day["energy_mean"], "the order of hours changes no sum"
-    assert set(day) <= set(statistics.names(["energy"]))
+    assert set(day) <= set(statistics.names("streetlight", ["energy"]))
+
+
+def columns(made: list[dict[str, FieldValue]]) -> dict[str, list[FieldValue | None]]:
+    """Return rows column by column; an hour without values is among them."""
+    return {name: [None, *(row[name] for row in made)] for name in made[0]}
 
 
 def test_seconds_are_counted_while_a_value_is_known() -> None:

@@ -168,7 +168,7 @@ async def test_days_that_are_not_asked_for_are_left_alone(stores: tuple[Store, S
     second = FIRST + timedelta(days=1)
     await engine(stores, end_ns).once(second, second)
     own = day_of(TAIPEI, second)
-    for measurement in MEASUREMENTS:
+    for measurement in (HOUR, DAY, SITE_HOUR, SITE_DAY):
         times = {point.time_ns for point in await rows(kept, measurement)}
         assert times == set(own.hours if measurement in (HOUR, SITE_HOUR) else [own.start_ns])
 
@@ -280,7 +280,7 @@ def some_days(seed: int) -> list[Point]:
 def fields_read(domain: str) -> set[str]:
     """Return what is read back of the hours of a domain to make days of."""
     written = DERIVATIONS[domain].written
-    return {"rows", "basis", "stuck", *names([*dictionary()[domain].metrics]), *written}
+    return {"rows", "basis", "stuck", *names(domain, [*dictionary()[domain].metrics]), *written}
 
 
 class Interrupted(BaseException):
