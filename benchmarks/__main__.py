@@ -32,6 +32,7 @@ from benchmarks import (
     latency,
     machine,
     nation,
+    panels,
     rollups,
     tags,
     transactions,
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "disk": "bytes per sample in InfluxDB, compacted, and in SQLite",
     "watch": "200,000 retained states: load, memory and CPU of the watch; false downs at lost adverts",
     "rollups": "CPU of hours and days for a million samples, ours and InfluxDB's: made, and looked through",
+    "panels": "every query of pages and alerts in InfluxDB, of 160,000 lamps and a week (only when it is named)",
     "nation": "a third of a nation for an hour on this machine (only when it is named)",
     "handshakes": "TLS against plain: connections/s and CPU of each, and CPU per message once connected",
     "enrolment": "a new gateway: seconds from `gateway add` to its first stored sample",
@@ -60,7 +62,7 @@ BENCHMARKS = {
     "edge-drain": "a day's outage out of the agent's outbox: its rate, and what live samples notice",
 }
 EDGE = ("bus", "tags", "transactions", "footprint", "flash", "edge-drain")
-_WHEN_NAMED = {"nation"}
+_WHEN_NAMED = {"nation", "panels"}
 _ON_UVLOOP = {
     "latency",
     "drain",
@@ -111,8 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         "--device-days", type=_whole, default=2000, help="simulated, of each case (default: 2000)"
     )
     of_rollups = parser.add_argument_group("rollups")
-    of_rollups.add_argument("--lamps", type=_whole, default=100, help="of each site: 100")
+    of_rollups.add_argument(
+        "--lamps", type=_whole, help="of each site: 100; of panels in all: 160000"
+    )
     of_rollups.add_argument("--rolled-days", type=_whole, default=7, help="default: 7")
+    of_panels = parser.add_argument_group("panels (and --lamps)")
+    of_panels.add_argument(
+        "--database", type=Path, metavar="FOLDER", help="keep it there, and ask it again"
+    )
     of_tls = parser.add_argument_group("handshakes (and --messages, --devices, --gateways)")
     of_tls.add_argument("--connections", type=_whole, default=2000, help="default: 2000")
     of_demo = parser.add_argument_group("first-sample, fresh-clone and enrolment")
@@ -248,9 +256,17 @@ async def _measured(name: str, asked: argparse.Namespace) -> object:
             print(watch.table(seen, wolves))
             return [seen, *wolves]
         case "rollups":
-            rolled = await rollups.measure(rollups.Plan(lamps=asked.lamps, days=asked.rolled_days))
+            rolled = await rollups.measure(
+                rollups.Plan(lamps=asked.lamps or 100, days=asked.rolled_days)
+            )
             print(rollups.table(rolled))
             return rolled
+        case "panels":
+            shown = await panels.measure(
+                panels.Plan(lamps=asked.lamps or 160_000, folder=asked.database)
+            )
+            print(panels.table(shown))
+            return shown
         case "handshakes":
             load = _load(asked, 1)
             shaken = await handshakes.measure(asked.connections, load, rounds=asked.rounds)

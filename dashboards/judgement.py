@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any, TypeAlias
 
 from dashboards.grafana import check_model
+from dashboards.influxql import INTERVAL
 from dashboards.panels import WIDTH, Source
 from exchange.errors import StoreError
 
@@ -36,13 +37,16 @@ class Query:
     text: str
 
     def filled(
-        self, variables: Mapping[str, str] = _FIT_VARIABLES, time_range: str = "time > now() - 7d"
+        self,
+        variables: Mapping[str, str] = _FIT_VARIABLES,
+        time_range: str = "time > now() - 7d",
+        interval: str = _INTERVAL,
     ) -> str:
         """Return the query as Grafana asks it: everything chosen, the last week, unless told otherwise."""
         text = self.text
         for name, value in variables.items():
             text = text.replace(f"${{{name}:regex}}", value)
-        return text.replace("$timeFilter", time_range).replace("$__interval", _INTERVAL)
+        return text.replace("$timeFilter", time_range).replace(INTERVAL, interval)
 
 
 @dataclass(frozen=True)
