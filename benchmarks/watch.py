@@ -7,6 +7,7 @@ a simulation of devices that lose adverts: silent for a while and taken for dead
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import msgspec
 
 from benchmarks.backlog import COUNTY, SITE, connected, settings
 from benchmarks.pace import Pace, late_words
-from benchmarks.processes import Meter, Process, resident_mb
+from benchmarks.processes import BenchmarkFailed, Meter, Process, resident_mb
 from benchmarks.stage import shipped_bounds, stage
 from exchange.mqtt import Client, Message
 from exchange.readings import Sample, encode_pack
@@ -105,6 +106,9 @@ async def measure(plan: Plan) -> Watched:
                 )
                 assert said is not None
                 waited_s = time.monotonic() - began_s
+                expected = plan.devices + math.ceil(plan.devices / BEHIND)
+                if said.devices != expected:
+                    raise BenchmarkFailed(f"{said.devices} devices are known, {expected} there are")
                 await watch.until_at_rest(deadline_s=_LOAD_DEADLINE_S)
                 load_cpu_s, loaded_mb = meter.lap()["watch"], resident_mb(watch.pid)
                 rate_per_s = plan.devices / plan.interval_s

@@ -93,6 +93,10 @@ class Registry:
         """Return the devices that a gateway stands behind, itself among them."""
         return self._behind.get((county, gateway), ())
 
+    def gateways(self) -> Collection[tuple[str, str]]:
+        """Return county and name of every gateway that a device is behind, or that has a state."""
+        return self._behind.keys()
+
     def gateway_online(self, topic: Topic) -> bool | None:
         """Say whether the gateway of a device is online; None when it has not said."""
         gateway = self.devices.get(DeviceId(topic.county, topic.gateway))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from exchange import health, runtime
 from exchange.errors import ConfigError, ContractError, StoreError, UplinkError
-from exchange.mqtt import Client, Message, Subscription
+from exchange.mqtt import Client, Message
 from exchange.readings import Pack, decode_pack
 from exchange.states import decode_state
-from exchange.topics import PREFIX, Topic, parse_topic
+from exchange.topics import Topic, parse_topic
 from exchange.trouble import Trouble
 from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
 from ingest.registry import DeviceId, Registry
@@ -25,6 +25,7 @@ from ingest.watch.days import Days
 from ingest.watch.incidents import MEASUREMENT, Incident, incident_of
 from ingest.watch.lookout import DAY_EVERY_S, MAX_TOLD, Counts, Lookout, Now, Restored
 from ingest.watch.maintenance import WindowFile
+from ingest.watch.roll_call import RollCall, live
 from ingest.watch.rows import DEVICE_DAY, SITE_DAY, Place, figures_of, losses_of
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ WINDOWS_EVERY_S = 2.0
 LOADED_AFTER_S = 2.0
 RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
 INCIDENTS_BACK_MS = 90 * 86_400_000
+MAX_EARLY = 20_000
+"""Readings that are kept until the states of their devices have come."""
 LATE_DAY_MS = 3_600_000
 """So long after midnight the day before is read back, too."""
 
@@ -70,6 +73,7 @@ class Watch:
         self._begun_s = self._newest_s = float("-inf")
         self._windows_s = self._touched_s = self._written_s = float("-inf")
         self._told: set[tuple[str, str]] = set()
+        self._early: list[tuple[Topic, Pack, Now]] = []
         self._rows: list[Point] = []
         self.restored = False
         """Whether it knows what an earlier run wrote, or that it never will."""
@@ -82,16 +86,13 @@ class Watch:
         )
         self.client = Client(
             broker_settings(config, file=file, suffix="-watch"),
-            [
-                Subscription(f"{PREFIX}/{county}/+/+/+/+/{channel}")
-                for county in config.counties
-                for channel in ("state", "readings")
-            ],
+            live(config.counties),
             self._on_messages,
             on_connect=self._on_connect,
             on_disconnect=self._on_disconnect,
             tls=broker_tls(config, file=file),
         )
+        self._roll_call = RollCall(self.client, config.counties, lambda: self.counts.states)
 
     @property
     def counts(self) -> Counts:
@@ -117,6 +118,7 @@ class Watch:
                 tasks.create_task(self._sweep_for_ever(), name="sweep"),
                 tasks.create_task(self._write_for_ever(), name="write"),
                 tasks.create_task(self._restore(), name="restore"),
+                tasks.create_task(self._roll_call.run(), name="roll call"),
             ]
             await self.client.run()
             for task in beside:
@@ -143,6 +145,8 @@ class Watch:
     # What comes in
 
     def _on_connect(self, session_present: bool) -> None:
+        if not (session_present and self.connected.is_set()):
+            self._roll_call.begin(self.registry.gateways())
         self.connected.set()
         self._begun_s = self._newest_s = self._now().s
         self._loaded.clear()
@@ -157,6 +161,7 @@ class Watch:
             try:
                 topic = parse_topic(message.topic)
                 if topic.channel == "state":
+                    self._roll_call.name(topic.county, topic.gateway)
                     self.lookout.take_state(topic, decode_state(message.payload), moment)
                 else:
                     self._take_readings(topic, decode_pack(message.payload, topic), moment)
@@ -174,7 +179,19 @@ class Watch:
         self.client.acknowledge([message.packet_id for message in messages], generation)
 
     def _take_readings(self, topic: Topic, pack: Pack, moment: Now) -> None:
+        if DeviceId(topic.county, topic.device) not in self.registry.devices:
+            self._roll_call.name(topic.county, topic.gateway)
+            if not self._roll_call.is_over and len(self._early) < MAX_EARLY:
+                self._early.append((topic, pack, moment))
+                return
         self.lookout.take_readings(topic, pack.samples, moment)
+
+    def _take_early(self) -> None:
+        """Take what came before the states of its devices, as of then."""
+        if self._early and self._roll_call.is_over:
+            early, self._early = self._early, []
+            for topic, pack, moment in early:
+                self.lookout.take_readings(topic, pack.samples, moment)
 
     def _read_windows(self, moment: Now) -> None:
         if moment.s - self._windows_s < WINDOWS_EVERY_S:
@@ -262,6 +279,7 @@ class Watch:
             await asyncio.sleep(SWEEP_EVERY_S)
             moment = self._now()
             self._read_windows(moment)
+            self._take_early()
             if moment.s - self._touched_s >= self._every_s:
                 self._touched_s = moment.s
                 self.lookout.book.touch()
@@ -271,7 +289,12 @@ class Watch:
     def _say_when_loaded(self, moment: Now) -> None:
         """Say, once for each connection, how many devices there are: when no more came for a while."""
         rests_s = moment.s - self._newest_s
-        if self._loaded.is_set() or not self.client.connected or rests_s < LOADED_AFTER_S:
+        if (
+            self._loaded.is_set()
+            or not self.client.connected
+            or not self._roll_call.is_over
+            or rests_s < LOADED_AFTER_S
+        ):
             return
         self._loaded.set()
         load_s = round(self._newest_s - self._begun_s, 2)

@@ -182,15 +182,16 @@ async def test_two_gateways_that_speak_for_one_device_are_told(
     ):
         assert local.watch is not None
         await one.tell("aq-1", state())
-        await until(lambda: local.watch and local.watch.counts.states == 1)
+        await until(lambda: local.watch and local.watch.counts.states)
         await two.tell("aq-1", state(epoch=EPOCH - 1))
-        await until(lambda: local.watch and local.watch.counts.disputes == 1)
+        await until(lambda: local.watch and local.watch.counts.disputes)
         await Rows(local).until("aq-1", lambda fields: fields["gateway"] == "gw-1")
         await two.tell("aq-1", state(epoch=EPOCH + 1))  # the newest epoch is the owner
         await Rows(local).until("aq-1", lambda fields: fields["gateway"] == "gw-2")
         await one.tell("aq-1", None)  # the replaced gateway's state is cleared
+        disputes = local.watch.counts.disputes
         await one.send("aq-1", sample(0))
-        await until(lambda: local.watch and local.watch.counts.disputes == 2)
+        await until(lambda: local.watch and local.watch.counts.disputes > disputes)
         assert (await Rows(local).of("aq-1"))[-1].fields["status"] != "retired"
     assert caplog.text.count("two gateways speak for one device: aq-1") == 1
 
