@@ -166,6 +166,10 @@ class _Page:
             called = re.escape(self._say(shown[0].text))
             reduced = common_builder.ReduceDataOptions().calcs(["lastNotNull"])
             made.reduce_options(reduced.fields(f"/^{called}$/"))
+        if isinstance(made, table_builder.Panel) and panel.worst:
+            [field] = [field for field in panel.fields if field.name == panel.worst]
+            by = common_builder.TableSortByFieldState().display_name(self._say(field.text))
+            made.sort_by([by.desc(desc=not panel.least)])
         if panel.kind is Kind.BARS:
             made.override_by_name(
                 "Time", [dashboard.DynamicConfigValue("unit", UNITS["short day"])]
@@ -237,7 +241,7 @@ class _Page:
         return made
 
     def _links(self) -> list[Builder[dashboard.DashboardLink]]:
-        """Return links to the other pages, and to this one in the other language; what is chosen goes along."""
+        """Return links to the other pages, to this one in the other language or alone; what is chosen goes along."""
         made: list[Builder[dashboard.DashboardLink]] = [
             _link(self._say(page.name), uid(page.name, self._language), "dashboard")
             for page in PAGES
@@ -248,7 +252,8 @@ class _Page:
             _link(say("this language", one), uid(self._page.name, one), "external link")
             for one in other
         ]
-        return made
+        alone = f"{uid(self._page.name, self._language)}?kiosk"
+        return [*made, _link(self._say("wall"), alone, "bolt")]
 
 
 def _link(title: str, page: str, icon: str) -> page_builder.DashboardLink:

@@ -80,6 +80,10 @@ class Panel:
     source: Source = Source.RAW
     by_site: bool = False
     """A line of its one field for each site."""
+    worst: str = ""
+    """The field that a table is sorted by, the largest first: what somebody has to look at."""
+    least: bool = False
+    """The smallest first."""
     empty: str
     """Key of what is said when there are no rows."""
     title: str = ""

@@ -70,6 +70,7 @@ _PAGES = {
     ),
     "folder": Text("Town", "城市"),
     "this language": Text("English", "中文"),
+    "wall": Text("On a wall", "看板模式"),
     "to county": Text("This county", "查看此縣市"),
     "to site": Text("This site", "查看此場域"),
     "to device": Text("This device", "查看此設備"),
@@ -227,9 +228,9 @@ _PANELS = {
     ),
     "panel.completeness": Text("Completeness today", "今日完整率"),
     "panel.completeness.about": Text(
-        "Samples that have come since midnight, of those whose numbers say that they were taken. What "
-        "gateways send later counts when it comes; a device that is silent takes none.",
-        "自零時起，依樣本編號推算已量測的樣本中，實際收到的比率；稍後補送的收到時即計入，失聯的設備不計。",
+        "Since midnight: received, of received and missing; missing are those whose numbers were skipped. "
+        "What gateways send later counts when it comes. A device that is silent all day is not in it.",
+        "自零時起：實收 ÷（實收 + 缺少），缺少是依樣本編號跳過的筆數。稍後補送的收到時即計入；整天失聯的設備不計在內。",
     ),
     "panel.availability": Text("Availability today", "今日妥善率"),
     "panel.availability.about": Text(
@@ -264,8 +265,10 @@ _PANELS = {
     ),
     "panel.days": Text("Completeness and availability by day", "每日完整率與妥善率"),
     "panel.days.about": Text(
-        "Of each civil day; today's is not over. Late samples still correct days past.",
-        "以當地日曆日計算，今日尚未結束；補送的樣本會更正過去各日。",
+        "Of each civil day; today's is not over. Received, of received and missing by their numbers; late samples "
+        "still correct it. A device that is silent all day is in availability, not in completeness.",
+        "以當地日曆日計算，今日尚未結束。完整率為實收 ÷（實收 + 依編號缺少），補送的樣本會更正；"
+        "整天失聯的設備計入妥善率，不計入完整率。",
     ),
     "overview.incidents": Text("Open incidents", "未結事件"),
     "overview.incidents.about": Text(

@@ -56,6 +56,7 @@ STATIONS = Panel(
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, AQI, *PARTS, INDICATIVE),
+    worst="aqi",
     source=Source.ROLLUPS,
     empty="no hours yet",
 )
@@ -64,6 +65,7 @@ SITES = Panel(
     kind=Kind.TABLE,
     asks=(_SITES,),
     fields=(HIDDEN_TIME, COUNTY, SITE, AQI, AQI_MEAN),
+    worst="aqi",
     width=12,
     source=Source.ROLLUPS,
     empty="no hours yet",

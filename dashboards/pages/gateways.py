@@ -111,6 +111,7 @@ STATES_NOW = Panel(
         Field(name="since", text="since"),
         Field(name="age_s", text="age", unit="s"),
     ),
+    worst="age_s",
     empty="no gateways",
 )
 HEALTH_NOW = Panel(
@@ -125,6 +126,7 @@ HEALTH_NOW = Panel(
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, *HEALTH),
+    worst="outbox_depth",
     empty="no gateways",
 )
 RECEIVED = Field(name="received", text="received", unit="count")
@@ -169,6 +171,7 @@ BY_SITE = Panel(
         RECEIVED,
         MISSING,
     ),
+    worst="missing",
     width=12,
     empty="watch is silent",
 )

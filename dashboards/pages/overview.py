@@ -49,6 +49,7 @@ COUNTIES = Panel(
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, *STATES),
+    worst="down",
     width=14,
     empty="watch is silent",
 )
@@ -76,6 +77,7 @@ COUNTY_DAYS = Panel(
         AVAILABILITY,
         Field(name="missing", text="missing", unit="count"),
     ),
+    worst="missing",
     width=10,
     empty="watch is silent",
 )

@@ -58,6 +58,8 @@ LOTS = Panel(
         DEVICE,
         *(Field(name=name, text=f"metric.{DOMAIN}.{name}", unit="count") for name in _LOT),
     ),
+    worst="free_car",
+    least=True,
     empty="no car parks",
 )
 _DAY = (OCCUPANCY, TURNOVER, MEDIAN, LONG, STAYS)
@@ -73,6 +75,7 @@ SITES = Panel(
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, SITE, *_DAY),
+    worst="occupancy",
     source=Source.ROLLUPS,
     empty="no days yet",
 )
@@ -81,6 +84,7 @@ FULLEST = Panel(
     kind=Kind.TABLE,
     asks=(_BUSY,),
     fields=(HIDDEN_TIME, COUNTY, SITE, OCCUPANCY),
+    worst="occupancy",
     width=12,
     source=Source.ROLLUPS,
     empty="no days yet",

@@ -195,6 +195,7 @@ def sites_now(domain: str = "", width: int = 24) -> Panel:
         asks=(newest_by_site([field.name for field in shown], domain=domain),),
         fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *shown),
         width=width,
+        worst="down",
         empty=WATCH,
     )
 

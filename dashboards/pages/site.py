@@ -55,6 +55,7 @@ TROUBLED = Panel(
         ),
     ),
     fields=(HIDDEN_TIME, *_HIDDEN, DEVICE, DOMAIN, *_SHOWN),
+    worst="age_s",
     empty="nothing is broken",
 )
 MAP = Panel(
@@ -112,6 +113,7 @@ DAY = Panel(
         Field(name="received", text="received", unit="count"),
         Field(name="missing", text="missing", unit="count"),
     ),
+    worst="missing",
     empty="nothing is missing",
 )
 

@@ -88,6 +88,7 @@ SITES = Panel(
         Field(name="domain", text="domain", hidden=True),
         *_SITE_NIGHT,
     ),
+    worst="lamps_out",
     source=Source.ROLLUPS,
     empty="no days yet",
 )

@@ -36,7 +36,7 @@ from dashboards.influxql import (
 from dashboards.judgement import findings, panels, queries
 from dashboards.looks import LIMITS, UNITS, VALUES
 from dashboards.pages import PAGES
-from dashboards.panels import WIDTH, Field, Page, Panel
+from dashboards.panels import WIDTH, Field, Kind, Page, Panel
 from dashboards.texts import LANGUAGES, TEXTS, say, titles
 from exchange.air_quality_index import bands
 from exchange.commands import Status
@@ -305,9 +305,12 @@ def test_charts_of_a_device_show_every_metric_with_the_dictionarys_unit() -> Non
 def test_links_keep_what_is_chosen() -> None:
     for _, text in page_files():
         page = json.loads(text)
-        others = [link for link in page["links"] if link["icon"] != "external link"]
+        others = [link for link in page["links"] if link["icon"] == "dashboard"]
         assert len(others) == len(PAGES) - 1
-        assert len(page["links"]) == len(PAGES)
+        *_, language, wall = page["links"]
+        assert len(page["links"]) == len(others) + 2
+        assert language["url"].removesuffix("-zh") == f"/d/{page['uid'].removesuffix('-zh')}"
+        assert (wall["url"], page["refresh"]) == (f"/d/{page['uid']}?kiosk", "1m")
         for link in page["links"]:
             assert link["includeVars"]
             assert link["keepTime"]
@@ -321,6 +324,24 @@ def test_links_keep_what_is_chosen() -> None:
                 (name, name) for name in names
             ]
             assert url.endswith("${__url_time_range}")
+
+
+def test_the_worst_stands_first_in_a_table() -> None:
+    for page, panel in shown():
+        if panel.worst:
+            assert panel.kind is Kind.TABLE
+            built = json.loads(page_json(page, "en"))
+            title = say(titles(page, panel)[0], "en")
+            [made] = [one for one in panels(built) if one["title"] == title]
+            names = {
+                one["value"]
+                for override in made["fieldConfig"]["overrides"]
+                for one in override["properties"]
+                if one["id"] == "displayName"
+            }
+            [by] = made["options"]["sortBy"]
+            assert by["displayName"] in names
+            assert by["desc"] is not panel.least
 
 
 def test_a_link_finds_what_goes_along_in_its_row() -> None:
