@@ -84,6 +84,8 @@ class Select:
     newest_first: bool = False
     limit: int = 0
     """At most so many rows of a group; 0 where grouping bounds them already."""
+    series: int = 0
+    """At most so many groups by tags, in the order of their names; 0 for all."""
     zone: str = ""
     """IANA name; groups of days begin at its midnight."""
 
@@ -111,6 +113,8 @@ class Select:
             words.append("ORDER BY time DESC")
         if self.limit:
             words.append(f"LIMIT {self.limit}")
+        if self.series:
+            words.append(f"SLIMIT {self.series}")
         if self.zone:
             words.append(f"tz({quoted_text(self.zone)})")
         return " ".join(words)

@@ -361,8 +361,8 @@ _PANELS = {
     "parking.lots.about": Text("As their counters say, now.", "停車場計數器目前回報的空位。"),
     "parking.occupancy by hour": Text("Occupancy by hour", "每小時占用率"),
     "parking.occupancy by hour.about": Text(
-        "One line a site; single bays are not shown, on purpose.",
-        "每個場域一條線；為保護隱私，不顯示單一車位。",
+        "One line a site, 30 at most; single bays are not shown, on purpose.",
+        "每個場域一條線，最多 30 條；為保護隱私，不顯示單一車位。",
     ),
     "parking.turnover by day": Text("Turnover by day", "每日周轉"),
     "parking.turnover by day.about": Text(
@@ -389,18 +389,25 @@ _PANELS = {
     ),
     "air.aqi by hour": Text("AQI by hour", "每小時 AQI"),
     "air.aqi by hour.about": Text(
-        "One line a site: its worst station.", "每個場域一條線，取其最差測站。"
+        "One line a site, its worst station; 30 at most.",
+        "每個場域一條線，取其最差測站；最多 30 條。",
     ),
     "air.pm2_5": Text("PM2.5", "細懸浮微粒 PM2.5"),
-    "air.pm2_5.about": Text("Means of hours, a line a site.", "小時平均，每個場域一條線。"),
+    "air.pm2_5.about": Text(
+        "Means of hours, a line a site, 30 at most.", "小時平均，每個場域一條線，最多 30 條。"
+    ),
     "air.pm10": Text("PM10", "懸浮微粒 PM10"),
-    "air.pm10.about": Text("Means of hours, a line a site.", "小時平均，每個場域一條線。"),
+    "air.pm10.about": Text(
+        "Means of hours, a line a site, 30 at most.", "小時平均，每個場域一條線，最多 30 條。"
+    ),
     "air.temperature": Text("Temperature", "溫度"),
-    "air.temperature.about": Text("Means of hours, a line a site.", "小時平均，每個場域一條線。"),
+    "air.temperature.about": Text(
+        "Means of hours, a line a site, 30 at most.", "小時平均，每個場域一條線，最多 30 條。"
+    ),
     "air.humidity": Text("Relative humidity", "相對濕度"),
     "air.humidity.about": Text(
-        "Means of hours, a line a site. Optical sensors read high in humid air.",
-        "小時平均，每個場域一條線。潮濕時光學感測器讀值偏高。",
+        "Means of hours, a line a site, 30 at most. Optical sensors read high in humid air.",
+        "小時平均，每個場域一條線，最多 30 條。潮濕時光學感測器讀值偏高。",
     ),
     "air.stations": Text("Stations, newest hour", "各測站最近一小時"),
     "air.stations.about": Text(
@@ -437,9 +444,15 @@ _PANELS = {
         "各閘道器最近 15 分鐘內的回報。",
     ),
     "gateways.backlog": Text("Samples waiting, by site", "各場域待送樣本"),
-    "gateways.backlog.about": Text("The fullest gateway of each site.", "各場域待送最多的閘道器。"),
+    "gateways.backlog.about": Text(
+        "The fullest gateway of each site in each hour that is over, 30 sites at most.",
+        "各場域每小時待送最多的閘道器，最多 30 個場域；不含未結束的小時。",
+    ),
     "gateways.delay": Text("Way to the store, by site", "各場域上傳往返"),
-    "gateways.delay.about": Text("The slowest gateway of each site.", "各場域最慢的閘道器。"),
+    "gateways.delay.about": Text(
+        "The slowest gateway of each site in each hour that is over, 30 sites at most.",
+        "各場域每小時最慢的閘道器，最多 30 個場域；不含未結束的小時。",
+    ),
     "gateways.arrived": Text("Samples by day", "每日樣本數"),
     "gateways.arrived.about": Text(
         "Received and missing of each civil day, of all devices.",

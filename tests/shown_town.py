@@ -130,9 +130,8 @@ class ShownTown:
                 "devices": 12,
                 "cause": "",
                 "label": f"號{number}",
-                "domain": domain,
             }
-            yield _line("incident", tags, fields, self._ago(30 + number))
+            yield _line("incident", {**tags, "domain": domain}, fields, self._ago(30 + number))
             fields = {"id": f"c-{number}", "status": "done", "reason": "", "readback": "level=70"}
             yield _line("command", tags, fields, self._ago(40 + number))
 
@@ -148,7 +147,7 @@ class ShownTown:
             for tags, domain in _devices():
                 fields = {"rows": 60, **_DEVICE_FIELDS.get(domain, {})}
                 for metric in dictionary()[domain].metrics:
-                    fields[f"{metric}_mean"] = 20.5
+                    fields |= {f"{metric}_mean": 20.5, f"{metric}_max": 30.5}
                 yield _line(f"rollup_{name}", {**tags, "domain": domain}, fields, at)
             for place, domain in _places():
                 fields = {"devices": 10, "completeness": 0.97, **_SITE_FIELDS.get(domain, {})}

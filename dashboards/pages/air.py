@@ -7,6 +7,7 @@ from dashboards.pages.parts import (
     COUNTY,
     DEVICE,
     HIDDEN_TIME,
+    LINES,
     PLACE,
     SITE,
     aggregates,
@@ -82,6 +83,7 @@ def _measured(metric: str) -> Panel:
         where=(*PLACE, is_text("domain", DOMAIN), in_range()),
         every=INTERVAL,
         by=("county", "site"),
+        series=LINES,
     )
     return Panel(
         name=metric,

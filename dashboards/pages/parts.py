@@ -32,6 +32,8 @@ TODAY = since("2d")
 """Rows of days are dated at their midnight; the newest is today's."""
 CLOSED_DAY = since("3d")
 """A day is rolled up when it is over; a night's part at the next noon."""
+LINES = 30
+"""Of a chart with a line for each site: more could not be told apart."""
 INCIDENTS = 200
 """Of a page; the newest."""
 LONGEST_INCIDENT = since("366d")
@@ -300,6 +302,7 @@ def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
         where=(*PLACE, *of_domain(domain), in_range()),
         every=INTERVAL,
         by=("county", "site"),
+        series=LINES,
     )
     return Panel(
         name=name,
@@ -309,5 +312,5 @@ def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
         width=width,
         source=Source.ROLLUPS,
         by_site=True,
-        empty="no days yet",
+        empty="no hours yet",
     )

@@ -272,6 +272,7 @@ def test_rows_that_are_not_grouped_are_limited() -> None:
                 assert one.limit, f"{page.name}.{panel.name}"
             if one.every:
                 assert one.every in (INTERVAL, "1d")
+                assert bool(one.series) is bool(one.by), "so many lines nobody tells apart"
 
 
 def test_every_band_is_as_wide_as_the_page_and_not_higher_than_a_phone() -> None:
