@@ -124,21 +124,19 @@ def stretches(span: Span, site: SiteSettings) -> list[Stretch]:
     """Return what a lamp did, as far as rows say; a value holds until the next row, for `hold_s` at most."""
     hold_ms = round(1000 * site.hold_s)
     found: list[Stretch] = []
-    rows = _rows(span, hold_ms)
-    ends = [*(time_ms for time_ms, _ in rows[1:]), span.end_ms]
-    for (time_ms, known), next_ms in zip(
-        rows, ends, strict=False
-    ):  # of no rows there is an end, too
+    last: Stretch | None = None
+    for (time_ms, known), (next_ms, _) in pairwise([*_rows(span, hold_ms), (span.end_ms, {})]):
         begin_ms, end_ms = max(time_ms, span.start_ms), min(next_ms, time_ms + hold_ms)
         if begin_ms >= end_ms:
             continue
-        burning, faulty = _is_burning(known, site), _is_faulty(known, site)
-        last = found[-1] if found else None
-        if last is not None and last[1:] == (begin_ms, burning, faulty):
-            found[-1] = Stretch(last.start_ms, end_ms, burning, faulty)
-        else:
-            found.append(Stretch(begin_ms, end_ms, burning, faulty))
-    return found
+        burning, faulty = _judged(known, site)
+        if last is not None:
+            if last.end_ms == begin_ms and last.burning is burning and last.faulty is faulty:
+                last = Stretch(last.start_ms, end_ms, burning, faulty)
+                continue
+            found.append(last)
+        last = Stretch(begin_ms, end_ms, burning, faulty)
+    return found if last is None else [*found, last]
 
 
 def _rows(span: Span, hold_ms: int) -> list[tuple[int, dict[str, float]]]:
@@ -147,10 +145,10 @@ def _rows(span: Span, hold_ms: int) -> list[tuple[int, dict[str, float]]]:
     metrics = [metric for metric in METRICS if metric in span.tracks or metric in span.before]
     for metric in metrics:
         for time_ms, value in samples(span, metric):
-            row = rows.get(time_ms)
-            if row is None:
-                row = rows[time_ms] = {}
-            row[metric] = value
+            if time_ms in rows:
+                rows[time_ms][metric] = value
+            else:
+                rows[time_ms] = {metric: value}
     if all(len(row) == len(metrics) for row in rows.values()):
         return sorted(rows.items())  # as it is with rows in which nothing is marked bad
     whole: list[tuple[int, dict[str, float]]] = []
@@ -162,31 +160,25 @@ def _rows(span: Span, hold_ms: int) -> list[tuple[int, dict[str, float]]]:
     return whole
 
 
-def _is_burning(known: dict[str, float], site: SiteSettings) -> bool | None:
-    """Power says it; without it what the lamp says."""
-    power = known.get("power")
+def _judged(known: dict[str, float], site: SiteSettings) -> tuple[bool | None, bool]:
+    """Return whether it burns and whether it is faulty.
+
+    Shape: power says whether it burns, and without it what the lamp says; it is faulty when it says so, or when it
+        ought to burn and takes no power.
+    """
+    value = known.get
+    power, lit, level = value("power"), value("lit"), value("level")
+    flagged = value("lamp_fault", 0.0) > 0 or value("gear_fault", 0.0) > 0
     if power is not None:
-        return power >= site.burning_w
-    says = known.get("lit", known.get("level"))
-    return None if says is None else says > 0 and not _has_flag(known)
-
-
-def _is_faulty(known: dict[str, float], site: SiteSettings) -> bool:
-    """It says so, or it ought to burn and takes no power."""
-    if _has_flag(known):
-        return True
-    power, level = known.get("power"), known.get("level")
-    wanted = known.get("lit", 0.0) > 0 if level is None else level >= CLEARLY_ON
-    return wanted and power is not None and power < site.burning_w
-
-
-def _has_flag(known: dict[str, float]) -> bool:
-    return known.get("lamp_fault", 0.0) > 0 or known.get("gear_fault", 0.0) > 0
+        wanted = (lit or 0.0) > 0 if level is None else level >= CLEARLY_ON
+        return power >= site.burning_w, flagged or (wanted and power < site.burning_w)
+    says = level if lit is None else lit
+    return None if says is None else says > 0 and not flagged, flagged
 
 
 def _before(span: Span, site: SiteSettings) -> bool | None:
     """Return whether it burned when last heard before the span."""
-    return _is_burning({metric: value for metric, (_, value) in span.before.items()}, site)
+    return _judged({metric: value for metric, (_, value) in span.before.items()}, site)[0]
 
 
 def _over(hours: Sequence[Row], bounds: Bounds, site: SiteSettings) -> Fields:

@@ -79,7 +79,9 @@ def hour(domain: str, hour: Span, hold_s: float) -> dict[str, FieldValue]:
         if last:
             fields[last] = values[-1]
         if seconds:
-            held = pieces(hour, metric, hold_s)
+            before = hour.before.get(metric)
+            is_ever = high or (before and before[1])
+            held = pieces(hour, metric, hold_s) if is_ever else ()
             fields[seconds] = fsum([piece.seconds for piece in held if piece.value])
     return fields
 

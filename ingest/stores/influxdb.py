@@ -49,7 +49,9 @@ _TOO_OLD = "Retention Policy Lower Bound"
 _MAX_FORMS = 200_000
 _MAX_BODIES = 10_000
 _MOST_FIELDS = 40
-"""Of a form that is remembered: what a device makes up is not, so that memory has an end."""
+"""Of a form that is remembered of a series: what a device makes up is not, so that memory has an end."""
+_MOST_OF_A_BODY = 120
+"""Of one that many series share, as those of roll-ups do."""
 _TAGS = ("county", "site", "device", "domain")
 _in_tag = str.maketrans({",": r"\,", " ": r"\ ", "=": r"\=", "\n": r"\n"})
 _in_string = str.maketrans({"\\": r"\\", '"': r"\""})
@@ -270,7 +272,8 @@ class InfluxStore:
         assert self._session is not None
         asked = {"db": self._bucket, "q": text, "epoch": "ns", "chunked": "true"}
         asked["chunk_size"] = str(CHUNK_ROWS)
-        headers = {"Authorization": self._reading.header}
+        # A store is near: to compress an answer costs both sides more than to carry it.
+        headers = {"Authorization": self._reading.header, "Accept-Encoding": "identity"}
         try:
             async with self._session.get(
                 f"{self._url}/query", params=asked, headers=headers
@@ -344,7 +347,7 @@ class LineWriter:
         return (b"".join(pattern) % tuple(_encode(numbers)[1:-1].split(b",")))[:-1]
 
     def _form(self, series: Series, fields: Mapping[str, FieldValue]) -> _Form:
-        if len(fields) > _MOST_FIELDS or any(type(v) not in _PLACES for v in fields.values()):
+        if len(fields) > _MOST_OF_A_BODY or any(type(v) not in _PLACES for v in fields.values()):
             return _Form((), self._head(series) + _written(fields), booleans=False)
         # A metric never changes its type within a measurement, so its name says how it is written;
         # where it did, the line is one that InfluxDB rejects, never one that lies.
@@ -357,9 +360,11 @@ class LineWriter:
                 self._bodies.clear()
             self._bodies[key] = body
         pattern, booleans = body
-        if len(self._forms) >= _MAX_FORMS:
-            self._forms.popitem()  # the latest: of more series than that, most are still known
-        self._forms[series] = form = _Form(tuple(fields), self._head(series) + pattern, booleans)
+        form = _Form(tuple(fields), self._head(series) + pattern, booleans)
+        if len(fields) <= _MOST_FIELDS:
+            if len(self._forms) >= _MAX_FORMS:
+                self._forms.popitem()  # the latest: of more series than that, most are still known
+            self._forms[series] = form
         return form
 
     def _head(self, series: Series) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import aiohttp
+import msgspec
 import pytest
 
 from exchange.dictionary import dictionary
@@ -22,7 +23,7 @@ from ingest.rollups.days import HOUR_NS, day_of
 from ingest.rollups.derivations import DERIVATIONS
 from ingest.rollups.engine import FOR_EVER, Engine, Pace, Retention
 from ingest.rollups.settings import SiteSettings
-from ingest.rollups.site_days import DAY, HOUR, MEASUREMENTS, SITE_DAY, SITE_HOUR
+from ingest.rollups.site_days import DAY, FAULT_DAY, HOUR, MEASUREMENTS, SITE_DAY, SITE_HOUR
 from ingest.rollups.statistics import names
 from ingest.stores import (
     Part,
@@ -223,6 +224,83 @@ async def test_a_late_row_corrects_what_looks_at_it(stores: tuple[Store, Store])
     assert await everything(kept) == corrected
 
 
+async def test_a_night_that_ends_is_written_beside_the_day_that_stays(
+    stores: tuple[Store, Store],
+) -> None:
+    raw, kept = stores
+    lamps = [f"lamp-{number}" for number in range(60)]  # more than a question names
+    await raw.write(
+        [
+            lamp_row(minute, lamp, power=60.0, energy=float(minute), lit=1)
+            for minute in range(0, 40 * 60, 30)
+            for lamp in lamps
+        ]
+    )
+    midnight_ns = day_of(TAIPEI, FIRST).end_ns
+    await engine(stores, midnight_ns + HOUR_NS, site=SITE).once()
+    [early, *_] = await rows(kept, DAY)
+    made = engine(stores, midnight_ns + 14 * HOUR_NS, site=SITE)
+    await made.once()
+    [late, *_] = await rows(kept, DAY)
+    assert late.fields["night_energy_wh"] > early.fields["night_energy_wh"]  # type: ignore[operator]  # they are numbers
+    values = {name for name in early.fields if name.startswith(("power_", "energy_m", "lit_"))}
+    assert values
+    assert {name: late.fields[name] for name in values} == {
+        name: early.fields[name] for name in values
+    }
+    # An hour of the day itself changes everything of one device, and nothing of the others.
+    await raw.write([lamp_row(605, "lamp-7", power=600.0, energy=605.0)])
+    made = engine(stores, midnight_ns + 14 * HOUR_NS, site=SITE)
+    await made.once()
+    assert made.counts.points == 2 * 2 + 2 + 1  # it burned all day: that stands in a row of its own
+
+    [changed] = [row for row in await rows(kept, DAY) if row.series.device == "lamp-7"]
+    assert changed.fields["power_max"] == 600.0
+    [site] = await rows(kept, SITE_DAY)
+    assert fields(site, "devices", "rows") == {"devices": 60, "rows": 60 * 48 + 1}
+
+
+async def test_days_of_faults_stand_in_rows_of_their_own(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    by_night = range(19 * 60, 24 * 60 + 5 * 60, 10)
+    lamps = {"good": 0, "faulty": 1, "out": 1}
+    points = [
+        lamp_row(minute, lamp, power=60.0 * (1 - fault), level=100.0, lamp_fault=fault)
+        for lamp, fault in lamps.items()
+        for minute in by_night
+    ]
+    await raw.write(points)
+    # What burns by day, and one that goes on and off.
+    await raw.write([lamp_row(minute, "burner", power=60.0) for minute in range(600, 900, 10)])
+    await raw.write(
+        [lamp_row(minute, "cycler", power=30.0 * (minute // 10 % 3)) for minute in by_night]
+    )
+    now_ns = day_of(TAIPEI, FIRST).end_ns + 13 * HOUR_NS
+    await engine(stores, now_ns, site=SITE).once()
+
+    async def faults() -> dict[str, str]:
+        return {
+            row.series.device: " ".join(
+                name for name in ("faulty", "day_burner", "cycling") if row.fields[name]
+            )
+            for row in await rows(kept, FAULT_DAY)
+        }
+
+    assert await faults() == {
+        "burner": "day_burner",
+        "cycler": "cycling",
+        "faulty": "faulty",
+        "out": "faulty",
+    }
+    [burner] = [row for row in await rows(kept, FAULT_DAY) if row.series.device == "burner"]
+    assert burner.time_ns == day_of(TAIPEI, FIRST).start_ns
+    assert float(burner.fields["day_burning_s"]) > 17_000
+    # What has no fault after all says so: no store takes a row back. 15 minutes of an hour are a fault.
+    tunnel = msgspec.structs.replace(SITE, fault_s=7200.0, burns_by_day=["burner"])
+    await engine(stores, now_ns, site=tunnel).once(anew=True)
+    assert await faults() == {"burner": "", "cycler": "cycling", "faulty": "", "out": ""}
+
+
 async def test_rows_that_were_deleted_change_nothing(
     tmp_path: Path,
 ) -> None:
@@ -329,7 +407,7 @@ async def test_pieces_in_any_order_with_kills_give_what_one_pass_gives(
     for start in range(0, len(points), 400):
         await raw.write(points[start : start + 400])
         now_ns = min(now_ns + chance.randrange(4, 30) * HOUR_NS, end_ns)
-        killed = Killed(kept, chance.randrange(1, 120))
+        killed = Killed(kept, chance.randrange(1, 50))
         try:
             pair: tuple[Store, Store] = (raw, killed)  # type: ignore[assignment]  # it passes all on
             await engine(pair, now_ns, site=SITE).once()
