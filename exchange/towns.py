@@ -39,6 +39,7 @@ Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
 Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]
 Interval = Annotated[float, msgspec.Meta(ge=0.01, le=7 * 86400)]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+Watts = Annotated[float, msgspec.Meta(gt=0, le=10_000)]
 Mail = Annotated[
     str,
     msgspec.Meta(
@@ -184,6 +185,16 @@ class Site(_Table, frozen=True, kw_only=True):
     label: Name
     township: Level
     location: Location
+    lamp_w: Watts | None = None
+    """What a lamp would take at full output, or took before it was dimmed: what savings are told against."""
+    lamp_watts: dict[Level, Watts] = {}
+    """The same of single lamps."""
+    lamp_w_uncertainty_percent: Percent = 10.0
+    """The limit of error of these watts."""
+    burns_by_day: list[Level] = []
+    """Lamps that are meant to burn by day, in tunnels and underpasses."""
+    reference_stations: list[Level] = []
+    """Devices of reference grade; what any other says of the air is labelled indicative."""
 
 
 class Gateway(_Table, frozen=True, kw_only=True):

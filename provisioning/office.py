@@ -36,7 +36,7 @@ import msgspec
 
 from exchange.configuration import TomlFile, check_private, secret, toml_table, toml_value
 from exchange.errors import ConfigError, OnestreetError
-from exchange.towns import Gateway, Town, read_town, read_towns
+from exchange.towns import Gateway, Site, Town, read_town, read_towns
 from provisioning import broker
 from provisioning.access import access_rules, application_user, gateway_user
 from provisioning.authority import (
@@ -658,14 +658,25 @@ def _rollups(towns: Sequence[Town]) -> list[str]:
         "raw_retention_days": max(kept.retention_days, 2) if kept.retention_days else 0,
         "retention_days": max(kept.rollups_retention_days, 2) if kept.rollups_retention_days else 0,
     }
-    places = {f"{town.county}/{one.id}": one.location for town in towns for one in town.sites}
+    sites = {f"{town.county}/{one.id}": _of_site(one) for town in towns for one in town.sites}
     return [
         toml_table("[rollups]", **{key: value for key, value in days.items() if value}),
-        toml_table(
-            "[rollups.sites]",
-            **{name: {"lat": at.lat, "lon": at.lon} for name, at in places.items()},
-        ),
+        toml_table("[rollups.sites]", **sites),
     ]
+
+
+def _of_site(site: Site) -> dict[str, object]:
+    """Return what rollups go by at a site: where it is, and what its file says of its lamps and stations."""
+    said = {
+        "lamp_w": site.lamp_w,
+        "lamp_watts": site.lamp_watts,
+        "burns_by_day": site.burns_by_day,
+        "reference_stations": site.reference_stations,
+    }
+    if site.lamp_w or site.lamp_watts:
+        said["lamp_w_uncertainty_percent"] = site.lamp_w_uncertainty_percent
+    place = {"lat": site.location.lat, "lon": site.location.lon}
+    return place | {key: value for key, value in said.items() if value or value == 0.0}
 
 
 def _authority_name(towns: Sequence[Town]) -> str:

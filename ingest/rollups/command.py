@@ -1,10 +1,11 @@
-"""`onestreet rollups run|once`: hours and days from raw rows, until SIGTERM or once."""
+"""`onestreet rollups run|once|baseline`: hours and days from raw rows, until SIGTERM or once; what lamps took."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import date
@@ -14,6 +15,7 @@ from typing import Any
 from exchange import health, runtime
 from exchange.errors import ConfigError
 from ingest.config import Config, load_config, rollup_stores
+from ingest.rollups.baseline import measured
 from ingest.rollups.days import HOUR_NS
 from ingest.rollups.engine import Engine, Pace, Retention
 from ingest.rollups.metrics import serving
@@ -29,7 +31,8 @@ def run(argv: Sequence[str]) -> int:
     asked = _parser().parse_args(argv)
     runtime.log_to_stderr()
     file: Path = asked.config
-    return runtime.run(_main(load_config(file), file, asked))
+    work = _baseline if asked.action == "baseline" else _main
+    return runtime.run(work(load_config(file), file, asked))
 
 
 def engine(config: Config, file: Path) -> Engine:
@@ -87,6 +90,23 @@ async def _main(config: Config, file: Path, asked: argparse.Namespace) -> int:
         return 0
 
 
+async def _baseline(config: Config, file: Path, asked: argparse.Namespace) -> int:
+    """Print what the lamps of each site took; return 1 where nothing is known."""
+    raw, kept = rollup_stores(config, file)
+    zones = {county: config.zone(county) for county in config.counties}
+    try:
+        found = measured(kept, zones, config.rollups.sites, asked.first, asked.last)
+        every = [site.text(each=asked.each) async for site in found]
+    finally:
+        for store in {id(store): store for store in (raw, kept)}.values():
+            await store.close()
+    if not every:
+        sys.stderr.write(f"{_NO_NIGHTS}\n")
+        return 1
+    sys.stdout.write("\n\n".join([_PASTE, *every]) + "\n")
+    return 0
+
+
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None], made: Engine) -> int:
     """Work until it is done or told to stop; return 0 when it was done, and all of it."""
     working = asyncio.create_task(work, name="rollups")
@@ -108,11 +128,17 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None], made: Eng
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="onestreet rollups", description=_WORDS)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="run|once")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="run|once|baseline")
     running = actions.add_parser("run", help="until SIGTERM", description=_WORDS)
     once = actions.add_parser("once", help="one pass, then end", description=_WORDS)
-    for each in (running, once):
+    baseline = actions.add_parser("baseline", help=_BASELINE, description=_BASELINE)
+    for each in (running, once, baseline):
         each.add_argument("config", type=Path, nargs="?", default=CONFIG, help="%(default)s")
+    for key, dest, words in (("--from", "first", _NIGHTS), ("--to", "last", _LAST_NIGHT)):
+        baseline.add_argument(
+            key, dest=dest, type=date.fromisoformat, metavar="DATE", required=True, help=words
+        )
+    baseline.add_argument("--each", action="store_true", help=_EACH)
     once.add_argument("--from", dest="first", type=date.fromisoformat, metavar="DATE", help=_FROM)
     once.add_argument("--to", dest="last", type=date.fromisoformat, metavar="DATE", help=_TO)
     once.add_argument("--anew", action="store_true", help=_ANEW)
@@ -120,6 +146,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _WORDS = "hours and days of devices and sites, from raw rows 由原始資料彙整每小時與每日統計"
+_BASELINE = (
+    "what lamps took while they burned, as settings to paste 實測路燈亮燈時的瓦數，可直接貼入設定"
+)
+_NIGHTS = (
+    "the day on which the first of these nights begins, before lamps are dimmed 調光前第一晚的日期"
+)
+_LAST_NIGHT = "the day on which the last of them begins 最後一晚的日期"
+_EACH = "each lamp's watts, too 同時列出每盞燈"
+_NO_NIGHTS = (
+    "no night of a lamp is known in these days: onestreet rollups once --from --to makes them "
+    "這段期間沒有路燈的夜間統計"
+)
+_PASTE = """# To the site's [[site]] in the town's file (then onestreet town init), or to its entry in [rollups.sites].
+# Nights already made are told against it after onestreet rollups once --anew.
+# 貼入縣市檔案的 [[site]]（再執行 onestreet town init），或 [rollups.sites] 中的場域。
+# 已統計的夜晚以 onestreet rollups once --anew 重算。"""
 _FROM = "first civil day, YYYY-MM-DD; default: as far back as is looked through daily 起始日"
 _TO = "last civil day, YYYY-MM-DD; default: today 結束日"
 _ANEW = "make all of it anew, as after a change of settings 全部重新計算，例如變更設定之後"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from itertools import pairwise
 from math import fsum, sqrt
+from statistics import stdev
 from typing import NamedTuple
 
 from ingest.rollups.samples import (
@@ -19,6 +20,7 @@ from ingest.rollups.samples import (
     number,
     numbers,
     samples,
+    start_ms,
     total,
 )
 from ingest.rollups.settings import SiteSettings
@@ -173,17 +175,67 @@ def savings(lamps: Iterable[Lamp], site: SiteSettings) -> Fields:
     }
 
 
-def measured_watts(nights: Iterable[Row]) -> dict[str, float]:
-    """Return what each lamp took while it burned, from its days' rows of the first nights: for `lamp_watts`."""
-    sums: dict[str, tuple[list[float], list[float]]] = {}
-    for row in nights:
-        energy_wh, burning_s = number(row, "night_energy_wh"), number(row, "night_burning_s")
-        gap_wh = number(row, "night_energy_gap_wh") or 0.0
-        if energy_wh is not None and burning_s:
-            energies, burning = sums.setdefault(str(row["device"]), ([], []))
-            energies.append(energy_wh - gap_wh)
-            burning.append(burning_s)
-    return {lamp: 3600 * fsum(wh) / fsum(seconds) for lamp, (wh, seconds) in sums.items()}
+class MeasuredWatts:
+    """What a site's lamps took while they burned in some nights: what later nights are compared with."""
+
+    def __init__(self) -> None:
+        self._lamps: dict[str, _Burned] = {}
+        self._nights: dict[int, _Burned] = {}
+
+    def add(self, day: Row) -> None:
+        """Take the row of a lamp's day: the night that begins on it."""
+        energy_wh, burning_s = number(day, "night_energy_wh"), number(day, "night_burning_s")
+        if energy_wh is None or not burning_s:
+            return
+        # What a gap's counter counted has no burning time to be divided by.
+        energy_wh -= number(day, "night_energy_gap_wh") or 0.0
+        for burned in (
+            self._lamps.setdefault(str(day["device"]), _Burned([], [])),
+            self._nights.setdefault(start_ms(day), _Burned([], [])),
+        ):
+            burned.energies_wh.append(energy_wh)
+            burned.burning_s.append(burning_s)
+
+    @property
+    def lamps(self) -> dict[str, float]:
+        """The watts of each lamp."""
+        return {lamp: burned.watts for lamp, burned in self._lamps.items()}
+
+    @property
+    def nights(self) -> int:
+        return len(self._nights)
+
+    @property
+    def lamp_nights(self) -> int:
+        return sum(len(burned.energies_wh) for burned in self._lamps.values())
+
+    @property
+    def watts(self) -> float:
+        """The watts of a lamp, all lamps and nights together."""
+        every = self._nights.values()
+        energy_wh = fsum(wh for one in every for wh in one.energies_wh)
+        return 3600 * energy_wh / fsum(seconds for one in every for seconds in one.burning_s)
+
+    def uncertainty_percent(self, meter_class_percent: float) -> float | None:
+        """Return the limit of error of `watts`; None from one night, which says nothing of how nights differ.
+
+        Source: GUM (JCGM 100): the standard error of the nights' mean, and the meter's class as a rectangular
+            distribution; a limit is its standard uncertainty times the square root of 3, as `savings` takes it.
+        """
+        if self.nights < 2:
+            return None
+        every = [burned.watts for burned in self._nights.values()]
+        of_nights = stdev(every) / sqrt(len(every)) / self.watts
+        return 100 * sqrt(3 * of_nights**2 + (meter_class_percent / 100) ** 2)
+
+
+class _Burned(NamedTuple):
+    energies_wh: list[float]
+    burning_s: list[float]
+
+    @property
+    def watts(self) -> float:
+        return 3600 * fsum(self.energies_wh) / fsum(self.burning_s)
 
 
 def _integrated(known: list[Sample], hold_ms: float) -> Fields:

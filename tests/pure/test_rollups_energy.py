@@ -215,17 +215,33 @@ def test_lamps_that_are_out_save_nothing() -> None:
 def test_the_first_nights_give_each_lamps_watts() -> None:
     lamp = WEEK.device("neihu-lamp-1")
     undimmed: list[Row] = [
-        {"device": lamp.id, "night_energy_wh": 850.0, "night_burning_s": 36_000.0},
         {
             "device": lamp.id,
+            "start_ms": 0,
+            "night_energy_wh": 850.0,
+            "night_burning_s": 36_000.0,
+        },
+        {
+            "device": lamp.id,
+            "start_ms": 24 * HOUR_MS,
             "night_energy_wh": 1150.0,
             "night_energy_gap_wh": 200.0,
             "night_burning_s": 36_000.0,
         },
-        {"device": "silent"},
+        {"device": "silent", "start_ms": 0},
     ]
-    assert energy.measured_watts(undimmed) == {lamp.id: 90.0}
-    assert energy.measured_watts([]) == {}
+    found = energy.MeasuredWatts()
+    assert (found.nights, found.lamps) == (0, {})
+    for row in undimmed:
+        found.add(row)
+    assert found.lamps == {lamp.id: 90.0}
+    assert (found.watts, found.nights, found.lamp_nights) == (90.0, 2, 2)
+    # Nights of 85 and 95 W: half their distance is the standard error of the mean.
+    assert found.uncertainty_percent(0) == pytest.approx(100 * sqrt(3) * 5 / 90)
+    assert found.uncertainty_percent(2) == pytest.approx(sqrt(3 * (500 / 90) ** 2 + 4))
+    one = energy.MeasuredWatts()
+    one.add(undimmed[0])
+    assert one.uncertainty_percent(1) is None
     assert night_bounds(WEEK, 0).end_ms - night_bounds(WEEK, 0).start_ms == 24 * HOUR_MS
 
 
