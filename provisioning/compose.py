@@ -50,7 +50,7 @@ def prepare(office: Path, towns: Sequence[Town], alerts: Alerts | None = None) -
     rules = make_folder(grafana / "alerting")
     for file, text in alerts(rules, towns).items() if alerts else ():
         write_public(file, text)
-    for service in ("ingest", "watch"):
+    for service in ("ingest", "watch", "rollups"):
         folder = office / "services" / service
         inside = _from_inside((folder / "ingest.toml").read_text(encoding="utf-8"), variables)
         write_public(folder / "compose.toml", inside)

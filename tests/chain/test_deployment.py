@@ -216,7 +216,7 @@ def test_a_town_runs_is_backed_up_is_lost_and_comes_back(
     model = made(office, town_file(tmp_path))
     at_first = digests(office)
     parts = up(model)
-    parts.up("ingest", "watch", "street")
+    parts.up("ingest", "watch", "rollups", "street")
     read = Reader(office)
     gateways = 2
     for domain, each in DOMAINS.items():
@@ -266,7 +266,7 @@ def test_a_town_runs_is_backed_up_is_lost_and_comes_back(
     parts.run("restore-store", backup.name)
     restored = Reader(office).rows()
     assert before <= restored <= after, "row by row: all from before the backup, none from after it"
-    parts.up("ingest", "watch", "street")
+    parts.up("ingest", "watch", "rollups", "street")
     newest = max(row["time"] for row in Reader(office).of("air"))
     wait_for(
         lambda: max(row["time"] for row in read.of("air")) > newest,

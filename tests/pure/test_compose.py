@@ -36,6 +36,7 @@ SEES = {
     "store-setup": {"towns", "store", "services"},
     "ingest": {"services/ingest"},
     "watch": {"services/watch"},
+    "rollups": {"services/rollups"},
     "grafana": {"services/grafana", ALERTING},
     "street": {"towns", "gateways"},
     "backup": {"."},
@@ -131,6 +132,7 @@ def test_nothing_starts_before_what_it_needs(model: Model) -> None:
             assert how["condition"] == wanted, (name, other)
     for name in ("ingest", "watch"):
         assert services(model)[name]["depends_on"].keys() == {"broker", "store", "store-setup"}
+    assert services(model)["rollups"]["depends_on"].keys() == {"store", "store-setup"}
 
 
 def test_only_broker_and_grafana_are_to_be_had_from_outside(model: Model) -> None:
@@ -220,13 +222,19 @@ def test_an_office_on_localhost_runs_in_containers_too(tmp_path: Path) -> None:
     assert found["broker"]["networks"]["inside"]["aliases"] == ["broker"]
     assert found["store"]["networks"]["inside"]["aliases"] == ["store"]
     office = variables.parent
-    for name in ("ingest", "watch"):
+    for name in ("ingest", "watch", "rollups"):
         config = load_config(office / "services" / name / "compose.toml")
         assert config.broker.host == "broker"
         assert config.store == "influxdbs://store:8086/onestreet/onestreet"
         outside = load_config(office / "services" / name / "ingest.toml")
         assert (outside.broker.host, outside.counties) == ("localhost", config.counties)
         assert f"/office/services/{name}/compose.toml" in found[name]["command"]
+    kept = load_config(office / "services" / "rollups" / "compose.toml")
+    assert kept.rollups.sites["tw-tpe/xinyi"].lat is not None
+    # Of the office it sees its own folder: what it opens is in there.
+    folder = office / "services" / "rollups"
+    opened = (kept.store_ca_file, kept.store_token_file, kept.store_read_token_file)
+    assert [file and file.parent for file in opened] == [folder] * 3
     assert {"broker", "localhost"} <= names_of((office / "broker" / "server.pem").read_bytes())
     assert {"store", "localhost"} <= names_of((office / "store" / "server.pem").read_bytes())
     for name in ("store-setup", "backup"):
