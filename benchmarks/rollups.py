@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.processes import BenchmarkFailed, Meter
-from ingest.rollups.days import HOUR_NS
+from ingest.days import HOUR_NS
 from ingest.rollups.engine import Engine, Pace
 from ingest.rollups.settings import SiteSettings
 from ingest.stores import Store, open_store

@@ -7,7 +7,7 @@ from datetime import date
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from ingest.rollups.days import day_of
+from ingest.days import day_of
 from ingest.rollups.energy import MeasuredWatts
 from ingest.rollups.settings import DEFAULTS, SiteSettings
 from ingest.rollups.site_days import DAY

@@ -15,8 +15,8 @@ from typing import Any
 from exchange import health, runtime
 from exchange.errors import ConfigError
 from ingest.config import Config, load_config, rollup_stores
+from ingest.days import HOUR_NS
 from ingest.rollups.baseline import measured
-from ingest.rollups.days import HOUR_NS
 from ingest.rollups.engine import Engine, Pace, Retention
 from ingest.rollups.metrics import serving
 

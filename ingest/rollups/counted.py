@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from ingest.rollups.days import HOUR_NS
+from ingest.days import HOUR_NS
 
 ALL = ""
 """The device under whose name a site's rows are counted all together."""

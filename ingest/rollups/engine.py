@@ -20,8 +20,8 @@ from exchange import health
 from exchange.dictionary import dictionary
 from exchange.errors import StoreError
 from exchange.trouble import Trouble
+from ingest.days import HOUR_NS, Day, day_of, days
 from ingest.rollups.counted import Closed
-from ingest.rollups.days import HOUR_NS, Day, day_of, days
 from ingest.rollups.settings import DEFAULTS, SiteSettings
 from ingest.rollups.site_days import MEASUREMENTS, Place, SiteDays
 from ingest.stores import Store, StoreRejected, StoreUnavailable

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 from exchange.dictionary import dictionary
+from ingest.days import HOUR_NS, Day, beside, date_of, noon_ns
 from ingest.rollups import statistics
 from ingest.rollups.counted import ALL, Closed, Counted, Made, aligned, total
-from ingest.rollups.days import HOUR_NS, Day, beside, date_of, noon_ns
 from ingest.rollups.derivations import CHAINED_HOURS, DERIVATIONS, NONE
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.spans import BEFORE_NS, Bounds, GoodRows

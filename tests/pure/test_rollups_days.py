@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.days import HOUR_NS, Day, beside, date_of, day_of, days, noon_ns
 from ingest.rollups.counted import Counted, Made, aligned, total
-from ingest.rollups.days import HOUR_NS, Day, beside, date_of, day_of, days, noon_ns
 
 TAIPEI = ZoneInfo("Asia/Taipei")
 ZONES = [

@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 from exchange.dictionary import dictionary
+from ingest.days import HOUR_NS, day_of
 from ingest.rollups import engine as engine_module
-from ingest.rollups.days import HOUR_NS, day_of
 from ingest.rollups.derivations import DERIVATIONS
 from ingest.rollups.engine import FOR_EVER, Engine, Pace, Retention
 from ingest.rollups.settings import SiteSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from ingest.config import load_config
-from ingest.rollups.days import HOUR_NS, day_of
+from ingest.days import HOUR_NS, day_of
 from ingest.rollups.site_days import DAY, SITE_DAY, SITE_HOUR
 from ingest.stores import FieldValue, Point, Series, open_store
 from provisioning.office import init

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from ingest.rollups.days import HOUR_NS
+from ingest.days import HOUR_NS
 from ingest.rollups.engine import FOR_EVER, Engine, Pace
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.site_days import DAY, SITE_DAY, SITE_HOUR
