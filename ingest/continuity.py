@@ -43,15 +43,15 @@ class _Gap(msgspec.Struct, gc=False):
 
 
 class _Run(msgspec.Struct, gc=False):
-    """What is known of one epoch."""
+    """What is known of one epoch, -1 before the first."""
 
-    epoch: int
+    epoch: int = -1
     highest: int = -1
     lost: int = 0
     gaps: list[_Gap] | None = None
 
     @property
-    def missing(self) -> int:
+    def own_missing(self) -> int:
         return self.lost + sum(gap.last - gap.first + 1 for gap in self.gaps or ())
 
 
@@ -59,24 +59,33 @@ def _count_nothing(_time_ms: int, _received: int, _missing: int) -> None:
     return
 
 
-class Continuity(msgspec.Struct, gc=False):
+class Continuity(_Run, gc=False):
     """What is remembered of one device's samples: of its epoch, and of the one before, which may come late."""
 
-    _run: _Run = msgspec.field(default_factory=lambda: _Run(-1))
     _before: _Run | None = None
     _newest_row: int = -1
     _newest_epoch: int = -1
     _newest_seq: int = -1
 
     @property
-    def epoch(self) -> int:
-        """The newest epoch seen, -1 before the first."""
-        return self._run.epoch
-
-    @property
     def missing(self) -> int:
         """Samples between the first seen and the last that have not come."""
-        return self._run.missing + (self._before.missing if self._before else 0)
+        return self.own_missing + (self._before.own_missing if self._before else 0)
+
+    def goes_on(self, sample: Sample) -> bool:
+        """Take a sample that is the next in every way, as nearly all are; False, and nothing done, if it is not."""
+        row = sample.row_time_ns
+        if (
+            sample.epoch != self.epoch
+            or sample.seq != self.highest + 1
+            or row <= self._newest_row
+            or self.highest < 0
+        ):
+            return False
+        self.highest = self._newest_seq = sample.seq
+        # The number that is there already: of 200,000 devices each costs memory.
+        self._newest_row, self._newest_epoch = row, self.epoch
+        return True
 
     def take(self, samples: Iterable[Sample], count: Count = _count_nothing) -> Findings:
         """Follow samples as they come and return what was found.
@@ -86,13 +95,13 @@ class Continuity(msgspec.Struct, gc=False):
         found = Findings()
         for sample in samples:
             epoch = sample.epoch
-            run: _Run | None = self._run
-            if epoch > self._run.epoch:
-                if self._run.epoch >= 0:
+            run: _Run | None = self
+            if epoch > self.epoch:
+                if self.epoch >= 0:
                     found.epochs += 1
-                    self._before = self._run
-                self._run = run = _Run(epoch)
-            elif epoch < self._run.epoch:
+                    self._before = _Run(self.epoch, self.highest, self.lost, self.gaps)
+                self.epoch, self.highest, self.lost, self.gaps = epoch, -1, 0, None
+            elif epoch < self.epoch:
                 run = self._before
             if run is not None and run.epoch == epoch:
                 _follow(run, sample, count)
@@ -101,7 +110,7 @@ class Continuity(msgspec.Struct, gc=False):
 
     def interrupt(self) -> None:
         """Nobody knows what passed unseen: the next sample is a new beginning."""
-        self._run.highest = -1
+        self.highest = -1
         if self._before is not None:
             self._before.highest = -1
 
@@ -110,9 +119,7 @@ class Continuity(msgspec.Struct, gc=False):
         row = sample.row_time_ns
         if row > self._newest_row:
             self._newest_row = row
-            # The number that is there already: of 200,000 devices each costs memory.
-            known = self._run.epoch
-            self._newest_epoch = known if sample.epoch == known else sample.epoch
+            self._newest_epoch = self.epoch if sample.epoch == self.epoch else sample.epoch
             self._newest_seq = sample.seq
         named = (self._newest_epoch, self._newest_seq)
         return row == self._newest_row and named != (sample.epoch, sample.seq)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import Enum, auto
+from functools import lru_cache
 from sys import intern
 from typing import NamedTuple
 
@@ -28,7 +29,9 @@ class Registered(msgspec.Struct, frozen=True, gc=False):
     """A device, as the state of its owner says."""
 
     name: DeviceId
-    topic: Topic
+    site: str
+    gateway: str
+    domain: str
     online: bool
     interval_s: float
     epoch: int
@@ -41,7 +44,18 @@ class Registered(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_gateway(self) -> bool:
         """Whether it is a gateway's own state."""
-        return self.topic.domain == "gateway"
+        return self.domain == "gateway"
+
+    @property
+    def behind(self) -> tuple[str, str]:
+        """County and name of its gateway."""
+        return self.name.county, self.gateway
+
+    @property
+    def topic(self) -> Topic:
+        """Where its state is."""
+        county, device = self.name
+        return Topic(county, self.site, self.gateway, self.domain, device, "state")
 
 
 class Change(Enum):
@@ -65,13 +79,13 @@ class Registry:
         """Take a state, None for the empty payload that retires."""
         name = DeviceId(intern(topic.county), topic.device)
         known = self.devices.get(name)
-        mine = known is not None and known.topic.gateway == topic.gateway
+        mine = known is not None and known.gateway == topic.gateway
         if state is None:
             # A replaced gateway clears its old state after the new one has spoken.
             if known is None or not mine:
                 return Change.NONE
             del self.devices[name]
-            self._leave(known.topic, name)
+            self._leave(known)
             return Change.RETIRED
         if known is not None and not mine and state.epoch <= known.epoch:
             return Change.DISPUTED
@@ -79,15 +93,15 @@ class Registry:
         if known == said:
             return Change.NONE
         if known is not None and not mine:
-            self._leave(known.topic, name)
+            self._leave(known)
         self.devices[said.name] = said
-        self._behind.setdefault((topic.county, topic.gateway), set()).add(said.name)
+        self._behind.setdefault(said.behind, set()).add(said.name)
         return Change.SET
 
     def adopt(self, name: DeviceId, known: Registered) -> None:
         """Keep a device whose state was emptied; any gateway that speaks for it owns it."""
         self.devices[name] = msgspec.structs.replace(known, online=False, epoch=-1)
-        self._behind.setdefault((known.topic.county, known.topic.gateway), set()).add(name)
+        self._behind.setdefault(known.behind, set()).add(name)
 
     def behind(self, county: str, gateway: str) -> Collection[DeviceId]:
         """Return the devices that a gateway stands behind, itself among them."""
@@ -97,28 +111,27 @@ class Registry:
         """Return county and name of every gateway that a device is behind, or that has a state."""
         return self._behind.keys()
 
-    def gateway_online(self, topic: Topic) -> bool | None:
-        """Say whether the gateway of a device is online; None when it has not said."""
-        gateway = self.devices.get(DeviceId(topic.county, topic.gateway))
-        return None if gateway is None else gateway.online
+    def gateway_online(self, county: str, gateway: str) -> bool | None:
+        """Say whether a gateway is online; None when it has not said."""
+        known = self.devices.get(DeviceId(county, gateway))
+        return None if known is None else known.online
 
-    def _leave(self, topic: Topic, name: DeviceId) -> None:
-        key = topic.county, topic.gateway
-        self._behind[key].discard(name)
-        if not self._behind[key]:
-            del self._behind[key]
+    def _leave(self, known: Registered) -> None:
+        devices = self._behind[known.behind]
+        devices.discard(known.name)
+        if not devices:
+            del self._behind[known.behind]
 
 
 def _registered(name: DeviceId, topic: Topic, state: State) -> Registered:
     descriptor, location = state.descriptor, state.descriptor.location
-    county, site, gateway, domain = map(
-        intern, (topic.county, topic.site, topic.gateway, topic.domain)
-    )
     return Registered(
         name,
-        Topic(county, site, gateway, domain, topic.device, "state"),
+        intern(topic.site),
+        intern(topic.gateway),
+        intern(topic.domain),
         state.online,
-        state.interval_s,
+        _same(state.interval_s),
         state.epoch,
         descriptor.label.zh_tw or descriptor.label.en or topic.device,
         descriptor.asset_id,
@@ -126,3 +139,9 @@ def _registered(name: DeviceId, topic: Topic, state: State) -> Registered:
         None if location is None else location.lon,
         intern(descriptor.transport),
     )
+
+
+@lru_cache(maxsize=256)
+def _same(number: float) -> float:
+    """Return one object for all equal ones."""
+    return number

@@ -1,9 +1,9 @@
 """Liveness: how long a device may be silent before that says something, by its own interval and its own past.
 
-Two intervals are allowed (EX-S-008); a few seconds more, and a device is `down`: unless it is one of those of which
-samples get lost on the way to the gateway. Who misses one of ten, misses two in a row 14 times a day at one a
-minute. So each device is given the patience that its own losses ask for: as many intervals as make a false alarm
-rarer than once in FALSE_DOWNS_A_DAY. Until then it is `late`.
+Two intervals are allowed (EX-S-008); a few seconds more, and a device is `down`. Only of those on a radio, samples get
+lost on the way to the gateway: who says one thing an interval and loses a tenth, misses two in a row 13 times a day at
+one a minute. So such a device is given the patience that its own losses ask for: as many intervals as make a false
+alarm rarer than FALSE_DOWNS_A_DAY. Until then it is `late`. Who is heard five times an interval needs no more than two.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LEAST_PATIENCE, MOST_PATIENCE = 2, 10
 """Intervals of silence."""
 FALSE_DOWNS_A_DAY = 1e-5
 BROADCAST = frozenset({"ble", "bluetooth", "lora", "lorawan", "zigbee"})
-"""Transports by which samples get lost on the way to the gateway: patience is lost here, not gained."""
+"""Transports by which samples get lost on the way to the gateway."""
 PROVEN_AFTER = 100
-"""Intervals after which the losses of a device that broadcasts are believed to be known."""
+"""Intervals after which the losses of such a device are believed to be known; until then it has all patience."""
 _MEMORY = 4096
 _DAY_S = 86_400
 
@@ -44,31 +44,36 @@ class Status(IntEnum):
         return self.name.lower()
 
 
-class Losses(msgspec.Struct, gc=False):
-    """Intervals of a device in which something came, and in which nothing did while it lived."""
+ALIVE = (Status.UP, Status.LATE)
 
-    heard: int = 0
+
+class Losses(msgspec.Struct, gc=False):
+    """The intervals that a device has lived through, and those of them in which nothing came though it lived."""
+
+    lived: float = 0.0
     missed: int = 0
 
     def note(self, silence_s: float, interval_s: float) -> None:
         """Take the silence between two samples; one that is longer than any patience was no loss."""
-        intervals = round(silence_s / interval_s)
-        if not 1 <= intervals <= MOST_PATIENCE:
+        intervals = silence_s / interval_s
+        if intervals > MOST_PATIENCE + 0.5:
             return
-        self.heard += 1
-        self.missed += intervals - 1
-        if self.heard + self.missed > _MEMORY:
-            self.heard, self.missed = self.heard // 2, self.missed // 2
+        self.lived += intervals
+        if intervals > 1.5:
+            self.missed += round(intervals) - 1
+        if self.lived > _MEMORY:
+            self.lived, self.missed = self.lived / 2, self.missed // 2
 
     def patience(self, interval_s: float, transport: str) -> int:
         """Return how many intervals of silence are no news."""
-        total = self.heard + self.missed
-        if transport in BROADCAST and total < PROVEN_AFTER:
+        if transport not in BROADCAST:
+            return LEAST_PATIENCE
+        if self.lived < PROVEN_AFTER:
             return MOST_PATIENCE
         if not self.missed:
             return LEAST_PATIENCE
         allowed = FALSE_DOWNS_A_DAY * min(interval_s / _DAY_S, 1.0)
-        intervals = math.ceil(math.log(allowed) / math.log(self.missed / (total + 1)))
+        intervals = math.ceil(math.log(allowed) / math.log(self.missed / (self.lived + 1)))
         return min(max(intervals, LEAST_PATIENCE), MOST_PATIENCE)
 
 

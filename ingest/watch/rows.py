@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from ingest.watch.days import Day
 from ingest.watch.figures import Figures
 from ingest.watch.liveness import Losses, Status
 
-DEVICE_DAY, SITE_DAY = "device_day", "site_day_state"
+DEVICE_DAY, SITE_DAY, SITE_HOUR = "device_day", "site_day_state", "site_hour_state"
+_IN_AN_HOUR = (Status.DOWN, Status.LATE, Status.UNKNOWN)
 
 
 class Place(NamedTuple):
@@ -40,7 +42,7 @@ def device_row(known: Registered, shown: Shown, now_ms: int) -> Point:
     fields: dict[str, FieldValue] = {
         "label": known.label,
         "asset_id": known.asset_id,
-        "gateway": known.topic.gateway,
+        "gateway": known.gateway,
         "interval_s": float(known.interval_s),
         "up": int(shown.status in (Status.UP, Status.LATE)),
         "status": shown.status.word,
@@ -54,7 +56,7 @@ def device_row(known: Registered, shown: Shown, now_ms: int) -> Point:
         fields["age_s"] = round(max(shown.age_s, 0.0), 3)
     if known.lat is not None and known.lon is not None:
         fields |= {"lat": float(known.lat), "lon": float(known.lon)}
-    return Point(series_of(known.topic), now_ms * 1_000_000 + known.epoch % 1_000_000, fields)
+    return Point(series_of(known), now_ms * 1_000_000 + known.epoch % 1_000_000, fields)
 
 
 def retired_row(topic: Topic, now_ms: int) -> Point:
@@ -66,12 +68,13 @@ def retired_row(topic: Topic, now_ms: int) -> Point:
         "since": _rfc3339(now_ms),
         "incident": "",
     }
-    return Point(series_of(topic), now_ms * 1_000_000, fields)
+    series = Series("device", topic.county, topic.site, topic.device, topic.domain)
+    return Point(series, now_ms * 1_000_000, fields)
 
 
-def series_of(topic: Topic, measurement: str = "device") -> Series:
+def series_of(known: Registered, measurement: str = "device") -> Series:
     """Return whose rows they are."""
-    return Series(measurement, topic.county, topic.site, topic.device, topic.domain)
+    return Series(measurement, known.name.county, known.site, known.name.device, known.domain)
 
 
 def site_row(
@@ -91,10 +94,11 @@ def site_row(
     return Point(_series("site_now", place), now_ms * 1_000_000, fields)
 
 
-def device_day_row(topic: Topic, day: Day, figures: Figures, losses: Losses) -> Point:
+def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses) -> Point:
     """Return a device's day."""
-    fields = _day_fields(figures) | {"heard": losses.heard, "missed": losses.missed}
-    return Point(series_of(topic, DEVICE_DAY), day.start_ms * 1_000_000, fields)
+    heard = max(round(losses.lived) - losses.missed, 0)
+    fields = _day_fields(figures) | {"heard": heard, "missed": losses.missed}
+    return Point(series_of(known, DEVICE_DAY), day.start_ms * 1_000_000, fields)
 
 
 def site_day_row(place: Place, day: Day, figures: Figures) -> Point:
@@ -102,21 +106,32 @@ def site_day_row(place: Place, day: Day, figures: Figures) -> Point:
     return Point(_series(SITE_DAY, place), day.start_ms * 1_000_000, _day_fields(figures))
 
 
+def site_hour_row(place: Place, start_ms: int, most: Sequence[int], devices: int) -> Point:
+    """Return the most devices of a site that were down, late or unknown at once, in an hour."""
+    fields: dict[str, FieldValue] = {status.word: most[status] for status in _IN_AN_HOUR}
+    return Point(_series(SITE_HOUR, place), start_ms * 1_000_000, fields | {"devices": devices})
+
+
+def most_of(point: Point) -> tuple[list[int], int]:
+    """Return what an hour's row holds: the most in each status, and in all."""
+    return [_whole(point, status.word) for status in Status], _whole(point, "devices")
+
+
 def figures_of(point: Point) -> Figures:
     """Return the figures that a day's row holds."""
-
-    def whole(name: str, factor: int = 1) -> int:
-        value = point.fields.get(name, 0)
-        return 0 if isinstance(value, str) else round(value * factor)
-
-    times = (whole(name, 1000) for name in ("up_s", "down_s", "unknown_s", "maintenance_s"))
-    return Figures(whole("received"), whole("missing"), *times)
+    times = (_whole(point, name, 1000) for name in ("up_s", "down_s", "unknown_s", "maintenance_s"))
+    return Figures(_whole(point, "received"), _whole(point, "missing"), *times)
 
 
 def losses_of(point: Point) -> Losses:
     """Return what a day's row knows of a device's losses."""
-    heard, missed = point.fields.get("heard", 0), point.fields.get("missed", 0)
-    return Losses(int(heard), int(missed))
+    heard, missed = _whole(point, "heard"), _whole(point, "missed")
+    return Losses(float(heard + missed), missed)
+
+
+def _whole(point: Point, name: str, factor: int = 1) -> int:
+    value = point.fields.get(name, 0)
+    return 0 if isinstance(value, str) else round(value * factor)
 
 
 def _day_fields(figures: Figures) -> dict[str, FieldValue]:

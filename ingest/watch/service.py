@@ -23,14 +23,25 @@ from ingest.registry import DeviceId, Registry
 from ingest.stores import Point, Store, StoreRejected, StoreUnavailable
 from ingest.watch.days import Days
 from ingest.watch.incidents import MEASUREMENT, Incident, incident_of
-from ingest.watch.lookout import DAY_EVERY_S, MAX_TOLD, Counts, Lookout, Now, Restored
+from ingest.watch.lookout import Counts, Lookout, Restored
 from ingest.watch.maintenance import WindowFile
+from ingest.watch.moments import DAY_EVERY_S, Now
 from ingest.watch.roll_call import RollCall, live
-from ingest.watch.rows import DEVICE_DAY, SITE_DAY, Place, figures_of, losses_of
+from ingest.watch.rows import (
+    DEVICE_DAY,
+    SITE_DAY,
+    SITE_HOUR,
+    Place,
+    figures_of,
+    losses_of,
+    most_of,
+)
+from ingest.watch.sites import Hour
 
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.25
+_LEVELS = 8
 POINTS_A_WRITE = 1000
 STORE_PATIENCE_S = 5.0
 GOODBYE_DEADLINE_S = 3.0
@@ -41,7 +52,7 @@ RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
 INCIDENTS_BACK_MS = 90 * 86_400_000
 MAX_EARLY = 20_000
 """Readings that are kept until the states of their devices have come."""
-LATE_DAY_MS = 3_600_000
+LATE_DAY_MS = HOUR_MS = 3_600_000
 """So long after midnight the day before is read back, too."""
 
 
@@ -72,7 +83,6 @@ class Watch:
         self._ended.set()
         self._begun_s = self._newest_s = float("-inf")
         self._windows_s = self._touched_s = self._written_s = float("-inf")
-        self._told: set[tuple[str, str]] = set()
         self._early: list[tuple[Topic, Pack, Now]] = []
         self._rows: list[Point] = []
         self.restored = False
@@ -157,9 +167,10 @@ class Watch:
 
     def _on_messages(self, messages: list[Message], generation: int) -> None:
         moment, devices = self._now(), len(self.registry.devices)
+        once = self.lookout.remarks.once
         for message in messages:
             try:
-                topic = parse_topic(message.topic)
+                topic = self._known_topic(message.topic) or parse_topic(message.topic)
                 if topic.channel == "state":
                     self._roll_call.name(topic.county, topic.gateway)
                     self.lookout.take_state(topic, decode_state(message.payload), moment)
@@ -168,15 +179,26 @@ class Watch:
             except ContractError as error:
                 if "/state" in message.topic:
                     self.counts.bad_states += 1
-                    self._tell("a state cannot be taken", message.topic, str(error))
+                    once("a state cannot be taken", message.topic, str(error))
                 # Readings that break the contract are ingest's to refuse.
             except Exception as error:  # noqa: BLE001 - said once, and the watch goes on
                 # One message must not end the watch of a town, whatever our own mistake is.
                 what = "a message could not be judged"
-                self._tell(what, type(error).__name__, message.topic, error)
+                once(what, type(error).__name__, message.topic, mistake=error)
         if len(self.registry.devices) != devices:
             self._newest_s = moment.s
         self.client.acknowledge([message.packet_id for message in messages], generation)
+
+    def _known_topic(self, text: str) -> Topic | None:
+        """Return the topic of readings that a device is known by: it was judged when its state came."""
+        levels = text.split("/")
+        if len(levels) != _LEVELS or levels[-1] != "readings":
+            return None
+        _, _, county, site, gateway, domain, device, _ = levels
+        known = self.registry.devices.get(DeviceId(county, device))
+        if known is None or (known.site, known.gateway, known.domain) != (site, gateway, domain):
+            return None
+        return Topic(county, site, gateway, domain, device, "readings")
 
     def _take_readings(self, topic: Topic, pack: Pack, moment: Now) -> None:
         if DeviceId(topic.county, topic.device) not in self.registry.devices:
@@ -207,17 +229,6 @@ class Watch:
             self.lookout.set_windows(windows, moment)
             if windows:
                 log.info("maintenance windows: %d", len(windows))
-
-    def _tell(
-        self, what: str, whom: str, detail: str = "", mistake: Exception | None = None
-    ) -> None:
-        """Log once what may come in thousands."""
-        if (what, whom) not in self._told:
-            if len(self._told) >= MAX_TOLD:
-                self._told.clear()
-            self._told.add((what, whom))
-            level = logging.WARNING if mistake is None else logging.ERROR
-            log.log(level, "%s: %s", what, whom, extra={"detail": detail}, exc_info=mistake)
 
     # What an earlier run left
 
@@ -261,16 +272,22 @@ class Watch:
                 day = self._days[county].of(point.time_ms)
                 one = Restored(day, figures_of(point), losses_of(point))
                 self.lookout.restore_day(DeviceId(county, point.series.device), one)
-        sites = []
-        async for point in self._store.rows(SITE_DAY, start_ns=begin_ns):
-            county, site, domain = point.series.county, point.series.site, point.series.domain
-            if county in self._days:
-                day = self._days[county].of(point.time_ms)
-                sites.append((Place(county, site, domain), day, figures_of(point)))
+        # Kept until all is read: what fails is begun again, and must not be added twice.
+        days = [point async for point in self._store.rows(SITE_DAY, start_ns=begin_ns)]
+        hour_ns = (moment.ms - HOUR_MS) * 1_000_000
+        hours = [point async for point in self._store.rows(SITE_HOUR, start_ns=hour_ns)]
         moment = self._now()
         self.lookout.restore_incidents(incidents, moment)
-        for place, day, figures in sites:
-            self.lookout.restore_site(place, day, figures, moment)
+        for point in days:
+            place = Place(point.series.county, point.series.site, point.series.domain)
+            if place.county in self._days:
+                day = self._days[place.county].of(point.time_ms)
+                self.lookout.sites.restore_day(place, day, figures_of(point), moment)
+        for point in hours:
+            place = Place(point.series.county, point.series.site, point.series.domain)
+            if place.county in self._days:
+                hour = Hour(point.time_ms, *most_of(point))
+                self.lookout.sites.restore_hour(place, hour, moment)
 
     # What goes out
 
@@ -331,7 +348,7 @@ class Watch:
                 self._rows = _newest(self._rows)
                 return False
             except StoreRejected as error:
-                self._tell("the store rejects rows of devices", "device", str(error))
+                self.lookout.remarks.once("the store rejects rows of devices", "device", str(error))
             else:
                 self._store_trouble.over()
             del self._rows[:POINTS_A_WRITE]

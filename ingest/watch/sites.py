@@ -1,0 +1,167 @@
+"""Sites: how many devices of a domain are how, and the sums of their days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from ingest.registry import Registered
+from ingest.stores import Point
+from ingest.watch.days import Day, Days
+from ingest.watch.figures import Calendar, Figures
+from ingest.watch.liveness import Status
+from ingest.watch.moments import DAY_EVERY_S, NEVER_S, Now
+from ingest.watch.rows import Place, site_day_row, site_hour_row, site_row
+
+SITE_EVERY_S, SITE_REST_S = 60.0, 5.0
+_HOUR_MS = 3_600_000
+
+
+class Hour(msgspec.Struct, eq=False):
+    """The most devices that were in each status at once, in an hour of UTC."""
+
+    start_ms: int
+    most: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
+    most_devices: int = 0
+
+    def see(self, counts: Sequence[int], devices: int) -> None:
+        """Take how many there are now."""
+        self.most = list(map(max, self.most, counts))
+        self.most_devices = max(self.most_devices, devices)
+
+
+class Site(msgspec.Struct, eq=False):
+    """The devices of one domain in one site."""
+
+    place: Place
+    days: Days
+    calendar: Calendar
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
+    hour: Hour | None = None
+    located: int = 0
+    lat_sum: float = 0.0
+    lon_sum: float = 0.0
+    written_s: float = NEVER_S
+    days_written_s: float = NEVER_S
+    changed: bool = True
+
+    def spend(self, now_ms: int) -> None:
+        """Count the time until now for each of its devices."""
+        for figures, for_ms in self.calendar.spend(now_ms, self.days):
+            for status in Status:
+                if self.counts[status]:
+                    figures.add_time(status, self.counts[status] * for_ms)
+
+    def locate(self, known: Registered, step: int) -> None:
+        """Count a device's location in or out."""
+        if known.lat is not None and known.lon is not None:
+            self.located += step
+            self.lat_sum += step * known.lat
+            self.lon_sum += step * known.lon
+
+
+class Sites:
+    """All of them. Time counts, and an hour has a most, only while the watch `sees`."""
+
+    def __init__(self, days: Callable[[str], Days]) -> None:
+        self._days = days
+        self._sites: dict[Place, Site] = {}
+        self._is_seeing = False
+        self._settled_s = NEVER_S
+
+    def at(self, place: Place, now: Now) -> Site:
+        """Return a site, a new one if need be."""
+        found = self._sites.get(place)
+        if found is None:
+            days = self._days(place.county)
+            found = Site(place, days, Calendar(days.of(now.ms), now.ms))
+            self._sites[place] = found
+        return found
+
+    def blind(self, now: Now) -> None:
+        """Nothing is seen from now on."""
+        for site in self._sites.values():
+            self.spend(site, now)
+        self._is_seeing = False
+
+    def seeing(self, now: Now, settled_s: float) -> None:
+        """Something is seen from now on; how many are how is true from `settled_s` on."""
+        self._is_seeing, self._settled_s = True, settled_s
+        for site in self._sites.values():
+            site.calendar.skip(now.ms)
+
+    def spend(self, site: Site, now: Now) -> None:
+        """Count the time until now."""
+        if not self._is_seeing:
+            site.calendar.skip(now.ms)
+        site.spend(now.ms)
+
+    def step(self, site: Site, status: Status, by: int, now: Now) -> None:
+        """Count a device into a status, or out of it."""
+        self.spend(site, now)
+        site.counts[status] += by
+        site.changed = True
+        if site.hour is not None and by > 0 and now.s >= self._settled_s:
+            site.hour.see(site.counts, sum(site.counts))
+
+    def restore_hour(self, place: Place, hour: Hour, now: Now) -> None:
+        """Go on with the most of this hour that an earlier run saw."""
+        mine = self._hour(self.at(place, now), now)
+        if mine.start_ms == hour.start_ms:
+            mine.see(hour.most, hour.most_devices)
+
+    def restore_day(self, place: Place, day: Day, figures: Figures, now: Now) -> None:
+        """Add what an earlier run counted of a site's day."""
+        self.at(place, now).calendar.restore(day, figures)
+
+    def rows(self, now: Now) -> Iterator[Point]:
+        """Yield how the sites are whose rows are due."""
+        if not self._is_seeing:
+            return
+        for place, site in self._sites.items():
+            rest_s = SITE_REST_S if site.changed else SITE_EVERY_S
+            if now.s - site.written_s >= rest_s:
+                site.written_s, site.changed = now.s, False
+                self.spend(site, now)
+                middle = None
+                if site.located:
+                    middle = site.lat_sum / site.located, site.lon_sum / site.located
+                yield site_row(place, site.counts, site.calendar.today, middle, now.ms)
+
+    def day_rows(self, now: Now, *, last: bool = False) -> Iterator[Point]:
+        """Yield what is due of days and hours; all of it, when it is the `last` time."""
+        for site in self._sites.values():
+            self.spend(site, now)
+            if (due := site.calendar.take_due()) is not None:
+                yield site_day_row(site.place, *due)
+            is_due = last or now.s - site.days_written_s >= DAY_EVERY_S
+            if is_due:
+                site.days_written_s = now.s
+                yield site_day_row(site.place, site.calendar.day, site.calendar.today)
+            yield from self._hour_rows(site, now, is_due=is_due)
+
+    def _hour_rows(self, site: Site, now: Now, *, is_due: bool) -> Iterator[Point]:
+        if not self._is_seeing or now.s < self._settled_s:
+            return
+        hour = site.hour
+        if hour is not None and now.ms >= hour.start_ms + _HOUR_MS:
+            yield _hour_row(site.place, hour)
+            hour = site.hour = None
+        if hour is None:
+            hour = self._hour(site, now)
+        if is_due:
+            yield _hour_row(site.place, hour)
+
+    def _hour(self, site: Site, now: Now) -> Hour:
+        """Return this hour, which begins with how things are."""
+        start_ms = now.ms - now.ms % _HOUR_MS
+        if site.hour is None or site.hour.start_ms < start_ms:
+            site.hour = Hour(start_ms)
+        if now.s >= self._settled_s:
+            site.hour.see(site.counts, sum(site.counts))
+        return site.hour
+
+
+def _hour_row(place: Place, hour: Hour) -> Point:
+    return site_hour_row(place, hour.start_ms, hour.most, hour.most_devices)
