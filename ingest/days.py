@@ -9,7 +9,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 HOUR_NS = 3600 * 10**9
-_S_NS = 10**9
+_S_NS, _MS_NS = 10**9, 10**6
 
 
 class Day(NamedTuple):
@@ -19,6 +19,14 @@ class Day(NamedTuple):
     end_ns: int
 
     @property
+    def start_ms(self) -> int:
+        return self.start_ns // _MS_NS
+
+    @property
+    def end_ms(self) -> int:
+        return self.end_ns // _MS_NS
+
+    @property
     def hours(self) -> list[int]:
         """When its hours begin."""
         return list(range(self.start_ns, self.end_ns, HOUR_NS))
@@ -26,6 +34,23 @@ class Day(NamedTuple):
     def hour_end_ns(self, start_ns: int) -> int:
         """When the hour ends that begins then."""
         return min(start_ns + HOUR_NS, self.end_ns)
+
+
+class Days:
+    """The days of one zone; the newest asked for are remembered."""
+
+    def __init__(self, zone: ZoneInfo) -> None:
+        self._zone = zone
+        self._known: list[Day] = []
+
+    def of(self, time_ms: int) -> Day:
+        """Return the day that a moment is in."""
+        for day in self._known:
+            if day.start_ms <= time_ms < day.end_ms:
+                return day
+        [day] = days(self._zone, time_ms * _MS_NS, time_ms * _MS_NS + 1)
+        self._known = [day, *self._known[:3]]
+        return day
 
 
 def days(zone: ZoneInfo, start_ns: int, end_ns: int) -> Iterator[Day]:

@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 from exchange.readings import Sample
 from exchange.states import Descriptor, Location, State
 from exchange.topics import Topic
+from ingest.days import Days
 from ingest.registry import DeviceId
 from ingest.stores import Point
-from ingest.watch.days import Days
 from ingest.watch.liveness import Status
 from ingest.watch.lookout import Lookout, Now
 

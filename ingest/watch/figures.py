@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ingest.watch.days import Day, Days
+from ingest.days import Day, Days
 from ingest.watch.liveness import ALIVE, Status
 
 

@@ -17,11 +17,11 @@ from exchange.readings import Sample
 from exchange.states import State
 from exchange.topics import Topic
 from ingest.continuity import Findings
+from ingest.days import Day, Days
 from ingest.registry import Change, DeviceId, Registered, Registry
 from ingest.stores import Point
 from ingest.watch.alarms import FLAP_REST_S, Alarms
 from ingest.watch.clearances import ORPHANS_FOR_S, Clearances, Orphans
-from ingest.watch.days import Day, Days
 from ingest.watch.figures import Calendar, Figures
 from ingest.watch.incidents import Book, Cause, Incident
 from ingest.watch.judgement import Gateway, Judge, Watched

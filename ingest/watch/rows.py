@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from exchange.moments import rfc3339
 from exchange.topics import Topic
+from ingest.days import Day
 from ingest.registry import Registered
 from ingest.stores import FieldValue, Point, Series
-from ingest.watch.days import Day
 from ingest.watch.figures import Figures
 from ingest.watch.liveness import Losses, Status
 
@@ -98,12 +98,12 @@ def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses
     """Return a device's day."""
     heard = max(round(losses.lived) - losses.missed, 0)
     fields = _day_fields(figures) | {"heard": heard, "missed": losses.missed}
-    return Point(series_of(known, DEVICE_DAY), day.start_ms * 1_000_000, fields)
+    return Point(series_of(known, DEVICE_DAY), day.start_ns, fields)
 
 
 def site_day_row(place: Place, day: Day, figures: Figures) -> Point:
     """Return the sum of a site's days."""
-    return Point(_series(SITE_DAY, place), day.start_ms * 1_000_000, _day_fields(figures))
+    return Point(_series(SITE_DAY, place), day.start_ns, _day_fields(figures))
 
 
 def site_hour_row(place: Place, start_ms: int, most: Sequence[int], devices: int) -> Point:

@@ -19,9 +19,9 @@ from exchange.states import decode_state
 from exchange.topics import Topic, parse_topic
 from exchange.trouble import Trouble
 from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
+from ingest.days import Days
 from ingest.registry import DeviceId, Registry
 from ingest.stores import Point, Store, StoreRejected, StoreUnavailable
-from ingest.watch.days import Days
 from ingest.watch.incidents import MEASUREMENT, Incident, incident_of
 from ingest.watch.lookout import Counts, Lookout, Restored
 from ingest.watch.maintenance import WindowFile

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from ingest.days import Day, Days
 from ingest.registry import Registered
 from ingest.stores import Point
-from ingest.watch.days import Day, Days
 from ingest.watch.figures import Calendar, Figures
 from ingest.watch.liveness import Status
 from ingest.watch.moments import DAY_EVERY_S, NEVER_S, Now

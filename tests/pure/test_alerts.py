@@ -20,7 +20,7 @@ from dashboards.texts import LANGUAGES, Language, say
 from exchange.errors import ConfigError
 from exchange.topics import parse_topic
 from exchange.towns import Town, read_town, read_towns
-from ingest.watch.days import Day
+from ingest.days import Day
 from ingest.watch.figures import Figures
 from ingest.watch.liveness import Status
 from ingest.watch.rows import Place, retired_row, site_day_row, site_row
@@ -115,7 +115,7 @@ def test_a_rule_is_in_grafanas_form(rule: dict[str, Any]) -> None:
 
 
 def test_what_rules_ask_of_the_watch_is_what_it_writes() -> None:
-    site, day = Place(TOWN.county, "s", "air"), Day(0, 86_400_000)
+    site, day = Place(TOWN.county, "s", "air"), Day(0, 86_400 * 10**9)
     figures = Figures(received=90, missing=10)
     lamp = parse_topic(f"city/v1/{TOWN.county}/s/g/gateway/g/state")
     written = (

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.days import Days
 from ingest.registry import DeviceId
 from ingest.stores import Point
-from ingest.watch.days import Days
 from ingest.watch.lookout import Restored
 from ingest.watch.rows import figures_of, losses_of
 from tests.lookouts import COUNTY, EPOCH, Street

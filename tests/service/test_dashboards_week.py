@@ -21,11 +21,11 @@ from dashboards.pages import PAGES
 from dashboards.panels import Page, Panel, Source
 from exchange.dictionary import dictionary
 from exchange.readings import Sample
+from ingest.days import Days
 from ingest.rollups.engine import Engine, Pace
 from ingest.rollups.settings import SiteSettings
 from ingest.stores import Point, open_store
 from ingest.stores import Store as RowStore
-from ingest.watch.days import Days
 from ingest.watch.lookout import Lookout, Now
 from tests.influx import Influx
 from tests.weeks import Week
