@@ -47,7 +47,7 @@ BENCHMARKS = {
     "drain": "a backlog with live samples beside it: its rate, and what the live ones notice",
     "disk": "bytes per sample in InfluxDB, compacted, and in SQLite",
     "watch": "200,000 retained states: load, memory and CPU of the watch; false downs at lost adverts",
-    "rollups": "CPU of hours and days for a million samples, ours and InfluxDB's: made, and looked through",
+    "rollups": "hours and days: CPU, ours and InfluxDB's, of days at once, of a look, of an hour and of a night",
     "panels": "every query of pages and alerts in InfluxDB, of 160,000 lamps and a week (only when it is named)",
     "nation": "a third of a nation for an hour on this machine (only when it is named)",
     "handshakes": "TLS against plain: connections/s and CPU of each, and CPU per message once connected",
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     of_rollups.add_argument(
         "--lamps", type=_whole, help="of each site: 100; of panels in all: 160000"
     )
-    of_rollups.add_argument("--rolled-days", type=_whole, default=7, help="default: 7")
+    of_rollups.add_argument("--rolled-days", type=_whole, default=2, help="default: 2")
     of_panels = parser.add_argument_group("panels (and --lamps)")
     of_panels.add_argument(
         "--database", type=Path, metavar="FOLDER", help="keep it there, and ask it again"
