@@ -148,6 +148,13 @@ def call(function: Function, argument: str | Expression) -> Expression:
     return Expression(f"{function}({inner})")
 
 
+def top(name: str, count: int) -> Expression:
+    """Return the largest values of a field; further columns are those of their rows."""
+    if not 0 < count <= MAX_ROWS:
+        raise ValueError(f"top {count}: 1 to {MAX_ROWS}")
+    return Expression(f"top({quoted_name(name)}, {count})")
+
+
 def number(value: float) -> Expression:
     """Return a constant. Raises: ValueError for what InfluxQL cannot say."""
     text = repr(float(value))

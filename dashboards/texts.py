@@ -255,8 +255,8 @@ _PANELS = {
     ),
     "panel.history": Text("Devices in trouble over time", "異常設備數變化"),
     "panel.history.about": Text(
-        "The most devices that were down, unknown or late at once in each interval.",
-        "各時段內同時失聯、不明或逾時的最多設備數。",
+        "Of each site the most devices that were down, unknown or late at once in each hour.",
+        "各場域每小時同時失聯、不明或逾時的最多設備數，加總。",
     ),
     "panel.sites": Text("Sites now", "各場域現況"),
     "panel.sites.about": Text(
@@ -411,8 +411,8 @@ _PANELS = {
     ),
     "air.stations": Text("Stations, newest hour", "各測站最近一小時"),
     "air.stations.about": Text(
-        "The index and the part of each pollutant. Indicative: a low-cost sensor, not a reference.",
-        "指標與各污染物副指標。「僅供參考」表示低成本感測器，並非標準測站。",
+        "The 200 worst: the index and the part of each pollutant. Indicative: a low-cost sensor, not a reference.",
+        "指標最高的 200 站：指標與各污染物副指標。「僅供參考」表示低成本感測器，並非標準測站。",
     ),
     "air.aqi by day": Text("Worst AQI by day", "每日最高 AQI"),
     "air.aqi by day.about": Text("Over all sites chosen.", "所選各場域的最高值。"),

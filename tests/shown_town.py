@@ -113,8 +113,10 @@ class ShownTown:
                 "unknown_s": 50.0,
                 "maintenance_s": 0.0,
             }
+            hour: dict[str, Value] = {"devices": 10, "down": 2, "late": 1, "unknown": 1}
             for place, domain in _places():
                 yield _line("site_day_state", {**place, "domain": domain}, fields, at)
+                yield _line("site_hour_state", {**place, "domain": domain}, hour, at)
             for tags, domain in _devices():
                 yield _line("device_day", {**tags, "domain": domain}, fields, at)
 
@@ -149,11 +151,21 @@ class ShownTown:
                 for metric in dictionary()[domain].metrics:
                     fields |= {f"{metric}_mean": 20.5, f"{metric}_max": 30.5}
                 yield _line(f"rollup_{name}", {**tags, "domain": domain}, fields, at)
+                if domain == "streetlight" and not hours:
+                    yield _line("fault_day", {**tags, "domain": domain}, _FAULT, at)
             for place, domain in _places():
                 fields = {"devices": 10, "completeness": 0.97, **_SITE_FIELDS.get(domain, {})}
                 yield _line(f"site_{name}", {**place, "domain": domain}, fields, at)
 
 
+_FAULT: Mapping[str, Value] = {
+    "faulty": 1,
+    "day_burner": 1,
+    "cycling": 0,
+    "burning_s": 40_000.0,
+    "day_burning_s": 7200.0,
+    "switchings": 2,
+}
 _DEVICE_FIELDS: Mapping[str, Mapping[str, Value]] = {
     "streetlight": {
         "faulty": 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import INTERVAL, Select, call, in_range, is_text, since
+from dashboards.influxql import INTERVAL, Select, call, in_range, is_text, since, top
 from dashboards.pages.parts import (
     COUNTY,
     DEVICE,
@@ -11,6 +11,7 @@ from dashboards.pages.parts import (
     PLACE,
     SITE,
     aggregates,
+    columns,
     days,
     days_complete,
     hours,
@@ -26,6 +27,8 @@ from exchange.dictionary import dictionary
 
 DOMAIN = "air"
 LAST_HOURS = since("3h")
+STATIONS_SHOWN = 200
+"""The worst of them: a nation has 10,000."""
 AQI = Field(name="aqi", text="aqi", unit="AQI", limits="aqi", values="aqi")
 AQI_MEAN = Field(name="aqi_mean", text="aqi mean", unit="AQI", limits="aqi", values="aqi")
 PARTS = tuple(
@@ -45,15 +48,19 @@ _SITES = Select(
     where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
     by=("county", "site"),
 )
+_BESIDE_AQI = ("county", "site", "device", *(part.name for part in PARTS), "indicative")
 STATIONS = Panel(
     name="stations",
     kind=Kind.TABLE,
     asks=(
         Select(
-            columns=aggregates("last", ["aqi", *(part.name for part in PARTS), "indicative"]),
-            source="rollup_hour",
-            where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
-            by=("county", "site", "device"),
+            columns=[top("aqi", STATIONS_SHOWN).named("aqi"), *columns(_BESIDE_AQI)],
+            source=Select(
+                columns=aggregates("last", ["aqi", *(part.name for part in PARTS), "indicative"]),
+                source="rollup_hour",
+                where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
+                by=("county", "site", "device"),
+            ),
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, AQI, *PARTS, INDICATIVE),

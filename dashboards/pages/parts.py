@@ -226,12 +226,12 @@ def sites_map(width: int = 12, domain: str = "") -> Panel:
 
 
 def states_over_time(domain: str = "", width: int = 12) -> Panel:
-    """Return how many devices were in trouble, through the time shown."""
+    """Return how many devices were in trouble, through the time shown: of each site the most in an hour."""
     shown = (STATES[3], STATES[4], STATES[2])
     names = [field.name for field in shown]
     inner = Select(
         columns=aggregates("max", names),
-        source="site_now",
+        source="site_hour_state",
         where=(*PLACE, *of_domain(domain), in_range()),
         by=("county", "site", "domain"),
         every=INTERVAL,

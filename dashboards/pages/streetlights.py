@@ -57,10 +57,10 @@ def _last_night(field: Field, width: int = 4) -> Panel:
 
 
 def _lamps(name: str, which: Condition) -> Panel:
-    """Return single lamps: those alone in which something is wrong, and not more than somebody repairs in a day."""
+    """Return single lamps: only those have rows of faults in which something was wrong; the newest ones."""
     query = Select(
         columns=columns([field.name for field in LAMP_DAY if field.name != "time"]),
-        source="rollup_day",
+        source="fault_day",
         where=(*PLACE, is_text("domain", DOMAIN), which, CLOSED_DAY),
         newest_first=True,
         limit=INCIDENTS,
@@ -112,7 +112,7 @@ PAGE = Page(
             height=9,
             panels=(
                 _lamps("out", compares("faulty", "=", 1)),
-                _lamps("by day", compares("day_burning_s", ">", 3600)),
+                _lamps("by day", compares("day_burner", "=", 1)),
             ),
         ),
         Band(

@@ -32,6 +32,7 @@ from dashboards.influxql import (
     quoted_name,
     quoted_text,
     since,
+    top,
 )
 from dashboards.judgement import findings, panels, queries
 from dashboards.looks import LIMITS, UNITS, VALUES
@@ -230,14 +231,19 @@ def test_limits_begin_at_the_bottom_and_rise() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- pages
 
-EVERY_DEVICE = {*dictionary(), "device", "device_day"}
+EVERY_DEVICE = {*dictionary(), "device", "device_day", "rollup_hour", "rollup_day"}
 """Measurements with rows of each device: at 160,000 of them too many for a page about all."""
 ONE_SITE = {"site", "device"}
-FEW = {"gateways.states", "gateways.health", "parking.lots"} | {
-    f"gateways.{name}"
-    for name in ("outbox_depth", "outbox_hours_left", "dropped", "uplink_rtt", "backlog", "delay")
+FEW = {
+    "parking.lots",
+    *(f"air.{name}" for name in ("stations", "pm2_5", "pm10", "temperature", "humidity")),
+    *(f"gateways.{name}" for name in ("states", "health", "backlog", "delay")),
+    *(
+        f"gateways.{name}"
+        for name in ("outbox_depth", "outbox_hours_left", "dropped", "uplink_rtt")
+    ),
 }
-"""Panels about gateways, of which there is one for many devices, and about car parks."""
+"""Panels about gateways, of which there is one for many devices, about car parks, and about hours of air boxes."""
 
 
 def sources(select: Select) -> set[str]:
@@ -246,6 +252,13 @@ def sources(select: Select) -> set[str]:
 
 def shown() -> list[tuple[Page, Panel]]:
     return [(page, panel) for page in PAGES for band in page.bands for panel in band.panels]
+
+
+@pytest.mark.parametrize("count", [0, -1, MAX_ROWS + 1])
+def test_the_worst_are_so_many_as_somebody_would_look_at(count: int) -> None:
+    assert top("aqi", MAX_ROWS).text == f'top("aqi", {MAX_ROWS})'
+    with pytest.raises(ValueError, match="top"):
+        top("aqi", count)
 
 
 def test_pages_about_many_devices_read_rows_of_sites() -> None:
