@@ -60,7 +60,7 @@ async def measured(
         for site in await kept.sites(DAY, county):
             watts = MeasuredWatts()
             part = Part(DAY, county, site, start_ns, end_ns, domain=DOMAIN)
-            async for found in kept.device_rows(part, _FIELDS, exact=False):
+            async for found in kept.device_rows(part, _FIELDS):
                 for place, time_ns in enumerate(found.times_ns):
                     row = {name: column[place] for name, column in found.columns.items()}
                     known = {name: value for name, value in row.items() if value is not None}

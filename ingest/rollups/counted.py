@@ -83,8 +83,16 @@ def total(made: Iterable[Made]) -> Made:
     return Made(sum(each.rows for each in both), sum(each.basis for each in both))
 
 
-def aligned(starts_ns: Sequence[int]) -> list[Sequence[int]]:
-    """Return the pieces of ascending hours in which each begins a whole hour after the one before it."""
+def aligned(starts_ns: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
+    """Return the pieces of ascending hours in which each begins a whole hour after the one before it.
+
+    Shape: no piece has more than `most`.
+    """
     cuts = [place for place, (a, b) in enumerate(pairwise(starts_ns), 1) if b - a != HOUR_NS]
     edges = [0, *cuts, len(starts_ns)]
-    return [starts_ns[first:last] for first, last in pairwise(edges) if first < last]
+    step = most or max(1, len(starts_ns))
+    return [
+        starts_ns[begin : min(begin + step, last)]
+        for first, last in pairwise(edges)
+        for begin in range(first, last, step)
+    ]

@@ -44,6 +44,8 @@ MAX_NAMED = 50
 """Devices that a question names; of more, all of the site's are read."""
 MAX_HELD = 50_000
 """Hours of devices of which a site's rows are made at once: so many are held in memory."""
+MAX_COUNTED_HOURS = 48
+"""Of one question, so that no store is asked for longer than it may take to answer."""
 POINTS_A_WRITE = 1000
 _COUNTED = "epoch"
 """A field that every raw row has."""
@@ -174,7 +176,7 @@ class SiteDays:
         }
         if stored:
             part = self._part(HOUR, *bounds)
-            async for found in self._kept.device_rows(part, self._of_site, exact=False):
+            async for found in self._kept.device_rows(part, self._of_site):
                 for row in _by_row(found):
                     start_ns = int(row["start_ms"]) * _MS_NS
                     if found.device in expected.get(start_ns, ()):
@@ -202,7 +204,7 @@ class SiteDays:
         digests: dict[int, list[Any]] = defaultdict(list)
         points: list[Point] = []
         part = self._part(domain, bounds[0] - BEFORE_NS, bounds[1], stale)
-        raw = self._raw.device_rows(part, asked, exact=False)
+        raw = self._raw.device_rows(part, asked)
         earlier = self._earlier(bounds, stale)
         async for found, known in _beside(raw, earlier):
             hours = stale.get(found.device, ())
@@ -246,7 +248,7 @@ class SiteDays:
         if self._derived.chain and stale:
             part = self._part(HOUR, self._counted.reached(bounds[0])[0], bounds[1], stale)
             names = ["rows", *self._derived.written]
-            async for found in self._kept.device_rows(part, names, exact=False):
+            async for found in self._kept.device_rows(part, names):
                 yield found
 
     # Days
@@ -271,7 +273,7 @@ class SiteDays:
         fresh = await self._make_device_days(day, looks, stale)
         if stale is not None:
             part = self._part(DAY, day.start_ns, day.start_ns + 1)
-            async for found in self._kept.device_rows(part, self._of_site, exact=False):
+            async for found in self._kept.device_rows(part, self._of_site):
                 for row in _by_row(found):
                     fresh.setdefault(found.device, row)
         if fresh:
@@ -315,7 +317,7 @@ class SiteDays:
         """Return the devices of which the day's row is stale, and whether hours of the day itself are why."""
         stored = await self._stored(DAY, day.start_ns, day.start_ns + 1)
         stale = {}
-        async for found in self._kept.device_rows(self._part(HOUR, *looks), _MADE, exact=False):
+        async for found in self._kept.device_rows(self._part(HOUR, *looks), _MADE):
             columns = (found.columns.get(name, ()) for name in _MADE)
             hours = [*zip(found.times_ns, *columns, strict=True)]
             looked = [Made(int(rows or 0), int(basis or 0)) for _, rows, basis in hours]
@@ -346,7 +348,7 @@ class SiteDays:
             return fresh
         points: list[Point] = []
         names = [*_MADE, *derived.written]
-        hours_of = self._kept.device_rows(self._part(HOUR, *looks, stale or ()), names, exact=False)
+        hours_of = self._kept.device_rows(self._part(HOUR, *looks, stale or ()), names)
         values = self._values(day, grown, asked=stale is None or bool(grown))
         faulty = await self._faulty(day)
         async for found, known in _beside(hours_of, values):
@@ -382,7 +384,7 @@ class SiteDays:
             return
         part = self._part(HOUR, day.start_ns, day.end_ns, devices)
         names = await self._kept.narrowed(HOUR, statistics.names(self._place.domain, self._metrics))
-        async for found in self._kept.device_rows(part, names, exact=False):
+        async for found in self._kept.device_rows(part, names):
             yield found
 
     def _faults(self, device: str, fields: Row) -> Row:
@@ -394,7 +396,7 @@ class SiteDays:
         if not self._derived.faults:
             return set()
         part = self._part(FAULT_DAY, day.start_ns, day.start_ns + 1)
-        found = self._kept.device_rows(part, self._derived.faulty, exact=False)
+        found = self._kept.device_rows(part, self._derived.faulty)
         return {each.device async for each in found}
 
     # Sites
@@ -427,7 +429,7 @@ class SiteDays:
         assert self._derived.digest is not None
         asked = await self._raw.narrowed(self._place.domain, [*self._metrics, *_BESIDE])
         part = self._part(self._place.domain, day.start_ns - BEFORE_NS, day.end_ns)
-        async for found in self._raw.device_rows(part, asked, exact=False):
+        async for found in self._raw.device_rows(part, asked):
             good = GoodRows(found, self._metrics)
             if rows := good.rows(day.start_ns, day.end_ns):
                 self.raw_rows += rows
@@ -439,7 +441,7 @@ class SiteDays:
     async def _count(self, hours: Sequence[int], end_ns: int, *, by_device: bool = True) -> Counted:
         """Return how many raw rows are in each of these hours, the last of which ends then."""
         counted = Counted(hours, reach_ns=self._reach_ns)
-        pieces = aligned(hours)
+        pieces = aligned(hours, MAX_COUNTED_HOURS)
         ends = [*(piece[0] for piece in pieces[1:]), end_ns]
         for piece, until_ns in zip(pieces, ends, strict=True):
             part = self._part(self._place.domain, piece[0], until_ns)
@@ -454,7 +456,7 @@ class SiteDays:
         """Return what rows say that they were made from, by device and time; a site's device is ALL."""
         stored: dict[str, dict[int, Made]] = {}
         part = self._part(measurement, start_ns, end_ns)
-        async for found in self._kept.device_rows(part, _MADE, exact=False):
+        async for found in self._kept.device_rows(part, _MADE):
             columns = (found.columns.get(name, ()) for name in _MADE)
             made = zip(found.times_ns, *columns, strict=True)
             stored[found.device] = {

@@ -146,18 +146,10 @@ class Store(Protocol):
         Raises: StoreUnavailable.
         """
 
-    def device_rows(
-        self,
-        part: Part,
-        fields: Sequence[str] | None = None,
-        *,
-        last_with: str = "",
-        exact: bool = True,
-    ) -> AsyncIterator[DeviceRows]:
-        """Yield each device's rows, devices ascending: these fields of them, or all.
+    def device_rows(self, part: Part, fields: Sequence[str]) -> AsyncIterator[DeviceRows]:
+        """Yield these fields of each device's rows, devices ascending; a whole float may come as an integer.
 
-        Shape: with `last_with` only the last row that has this field. Not `exact`, which asks the store less, whole
-            floats may come as integers. Raises: StoreUnavailable.
+        Raises: StoreUnavailable.
         """
 
     async def delete_before(self, measurement: str, time_ns: int, *, most: int) -> int:

@@ -207,40 +207,22 @@ class InfluxStore:
                 assert isinstance(rows, int)
                 yield Count(tags.get("device", ""), start_ns, rows)
 
-    async def device_rows(
-        self,
-        part: Part,
-        fields: Sequence[str] | None = None,
-        *,
-        last_with: str = "",
-        exact: bool = True,
-    ) -> AsyncIterator[DeviceRows]:
-        kinds, names = dict[str, str](), list(fields or ())
-        if exact or not names:
-            kinds = await self._field_kinds(part.measurement)
-            names = sorted(kinds) if fields is None else [name for name in fields if name in kinds]
-        if last_with and last_with not in names:
-            names.append(last_with)
-        if not names:
+    async def device_rows(self, part: Part, fields: Sequence[str]) -> AsyncIterator[DeviceRows]:
+        if not fields:
             return
-        # With a selector the others come from the same row. DESC LIMIT 1 loses series where the answer is in chunks.
-        selected = [
-            f"last({_name(name)}) AS {_name(name)}" if name == last_with else _name(name)
-            for name in names
-        ]
         asked = (
-            f"SELECT {', '.join(selected)} FROM {_name(part.measurement)}{_where(part)}"  # noqa: S608 - quoted
+            f"SELECT {', '.join(map(_name, fields))} FROM {_name(part.measurement)}{_where(part)}"  # noqa: S608 - quoted
             ' GROUP BY "device"'
         )
         device, held = "", list[list[Cell]]()
         async for tags, _, values in self._query(asked):
             if tags.get("device", "") != device and held:  # a long series comes in several chunks
-                yield _by_column(device, held, names, kinds)
+                yield _by_column(device, held, fields)
                 held = []
             device = tags.get("device", "")
             held += values
         if held:
-            yield _by_column(device, held, names, kinds)
+            yield _by_column(device, held, fields)
 
     async def delete_before(self, measurement: str, time_ns: int, *, most: int) -> int:  # noqa: ARG002 - the bucket's retention does it
         return 0
@@ -463,17 +445,13 @@ def _where(part: Part) -> str:
     return f" WHERE {' AND '.join(wanted)}"
 
 
-def _by_column(
-    device: str, rows: list[list[Cell]], names: Sequence[str], kinds: Mapping[str, str]
-) -> DeviceRows:
+def _by_column(device: str, rows: list[list[Cell]], names: Sequence[str]) -> DeviceRows:
     times, *cells = zip(*rows, strict=True)
-    columns: dict[str, Sequence[FieldValue | None]] = {}
-    for name, column in zip(names, cells, strict=True):
-        found = set(map(type, column))
-        if int in found and (float in found or kinds.get(name) == "float"):
-            columns[name] = [None if value is None else float(value) for value in column]
-        elif found != {type(None)}:
-            columns[name] = column
+    columns = {
+        name: column
+        for name, column in zip(names, cells, strict=True)
+        if column.count(None) < len(column)
+    }
     return DeviceRows(device, times, columns)
 
 

@@ -85,10 +85,6 @@ SELECT iif(?, device, '') AS whose, (time_ns - ?) / ? AS step, count(fields -> ?
 GROUP BY whose, step ORDER BY whose, step
 """
 _DEVICE_ROWS = f"SELECT device, time_ns, fields {_PART} ORDER BY device, time_ns"
-_LAST_ROWS = f"""
-SELECT device, max(time_ns), fields {_PART} AND fields -> ? IS NOT NULL
-GROUP BY device ORDER BY device
-"""
 _DELETE = """
 DELETE FROM points WHERE measurement = ?1 AND time_ns <= (
     SELECT max(time_ns) FROM (
@@ -156,19 +152,9 @@ class SqliteStore:
                 if rows:
                     yield Count(device, part.start_ns + step * step_ns, rows)
 
-    async def device_rows(
-        self,
-        part: Part,
-        fields: Sequence[str] | None = None,
-        *,
-        last_with: str = "",
-        exact: bool = True,  # noqa: ARG002 - it always is
-    ) -> AsyncIterator[DeviceRows]:
+    async def device_rows(self, part: Part, fields: Sequence[str]) -> AsyncIterator[DeviceRows]:
         device, held = "", list[tuple[int, dict[str, FieldValue]]]()
-        query, asked = _DEVICE_ROWS, _asked(part)
-        if last_with:
-            query, asked = _LAST_ROWS, (*asked, f'$."{last_with}"')
-        async for page in self._pages(query, asked):
+        async for page in self._pages(_DEVICE_ROWS, _asked(part)):
             for name, time_ns, text in page:
                 if name != device and held:
                     yield _by_column(device, held, fields)
@@ -306,11 +292,10 @@ def _asked(part: Part) -> tuple[Any, ...]:
 
 
 def _by_column(
-    device: str, held: list[tuple[int, dict[str, FieldValue]]], fields: Sequence[str] | None
+    device: str, held: list[tuple[int, dict[str, FieldValue]]], fields: Sequence[str]
 ) -> DeviceRows:
     there = {name for _, row in held for name in row}
-    names = sorted(there) if fields is None else [name for name in fields if name in there]
-    columns = {name: [row.get(name) for _, row in held] for name in names}
+    columns = {name: [row.get(name) for _, row in held] for name in fields if name in there}
     return DeviceRows(device, [time_ns for time_ns, _ in held], columns)
 
 

@@ -119,6 +119,10 @@ def test_hours_are_counted_at_once_as_far_as_they_are_whole(
     assert [hour for piece in found for hour in piece] == hours
     assert all(b - a == HOUR_NS for piece in found for a, b in pairwise(piece))
     assert aligned([]) == []
+    few = aligned(hours, 10)
+    assert [hour for piece in few for hour in piece] == hours
+    assert max(map(len, few)) == 10
+    assert all(b - a == HOUR_NS for piece in few for a, b in pairwise(piece))
 
 
 def test_fewer_rows_than_there_were_are_no_reason_to_make_it_anew() -> None:
