@@ -1,11 +1,12 @@
 """The watch: what a city of retained states costs it, at the start and then on; and how often it cries wolf.
 
-A real broker keeps the states, the watch is a process of its own on a real database. Beside it, without any of them,
-a simulation of devices that lose adverts: silent for a while and taken for dead.
+A real broker with the shipped bounds keeps the states, the watch is a process of its own on a real database. One
+client stands in for all gateways; ingest does not run beside it. Without any of them: devices that lose adverts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from benchmarks.backlog import COUNTY, SITE, connected, settings
+from benchmarks.lost_adverts import FalseDowns, false_downs
 from benchmarks.pace import Pace, late_words
 from benchmarks.processes import BenchmarkFailed, Meter, Process, resident_mb
 from benchmarks.stage import shipped_bounds, stage
@@ -25,14 +27,16 @@ from exchange.mqtt import Client, Message
 from exchange.readings import Sample, encode_pack
 from exchange.states import Descriptor, Label, Location, State, encode_state
 from exchange.topics import Topic
-from ingest.watch.liveness import Losses, down_s
+from ingest.config import load_config, store_of
+from tests.influx import Bucket
 
 BEHIND = 200  # devices of a gateway
 EPOCH = 1_790_000_000_777
+VALUES = {"lit": True, "level": 70.0, "power": 52.5, "lamp_fault": False}
 METRICS = {"lit": 60.0, "level": 60.0, "power": 60.0, "lamp_fault": 60.0}
 _LOADED = "devices are known"
 _LOAD_DEADLINE_S, _FILL_DEADLINE_S = 300.0, 600.0
-_DAY_S = 86_400
+_DOWN_DEADLINE_S = 180.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +44,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: int = 200_000
     interval_s: float = 60.0
-    seconds: int = 120
+    seconds: int = 240
+
+    @property
+    def silent(self) -> range:
+        """The lamps that say one thing and no more."""
+        return range(7, self.devices, max(self.devices // 100, 1))
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,26 +63,15 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     load_cpu_s: float
     loaded_mb: float
     messages_per_s: float
+    up_cpu_percent: float
+    """Of one core, while every device comes up: in the first interval."""
     cpu_percent: float
-    """Of one core, while every device sends once an interval and rows are written."""
+    """... and while all send once an interval, and rows are written."""
     peak_mb: float
+    silent: int
+    down_s: float
+    """From the last sample of a lamp that falls silent to its row that says `down`, at most."""
     pace: str
-
-
-class FalseDowns(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of devices that live and lose adverts."""
-
-    device_days: float
-    adverts: int
-    loss: float
-    downs: int
-    patience: int
-    """The most intervals that were waited in the end."""
-
-    @property
-    def in_100_000_days(self) -> float:
-        """How many false alarms 100,000 device-days would have had."""
-        return 100_000 * self.downs / self.device_days
 
 
 async def measure(plan: Plan) -> Watched:
@@ -89,17 +87,10 @@ async def measure(plan: Plan) -> Watched:
                     await city.drain(_FILL_DEADLINE_S)
             await city.drain(_FILL_DEADLINE_S)
             seat = scene.seat("watch")
-            config = _config(seat.folder, port, seat.bucket.url, seat.bucket.token)
-            command: list[str | Path] = [
-                sys.executable,
-                "-m",
-                "onestreet.cli",
-                "watch",
-                "run",
-                config,
-            ]
+            config = _config(seat.folder, port, seat.bucket)
+            program = [sys.executable, "-m", "onestreet.cli", "watch", "run"]
             began_s = time.monotonic()
-            async with Process(command, seat.folder / "log") as watch:
+            async with Process([*program, config], seat.folder / "log") as watch:
                 meter = Meter({"watch": watch.pid})
                 said = await watch.until(
                     lambda: _loaded(seat.folder / "log"), _LOADED, deadline_s=_LOAD_DEADLINE_S
@@ -111,64 +102,85 @@ async def measure(plan: Plan) -> Watched:
                     raise BenchmarkFailed(f"{said.devices} devices are known, {expected} there are")
                 await watch.until_at_rest(deadline_s=_LOAD_DEADLINE_S)
                 load_cpu_s, loaded_mb = meter.lap()["watch"], resident_mb(watch.pid)
-                rate_per_s = plan.devices / plan.interval_s
-                pace = Pace(rate_per_s, lambda number: _send(city, plan, number))
-                held_s = time.monotonic()
-                await pace.run(round(rate_per_s * plan.seconds))
-                cpu_s, held_s = meter.lap()["watch"], time.monotonic() - held_s
+                town = _Town(city, plan)
+                up_percent, _ = await _held(town, meter, plan.interval_s)
+                percent, pace = await _held(town, meter, plan.seconds - plan.interval_s)
+                down_s = await _until_down(town, config)
                 return Watched(
                     devices=said.devices,
                     load_s=said.load_s,
                     first_s=waited_s,
                     load_cpu_s=load_cpu_s,
                     loaded_mb=loaded_mb,
-                    messages_per_s=rate_per_s,
-                    cpu_percent=100 * cpu_s / held_s,
+                    messages_per_s=plan.devices / plan.interval_s,
+                    up_cpu_percent=up_percent,
+                    cpu_percent=percent,
                     peak_mb=resident_mb(watch.pid, peak=True),
-                    pace=late_words(pace.late_s),
+                    silent=len(plan.silent),
+                    down_s=down_s,
+                    pace=pace,
                 )
 
 
-def false_downs(
-    *,
-    devices: int,
-    days: float,
-    adverts: int,
-    loss: float,
-    random: Random,
-    interval_s: float = 60.0,
-    transport: str = "ble",
-    learns: bool = True,
-) -> FalseDowns:
-    """Let devices live and lose adverts, `adverts` in an interval; count how often one is called down.
+class _Town:
+    """The lamps; `sent` is how often one of them had its turn."""
 
-    Shape: an interval has a sample when one of its adverts arrives; without `learns` nobody's patience grows.
-    """
-    missing, downs, most = loss**adverts, 0, 0
-    for _ in range(devices):
-        losses, intervals = Losses(), 0
-        for _ in range(round(days * _DAY_S / interval_s)):
-            intervals += 1
-            if random.random() < missing:
-                continue
-            silence_s = intervals * interval_s
-            patience_s = down_s(interval_s, losses.patience(interval_s, transport))
-            downs += silence_s > patience_s
-            if learns:
-                losses.note(silence_s, interval_s)
-            intervals = 0
-        most = max(most, losses.patience(interval_s, transport))
-    return FalseDowns(
-        device_days=devices * days, adverts=adverts, loss=loss, downs=downs, patience=most
-    )
+    def __init__(self, city: Client, plan: Plan) -> None:
+        self.plan = plan
+        self.sent = 0
+        self.last_ms: dict[str, int] = {}
+        """Of those that fell silent, when they were heard last."""
+        self._city = city
+
+    def send(self, _number: int) -> bool:
+        """Have the next lamp send; False when there is no room."""
+        seq, lamp = divmod(self.sent, self.plan.devices)
+        topic, now_ms = _topic(lamp, "readings"), time.time_ns() // 1_000_000
+        is_silent = lamp in self.plan.silent
+        if not is_silent or not seq:
+            sample = Sample(now_ms, EPOCH + 1000 * lamp, seq, VALUES)
+            if not self._city.publish_soon(str(topic), encode_pack(topic, [sample])):
+                return False
+            if is_silent:
+                self.last_ms[topic.device] = now_ms
+        self.sent += 1
+        return True
+
+
+async def _held(town: _Town, meter: Meter, seconds: float) -> tuple[float, str]:
+    """Return what part of a core the watch takes while all send for a time, and how the pace was."""
+    pace = Pace(town.plan.devices / town.plan.interval_s, town.send)
+    meter.lap()
+    began_s = time.monotonic()
+    await pace.run(round(pace.rate_per_s * seconds))
+    return 100 * meter.lap()["watch"] / (time.monotonic() - began_s), late_words(pace.late_s)
+
+
+async def _until_down(town: _Town, config: Path) -> float:
+    """Return the longest time from a lamp's last sample to the row that says so. Raises: BenchmarkFailed."""
+    store = store_of(load_config(config), config)
+    end_s = time.monotonic() + _DOWN_DEADLINE_S
+    longest_ms = 0
+    try:
+        for device, last_ms in town.last_ms.items():
+            while True:
+                rows = [row async for row in store.rows("device", device=device)]
+                down = [row.time_ms for row in rows if row.fields["status"] == "down"]
+                if down:
+                    longest_ms = max(longest_ms, min(down) - last_ms)
+                    break
+                if time.monotonic() > end_s:
+                    raise BenchmarkFailed(f"{device} is silent, and no row says so")
+                await asyncio.sleep(1.0)
+    finally:
+        await store.close()
+    return longest_ms / 1000
 
 
 def wolves(device_days: int) -> list[FalseDowns]:
     """Return false alarms at a tenth of the adverts lost: one advert an interval, two, and five."""
-    devices = max(device_days // 100, 1)
-    days = device_days / devices
     return [
-        false_downs(devices=devices, days=days, adverts=adverts, loss=0.1, random=Random(adverts))
+        false_downs(device_days=device_days, adverts=adverts, loss=0.1, random=Random(adverts))
         for adverts in (1, 2, 5)
     ]
 
@@ -181,13 +193,16 @@ def table(found: Watched, simulated: list[FalseDowns]) -> str:
         f" {found.load_cpu_s:.1f} s CPU, {found.loaded_mb:.0f} MB"
     )
     lines.append(
-        f"  {found.messages_per_s:,.0f} messages/s: {found.cpu_percent:.1f} % of a core,"
-        f" peak {found.peak_mb:.0f} MB ({found.pace})"
+        f"  {found.messages_per_s:,.0f} messages/s: {found.up_cpu_percent:.1f} % of a core while all come up,"
+        f" {found.cpu_percent:.1f} % then; peak {found.peak_mb:.0f} MB ({found.pace})"
+    )
+    lines.append(
+        f"  {found.silent} fall silent: down in the store after {found.down_s:.1f} s at most"
     )
     lines += [
         f"  {100 * one.loss:.0f} % lost of {one.adverts} adverts/interval: {one.downs} false downs in"
         f" {one.device_days:,.0f} device-days ({one.in_100_000_days:.1f} in 100,000);"
-        f" waits {one.patience} intervals at most"
+        f" most are down after {one.patience} intervals, none after more than {one.most_patience}"
         for one in simulated
     ]
     return "\n".join(lines)
@@ -233,21 +248,13 @@ def _topic(number: int, channel: str) -> Topic:
     return Topic(COUNTY, SITE, gateway, "streetlight", f"lamp-{number:06d}", channel)  # type: ignore[arg-type]  # ours
 
 
-def _send(city: Client, plan: Plan, number: int) -> bool:
-    seq, lamp = divmod(number, plan.devices)
-    values = {"lit": True, "level": 70.0, "power": 52.5, "lamp_fault": False}
-    topic = _topic(lamp, "readings")
-    sample = Sample(time.time_ns() // 1_000_000, EPOCH + 1000 * lamp, seq, values)
-    return city.publish_soon(str(topic), encode_pack(topic, [sample]))
-
-
-def _config(folder: Path, port: int, store: str, token: str) -> Path:
+def _config(folder: Path, port: int, bucket: Bucket) -> Path:
     secret = folder / "influx.token"
-    secret.write_text(token)
+    secret.write_text(bucket.token)
     secret.chmod(0o600)
     file = folder / "ingest.toml"
     file.write_text(
-        f'counties = ["{COUNTY}"]\nstore = "{store}"\nstore_token_file = "influx.token"\n'
+        f'counties = ["{COUNTY}"]\nstore = "{bucket.url}"\nstore_token_file = "influx.token"\n'
         f'[broker]\nhost = "127.0.0.1"\nport = {port}\nclient_id = "watched"\n'
     )
     return file

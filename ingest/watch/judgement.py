@@ -40,7 +40,7 @@ class Watched(msgspec.Struct, gc=False, eq=False):
     flapping: bool = False
     has_today: bool = False
     has_before: bool = False
-    losses: Losses = msgspec.field(default_factory=Losses)
+    losses: Losses | None = None
     continuity: Continuity = msgspec.field(default_factory=Continuity)
     drops: list[float] | None = None
 
@@ -51,8 +51,7 @@ class Watched(msgspec.Struct, gc=False, eq=False):
     @property
     def patience_s(self) -> float:
         """After how much silence it is down."""
-        interval_s = self.known.interval_s
-        return down_s(interval_s, self.losses.patience(interval_s, self.known.transport))
+        return down_s(self.known.interval_s, self.losses)
 
 
 class Judge:

@@ -25,7 +25,7 @@ from ingest.watch.clearances import ORPHANS_FOR_S, Clearances, Orphans
 from ingest.watch.figures import Calendar, Figures
 from ingest.watch.incidents import Book, Cause, Incident
 from ingest.watch.judgement import Gateway, Judge, Watched
-from ingest.watch.liveness import Losses, Status
+from ingest.watch.liveness import Losses, Status, losses_by
 from ingest.watch.maintenance import Schedule, Window
 from ingest.watch.moments import DAY_EVERY_S, NEVER_S, SETTLED_AFTER_S, Now
 from ingest.watch.remarks import Remarks
@@ -53,7 +53,7 @@ class _Left(NamedTuple):
     """What a retired device had: should it come back today, its day goes on."""
 
     calendar: Calendar
-    losses: Losses
+    losses: Losses | None
     has_today: bool
     has_before: bool
 
@@ -140,7 +140,7 @@ class Lookout:
                 break
         else:
             return
-        if self._judge.is_steady(watched):
+        if watched.losses is not None and self._judge.is_steady(watched):
             watched.losses.note(now.s - watched.heard_s, known.interval_s)
         watched.heard_s = gateway.heard_s = now.s
         if gateway.is_silent:
@@ -188,7 +188,7 @@ class Lookout:
         if watched.has_today if is_today else watched.has_before:
             return
         watched.calendar.restore(one.day, one.figures)
-        if is_today or not watched.has_today:
+        if watched.losses is not None and (is_today or not watched.has_today):
             watched.losses = one.losses
         if is_today:
             watched.has_today = True
@@ -281,6 +281,8 @@ class Lookout:
                 self.sites.step(watched.site, watched.status, -1, now)
                 self.sites.step(site, watched.status, 1, now)
             watched.known, watched.site, watched.gateway = known, site, gateway
+            if before.transport != known.transport:
+                watched.losses = losses_by(known.transport)
         if before is not None and before.gateway != known.gateway:
             self._left_its_gateway(before, now)
         if not self._alarms.is_damped(watched):
@@ -297,7 +299,8 @@ class Lookout:
     def _begin(self, known: Registered, now: Now) -> Watched:
         site = self._site(known, now)
         calendar = Calendar(site.days.of(now.ms), now.ms)
-        left = self._left.pop(known.name, None) or _Left(calendar, Losses(), False, False)
+        losses = losses_by(known.transport)
+        left = self._left.pop(known.name, None) or _Left(calendar, losses, False, False)
         left.calendar.skip(now.ms)
         # Rows of devices that came together go their own ways from the second on.
         written_s = now.s - self._every_s * self._random.uniform(0.0, 0.5)

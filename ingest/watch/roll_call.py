@@ -19,7 +19,7 @@ from exchange.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
-STATES_A_TURN = 20_000
+STATES_A_TURN = 25_000
 """Far below any broker's queue: a gateway may have more devices than those before it had."""
 FIRST_FILTERS, MOST_FILTERS = 10, 500
 RESTS_S = 0.15

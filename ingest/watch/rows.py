@@ -94,10 +94,12 @@ def site_row(
     return Point(_series("site_now", place), now_ms * 1_000_000, fields)
 
 
-def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses) -> Point:
+def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses | None) -> Point:
     """Return a device's day."""
-    heard = max(round(losses.lived) - losses.missed, 0)
-    fields = _day_fields(figures) | {"heard": heard, "missed": losses.missed}
+    fields = _day_fields(figures)
+    if losses is not None:
+        heard = max(round(losses.lived) - losses.missed, 0)
+        fields |= {"heard": heard, "missed": losses.missed, "gaps": losses.gaps}
     return Point(series_of(known, DEVICE_DAY), day.start_ns, fields)
 
 
@@ -126,7 +128,7 @@ def figures_of(point: Point) -> Figures:
 def losses_of(point: Point) -> Losses:
     """Return what a day's row knows of a device's losses."""
     heard, missed = _whole(point, "heard"), _whole(point, "missed")
-    return Losses(float(heard + missed), missed)
+    return Losses(float(heard + missed), missed, min(_whole(point, "gaps"), missed))
 
 
 def _whole(point: Point, name: str, factor: int = 1) -> int:

@@ -47,7 +47,7 @@ STORE_PATIENCE_S = 5.0
 GOODBYE_DEADLINE_S = 3.0
 FLUSH_DEADLINE_S = 10.0
 WINDOWS_EVERY_S = 2.0
-LOADED_AFTER_S = 2.0
+LOADED_AFTER_S, LOADED_AT_LATEST_S = 2.0, 120.0
 RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
 INCIDENTS_BACK_MS = 90 * 86_400_000
 MAX_EARLY = 20_000
@@ -310,7 +310,7 @@ class Watch:
             self._loaded.is_set()
             or not self.client.connected
             or not self._roll_call.is_over
-            or rests_s < LOADED_AFTER_S
+            or (rests_s < LOADED_AFTER_S and moment.s - self._begun_s < LOADED_AT_LATEST_S)
         ):
             return
         self._loaded.set()
@@ -331,7 +331,9 @@ class Watch:
         if self.restored:
             self._rows += self.lookout.day_rows(moment, since_s)
         while True:
-            self._rows += self.lookout.rows(self._now(), POINTS_A_WRITE, incidents=self.restored)
+            # While the roll is called, more changes than anybody reads: devices' rows come after it.
+            limit = POINTS_A_WRITE if self._roll_call.is_over else 0
+            self._rows += self.lookout.rows(self._now(), limit, incidents=self.restored)
             if not self._rows or not await self._write_in_hand():
                 return
 

@@ -208,4 +208,5 @@ def test_another_run_goes_on_where_one_stopped() -> None:
     assert (figures.received, figures.missing) == (201 + 11, 3)
     assert figures.up_ms == pytest.approx(210 * 60_000, abs=1000)
     watched = other.lookout._watched[NAME]
-    assert watched.losses.patience(60.0, "ble") == 2
+    assert watched.losses is not None
+    assert watched.losses.patience(60.0) == 2

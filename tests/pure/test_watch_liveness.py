@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.watch import false_downs
+from benchmarks.lost_adverts import false_downs, in_a_row, note_all
 from ingest.watch.liveness import (
     DOWN_GRACE_S,
     LEAST_PATIENCE,
@@ -19,6 +20,7 @@ from ingest.watch.liveness import (
     Status,
     down_s,
     late_s,
+    losses_by,
 )
 from ingest.watch.wheel import Wheel
 from tests.lookouts import Street
@@ -43,36 +45,61 @@ def test_a_wheel_hands_out_each_once_and_in_time(dues_s: list[float], step_s: fl
     assert sorted(seen) == list(range(len(dues_s)))
 
 
-@given(st.floats(0.01, 7 * DAY_S), st.integers(0, 5000), st.integers(0, 5000))
+@given(st.floats(0.01, 7 * DAY_S), st.floats(0, 5000), st.integers(0, 5000), st.integers(0, 5000))
 def test_patience_is_bounded_and_late_comes_before_down(
-    interval_s: float, heard: int, missed: int
+    interval_s: float, lived: float, missed: int, gaps: int
 ) -> None:
-    patience = Losses(heard, missed).patience(interval_s, "modbus")
-    assert LEAST_PATIENCE <= patience <= MOST_PATIENCE
-    assert late_s(interval_s) < down_s(interval_s, patience)
+    losses = Losses(lived, min(missed, int(lived)), min(gaps, missed, int(lived)))
+    assert LEAST_PATIENCE <= losses.patience(interval_s) <= MOST_PATIENCE
+    assert late_s(interval_s) < down_s(interval_s, None) <= down_s(interval_s, losses)
 
 
-def test_who_loses_nothing_is_down_after_two_intervals() -> None:
+@given(st.lists(st.floats(0.001, 2000), max_size=300))
+def test_whatever_the_silences_are_gaps_are_not_more_than_what_is_missed(
+    silences_s: list[float],
+) -> None:
     losses = Losses()
-    assert losses.patience(INTERVAL_S, "modbus") == 2
-    assert down_s(INTERVAL_S, 2) <= 2 * INTERVAL_S + 5
-    assert losses.patience(INTERVAL_S, "ble") == MOST_PATIENCE  # until it has shown what it loses
-    for _ in range(PROVEN_AFTER):
+    for silence_s in silences_s:
+        losses.note(silence_s, INTERVAL_S)
+        assert 0 <= losses.gaps <= losses.missed <= losses.lived + 1
+        losses.patience(INTERVAL_S)
+
+
+def test_who_is_on_a_wire_or_loses_nothing_is_down_after_two_intervals() -> None:
+    bound_s = 2 * INTERVAL_S + 5
+    assert losses_by("modbus") is None
+    assert down_s(INTERVAL_S, None) <= bound_s
+    losses = losses_by("ble")
+    assert losses is not None
+    assert losses.patience(INTERVAL_S) == MOST_PATIENCE  # until it has shown what it loses
+    for _ in range(PROVEN_AFTER + 1):
         losses.note(INTERVAL_S + 0.7, INTERVAL_S)
-    assert losses.patience(INTERVAL_S, "ble") == 2
+    assert down_s(INTERVAL_S, losses) <= bound_s
+
+
+def test_who_is_heard_often_is_known_as_soon() -> None:
+    losses = Losses()
+    for _ in range(20 * PROVEN_AFTER + 1):
+        losses.note(INTERVAL_S / 20, INTERVAL_S)
+    assert losses.patience(INTERVAL_S) == LEAST_PATIENCE
 
 
 def test_an_outage_is_no_loss_and_neither_is_a_burst() -> None:
-    losses = Losses(heard=100)
+    losses = Losses(lived=100.0)
     losses.note(3600.0, INTERVAL_S)
-    losses.note(0.5, INTERVAL_S)
-    assert (losses.heard, losses.missed) == (100, 0)
+    losses.note(0.6, INTERVAL_S)
+    assert (losses.lived, losses.missed, losses.gaps) == (pytest.approx(100.01), 0, 0)
 
 
-@pytest.mark.parametrize(("loss", "expected"), [(0.0001, 3), (0.01, 5), (0.1, 9), (0.5, 10)])
-def test_patience_grows_with_losses(loss: float, expected: int) -> None:
-    losses = Losses(heard=100_000 - round(100_000 * loss), missed=round(100_000 * loss))
-    assert losses.patience(INTERVAL_S, "ble") == expected
+@pytest.mark.parametrize(
+    ("missed", "in_a_row", "expected"),
+    [(1, 1, 3), (41, 1, 4), (410, 1.11, 9), (410, 1.5, 10), (2048, 2, 10)],
+)
+def test_patience_grows_with_losses_and_with_their_bursts(
+    missed: int, in_a_row: float, expected: int
+) -> None:
+    losses = Losses(4096.0, missed, round(missed / in_a_row))
+    assert losses.patience(INTERVAL_S) == expected
 
 
 def test_what_the_two_bounds_ask_for_together() -> None:
@@ -89,17 +116,43 @@ def test_what_the_two_bounds_ask_for_together() -> None:
 
 @pytest.mark.parametrize("adverts", [1, 2, 5])
 def test_false_downs_at_a_tenth_of_the_adverts_lost(adverts: int) -> None:
-    found = false_downs(devices=20, days=30, adverts=adverts, loss=0.1, random=Random(7))
-    assert found.device_days == 600
+    found = false_downs(device_days=1000, adverts=adverts, loss=0.1, random=Random(7))
+    assert found.device_days == 1000
     assert found.downs == 0
-    assert found.patience <= (LEAST_PATIENCE if adverts >= 5 else MOST_PATIENCE)
+    if adverts == 5:
+        assert found.patience == LEAST_PATIENCE
 
 
-def test_the_simulation_can_find_false_downs() -> None:
-    found = false_downs(
-        devices=2, days=10, adverts=1, loss=0.1, random=Random(7), transport="modbus", learns=False
-    )
-    assert found.downs == pytest.approx(20 * 13, rel=0.3)
+def test_the_simulation_can_find_false_downs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Losses, "patience", lambda _losses, _interval_s: LEAST_PATIENCE)
+    found = false_downs(device_days=100, adverts=1, loss=0.1, random=Random(7))
+    assert found.downs == pytest.approx(100 * 13, rel=0.1)
+
+
+def test_as_many_arrive_in_a_row_as_do_one_by_one() -> None:
+    random = Random(3)
+    drawn = [in_a_row(0.9, random) for _ in range(20_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(9, rel=0.03)  # 0.9 / (1 - 0.9)
+    assert sum(not one for one in drawn) / len(drawn) == pytest.approx(0.1, rel=0.1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6000), st.integers(1, 30)), max_size=12),
+    st.sampled_from([1, 2, 4]),
+)
+def test_the_simulation_counts_as_the_service_does(
+    runs: list[tuple[int, int]], adverts: int
+) -> None:
+    """At once what the watch notes sample by sample; the times of these are exact in binary."""
+    at_once, one_by_one = Losses(), Losses()
+    apart_s = 64.0 / adverts
+    for arrived, lost in runs:
+        note_all(at_once, apart_s, 64.0, arrived)
+        for _ in range(arrived):
+            one_by_one.note(apart_s, 64.0)
+        for losses in (at_once, one_by_one):
+            losses.note((lost + 1) * apart_s, 64.0)
+        assert msgspec.to_builtins(at_once) == msgspec.to_builtins(one_by_one)
 
 
 def test_a_device_that_loses_a_tenth_is_late_and_never_down() -> None:
