@@ -47,7 +47,7 @@ _TOO_LARGE = 413
 _DROPPED = re.compile(r"partial write: (?:dropped (\d+) points|.* dropped=(\d+))")
 _TOO_OLD = "Retention Policy Lower Bound"
 _MAX_FORMS = 200_000
-_MAX_BODIES = 10_000
+_MAX_BODY_FIELDS = 400_000
 _MOST_FIELDS = 40
 """Of a form that is remembered of a series: what a device makes up is not, so that memory has an end."""
 _MOST_OF_A_BODY = 120
@@ -309,6 +309,7 @@ class LineWriter:
     def __init__(self) -> None:
         self._forms: dict[Series, _Form] = {}
         self._bodies: dict[tuple[str, ...], tuple[bytes, bool]] = {}
+        self._body_fields = 0
 
     def lines(self, points: Iterable[Point]) -> bytes:
         """Return one line per point. Raises: StoreRejected when it cannot be written at all."""
@@ -338,9 +339,11 @@ class LineWriter:
         if body is None:
             places = [_named(name) + _PLACES[type(value)] for name, value in fields.items()]
             body = b",".join(places) + _END, bool in map(type, fields.values())
-            if len(self._bodies) >= _MAX_BODIES:
+            if self._body_fields + len(fields) > _MAX_BODY_FIELDS:
                 self._bodies.clear()
+                self._body_fields = 0
             self._bodies[key] = body
+            self._body_fields += len(fields)
         pattern, booleans = body
         form = _Form(tuple(fields), self._head(series) + pattern, booleans)
         if len(fields) <= _MOST_FIELDS:

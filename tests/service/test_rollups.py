@@ -419,6 +419,53 @@ async def test_pieces_in_any_order_with_kills_give_what_one_pass_gives(
         assert settled[measurement] == right[measurement]
 
 
+class Listened:
+    """A store whose questions are counted, and how many devices they are about."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(self._store, name)
+        if name != "device_rows":
+            self.asked.append(name)
+            return found
+
+        def asking(part: Part, fields: Sequence[str]) -> object:
+            self.asked.append(part.measurement)
+            return found(part, fields)
+
+        return asking
+
+
+async def test_nobody_is_asked_about_devices_where_the_site_says_enough(
+    stores: tuple[Store, Store],
+) -> None:
+    await stores[0].write(
+        [
+            lamp_row(minute, f"lamp-{number}", power=60.0, energy=float(minute))
+            for minute in range(0, 50 * 60, 20)
+            for number in range(3)
+        ]
+    )
+    now_ns = day_of(TAIPEI, FIRST).end_ns + 14 * HOUR_NS
+    await engine(stores, now_ns, site=SITE).once()
+    raw, kept = Listened(stores[0]), Listened(stores[1])
+    pair: tuple[Store, Store] = (raw, kept)  # type: ignore[assignment]  # they pass all on
+    await engine(pair, now_ns, site=SITE).once()
+    assert (raw.asked.count("sites"), {*raw.asked}) == (len(dictionary()), {"sites", "counts"})
+    assert kept.asked == [SITE_HOUR, SITE_DAY]
+    # An hour more: what is new of it, and no hour of any device is read back.
+    raw.asked.clear()
+    kept.asked.clear()
+    made = engine(pair, now_ns + HOUR_NS, site=SITE)
+    await made.once()
+    assert made.counts.points == 3 + 1
+    assert raw.asked.count("streetlight") == 1
+    assert kept.asked == [SITE_HOUR, SITE_DAY, "write", "write"]
+
+
 # A store that is away, or refuses
 
 
