@@ -947,7 +947,7 @@ def _greeting(
 
 
 def _reason(error: OSError) -> str:
-    """asyncio says that a call failed, the system why."""
+    """What failed: asyncio says that a call failed, the system why."""
     number = error.errno or 0  # below 0: of the resolver, whose own words are clear
     return str(error) if number <= 0 or isinstance(error, ssl.SSLError) else os.strerror(number)
 
