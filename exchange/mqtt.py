@@ -38,6 +38,7 @@ QoS: TypeAlias = Literal[0, 1]
 # The codec aborts on a packet of 2^28 bytes; nobody sends an eighth of that in earnest.
 _LARGEST_OUT_BYTES = 1 << 25
 _WRITE_BUFFER_BYTES = 1 << 20
+_PACKETS_AT_ONCE = 100
 _CLOSE_DEADLINE_S = 2.0
 _CLOSED_BY_US = "closed by this side"
 
@@ -561,35 +562,37 @@ class _Connection(asyncio.Protocol):
             left -= 1
             answered(number, error)
 
+        packets: list[bytes] = []  # to be written at once: a write costs more than a message
         try:
             for number, (topic, payload) in enumerate(messages):
-                if not self.has_room(1):
+                if len(packets) >= _PACKETS_AT_ONCE or not self.has_room(1):
+                    self._write_all(packets)
                     async with asyncio.timeout(silence_s):
                         await self.until(lambda: self.has_room(1))
                 left += 1
                 told = partial(one_answered, number)
                 try:
-                    self.send(topic, payload, 1, retain, told)
+                    packets.append(self._publishing(topic, payload, 1, retain, told))
                 except UplinkRefused as error:
                     told(error)
+            self._write_all(packets)
             while before := left:
                 async with asyncio.timeout(silence_s):
                     await self.until(lambda: left < before)
         except TimeoutError:
             raise UplinkLost(f"the broker has answered no publish for {silence_s:g} s") from None
 
-    def send(
-        self,
-        topic: str,
-        payload: bytes,
-        qos: QoS,
-        retain: bool,
-        answered: _Answered,
-    ) -> None:
+    def send(self, topic: str, payload: bytes, qos: QoS, retain: bool, answered: _Answered) -> None:
         """Write a publish; call only with room.
 
         Raises: UplinkRefused when the message could never be sent to this broker.
         """
+        self._write_all([self._publishing(topic, payload, qos, retain, answered)])
+
+    def _publishing(
+        self, topic: str, payload: bytes, qos: QoS, retain: bool, answered: _Answered
+    ) -> bytes:
+        """Return a publish that counts as in flight. Raises: UplinkRefused."""
         packet_id = self._free_id() if qos else None
         size_bytes = len(payload)
         if size_bytes <= self._largest_bytes:
@@ -608,9 +611,15 @@ class _Connection(asyncio.Protocol):
         if packet_id is not None:
             self.in_flight[packet_id] = answered
             self._last_id = packet_id
-        self._write(data)
-        if self._deaf:
-            self._pace()
+        return data
+
+    def _write_all(self, packets: list[bytes]) -> None:
+        """Write publishes and empty the list."""
+        if packets:
+            self._write(b"".join(packets))
+            packets.clear()
+            if self._deaf:
+                self._pace()
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
         if self.error is not None:
