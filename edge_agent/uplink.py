@@ -137,7 +137,6 @@ class Uplink:
             await self._publish_states(client)
             self.connected, self.connected_at_s = True, time.monotonic()
             self.last_error = ""
-            self._is_refused = False
             log.info("connected", extra={"broker": "{}:{}".format(*self._config.broker.address)})
             self.delivery.connected()
             self._packs.connected()
@@ -307,8 +306,7 @@ class Uplink:
 
         def answered(number: int, error: UplinkRefused | None) -> None:
             _, topic, _ = unanswered.pop(number)
-            if error is not None:
-                self._refused(topic, error)
+            self._note_answer(topic, error)
 
         try:
             await client.publish_each(
@@ -321,12 +319,12 @@ class Uplink:
             for one, _, _ in unanswered.values():
                 failed(one)
 
-    def _refused(self, topic: str, error: UplinkRefused) -> None:
-        """Say it once a connection."""
-        if not self._is_refused:
-            self._is_refused = True
+    def _note_answer(self, topic: str, error: UplinkRefused | None) -> None:
+        """Say once that the broker refuses what is published, for as long as it takes nothing."""
+        if error is not None and not self._is_refused:
             told = {"topic": topic, "reason": str(error)}
             log.error("the broker refuses what is published", extra=told)
+        self._is_refused = error is not None
 
     async def _publish_states(self, client: mqtt.Client) -> None:
         """Publish every state, and retire those of devices that are not ours any more."""

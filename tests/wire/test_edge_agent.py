@@ -492,6 +492,33 @@ async def test_a_password_that_is_replaced_while_it_runs_is_taken_up(
     assert len(logged("could not say goodbye")) == 1, "it ends in peace all the same"
 
 
+async def test_a_broker_that_takes_nothing_is_told_of_once_and_gets_it_all_later(
+    tmp_path: Path, lamps: Lamps, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets us in, and denies what we publish: Mosquitto closes the connection each time."""
+    monkeypatch.setattr(uplink_module, "BACKOFF_LAST_S", 0.3)
+    accounts = {"gw-1": "word", "ingest": "ingest"}
+    everything = "user ingest\ntopic readwrite #\n"
+    broker = Mosquitto(tmp_path, accounts=accounts, acl=f"{everything}user gw-1\ntopic read #\n")
+    monkeypatch.setenv("UPLINK_SECRET", "word")
+    uplink = {"username": "gw-1", "password_env": "UPLINK_SECRET"}
+    broker.start()
+    path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], uplink=uplink)
+    async with running_agent(path) as agent:
+        await until(lambda: broker.log.count(" as gw-1 ") >= 3)
+        await until(lambda: agent.outbox.depth >= 5)
+        (refused,) = logged("the broker refuses what is published")
+        assert "NOT_AUTHORIZED" in extra(refused, "reason")
+        broker.stop()
+        broker.acl = f"{everything}user gw-1\ntopic readwrite #\n"
+        with broker:
+            async with witness(broker, account=("ingest", "ingest")) as seen:
+                await until(lambda: len(seen.of("lamp-1")) >= 6)
+                await until(lambda: agent.outbox.depth == 0)
+                seqs = sorted(sample.seq for sample in seen.of("lamp-1"))
+                assert seqs == list(range(len(seqs)))
+
+
 async def test_a_certificate_that_the_broker_refuses_is_named_and_told_once(
     tmp_path: Path,
     lamps: Lamps,
