@@ -478,8 +478,11 @@ async def test_a_password_that_is_replaced_while_it_runs_is_taken_up(
     word.write_text("old")
     broker = Mosquitto(tmp_path, accounts={"gw-1": "new"})
     uplink = {"username": "gw-1", "password_file": "password"}
+    drain = {"drain_s": 0.1}  # nobody sends receipts here
     with broker:
-        path = write_config(tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], uplink=uplink)
+        path = write_config(
+            tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], delivery=drain, uplink=uplink
+        )
         async with running_agent(path) as agent:
             await until(lambda: "not authorised" in broker.log)
             word.unlink()
