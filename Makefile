@@ -16,11 +16,12 @@ demo: .venv/.stamp  ## a town of devices, broker, agent, ingest and store, live 
 	@sh scripts/system_packages.sh mosquitto dbus-daemon
 	@exec .venv/bin/onestreet demo $(ARGS)
 
-test: check  ## every test, with a real Mosquitto, a real HiveMQ and a real InfluxDB (ARGS: options of pytest)
+test: check  ## every test, two at a time, with a real Mosquitto, HiveMQ and InfluxDB (ARGS: options of pytest)
 	@sh scripts/system_packages.sh mosquitto mosquitto-clients dbus-daemon iproute2 systemd
 	@sh scripts/build_deployment_tools.sh >/dev/null
 	@influxd=$$(sh scripts/find_influxd.sh) && hivemq=$$(sh scripts/build_hivemq.sh) && \
-	ONESTREET_INFLUXD="$$influxd" ONESTREET_HIVEMQ="$$hivemq" exec .venv/bin/python -m pytest $(ARGS)
+	ONESTREET_INFLUXD="$$influxd" ONESTREET_HIVEMQ="$$hivemq" PYTEST_XDIST_AUTO_NUM_WORKERS=2 \
+	exec .venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: .venv/.stamp  ## ruff and mypy
 	@echo 'check: ruff, then mypy (about a minute the first time)' >&2

@@ -39,7 +39,7 @@ MODULES = (
     "msgspec",
     "cbor2",
     "psutil",
-    "aiomqtt",
+    "exchange.mqtt",
     "pymodbus.client",
     "bleak",
     "cryptography.hazmat.primitives.ciphers.aead",

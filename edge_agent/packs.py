@@ -71,6 +71,7 @@ class Packs:
     def reconfigure(self, config: Config) -> None:
         """Go on with these settings."""
         self._gateway, self._settings = config.gateway, config.delivery
+        self._topics: dict[tuple[str, str], tuple[Topic, str]] = {}
 
     def connected(self) -> None:
         """What is in the outbox now is backlog."""
@@ -214,17 +215,22 @@ class Packs:
 
     def _fitting(self, samples: list[Waiting]) -> Iterator[_Packed]:
         """Yield samples of one topic, in halves for as long as they are too large."""
-        gateway, first = self._gateway, samples[0]
-        topic = Topic(
-            gateway.county, gateway.site, gateway.id, first.domain, first.device, "readings"
-        )
+        topic, address = self._topic(samples[0].domain, samples[0].device)
         payload = encode_pack(topic, [one.sample for one in samples], self._settings.format)
         if len(payload) > MAX_PACK_BYTES and len(samples) > 1:
             middle = len(samples) // 2
             yield from self._fitting(samples[:middle])
             yield from self._fitting(samples[middle:])
         else:
-            yield _Packed(samples, str(topic), payload, sha256(payload).hexdigest())
+            yield _Packed(samples, address, payload, sha256(payload).hexdigest())
+
+    def _topic(self, domain: str, device: str) -> tuple[Topic, str]:
+        """Return where a device's samples go, also as text."""
+        if (found := self._topics.get((domain, device))) is None:
+            gateway = self._gateway
+            topic = Topic(gateway.county, gateway.site, gateway.id, domain, device, "readings")
+            found = self._topics[domain, device] = topic, str(topic)
+        return found
 
 
 def _series(one: Waiting) -> tuple[str, int]:

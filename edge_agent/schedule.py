@@ -91,6 +91,7 @@ class Schedule:
             after_s -= after_s % grain_s if grain_s else 0.0
             self.slots.append(Slot(index, each_s, now_s + SETTLE_S + after_s))
         self._may_press_s = now_s
+        self._has_failed = False
 
     def resume(self, now_s: float) -> None:
         """Go on after the bus was away: what was missed is counted, and each device is asked once, soon."""
@@ -101,8 +102,9 @@ class Schedule:
 
     def choice(self, now_s: float) -> tuple[Slot | None, float]:
         """Return who is to be asked now, or None and when to ask again."""
-        polls = [slot for slot in self.slots if not slot.failures]
-        failed = [slot for slot in self.slots if slot.failures]
+        failed = [slot for slot in self.slots if slot.failures] if self._has_failed else []
+        polls = [slot for slot in self.slots if not slot.failures] if failed else self.slots
+        self._has_failed = bool(failed)
         poll = min(polls, key=_due, default=None)
         poll_s = poll.due_s if poll is not None else math.inf
         if failed:
@@ -137,6 +139,7 @@ class Schedule:
         """Try again later: on the grid until the breaker opens, then ever more rarely."""
         pacing = self.pacing
         slot.failures += 1
+        self._has_failed = True
         slot.cost_s = now_s - began_s
         slot.opened = slot.failures >= pacing.failures
         if began_s >= slot.due_s + PATIENCE_S and slot.failures > 1:

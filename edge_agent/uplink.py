@@ -1,4 +1,4 @@
-"""The uplink: samples from the outbox to the broker, receipts back. The one file that knows aiomqtt."""
+"""The uplink: samples from the outbox to the broker, receipts back."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar, cast
-
-import aiomqtt
+from typing import TypeVar
 
 from edge_agent.commands import Commands
 from edge_agent.config import Config
 from edge_agent.health import Health
 from edge_agent.outbox import Outbox
 from edge_agent.packs import Outgoing, Packs
-from exchange.delivery import Delivery
-from exchange.errors import DeliveryError, OnestreetError
+from exchange import mqtt
+from exchange.delivery import Delivery, Key
+from exchange.errors import DeliveryError, OnestreetError, UplinkRefused
 from exchange.receipts import Receipt, decode_receipt
 from exchange.topics import Topic
 
@@ -27,8 +26,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-IN_FLIGHT = 40  # messages without the broker's acknowledgement; the library holds back what is more
-QUEUED_MESSAGES = 1000  # a receipt that finds no place is as good as lost: its samples go again
+ARRIVED_MESSAGES = 1000  # that wait for us; then nothing more is read
+KEPT_FOR_EVER_S = 0xFFFF_FFFF  # by MQTT's words: the broker keeps commands while we are away
 BACKOFF_FIRST_S = 0.5
 BACKOFF_LAST_S = 30.0
 
@@ -82,11 +81,11 @@ class Uplink:
         self._reconfigured = asyncio.Event()
         self._states_due = False
         self._given_will: Message | None = None
-        self._library_said = ""
-        self._library_log = logging.Logger(f"{__name__}.library")  # noqa: LOG001 - its filter is this one's
-        self._library_log.parent = log
-        self._library_log.setLevel(logging.WARNING)
-        self._library_log.addFilter(self._is_warning)
+        self._arrived: list[mqtt.Message] = []
+        self._has_arrived = asyncio.Event()
+        self._is_refused = (
+            False  # the broker took the connection and refuses what is published on it
+        )
         if commands is not None:
             commands.results.on_new = self._wake.set
 
@@ -121,13 +120,6 @@ class Uplink:
             if await _woken(self._reconfigured, pause_s):
                 wait_s = BACKOFF_FIRST_S
 
-    def _is_warning(self, record: logging.LogRecord) -> bool:
-        """Keep what the library says of an error for the one line that reports it: the cause, such as a TLS alert."""
-        if record.levelno < logging.ERROR:
-            return True
-        self._library_said = record.getMessage()
-        return False
-
     def reconfigure(self, config: Config) -> None:
         """Go on with these settings: a new session begins at once, and that is no outage."""
         self._config = config
@@ -137,46 +129,57 @@ class Uplink:
 
     async def _session(self) -> None:
         self._reconfigured.clear()
-        self._library_said = ""
-        async with self._client() as client:
-            await client.subscribe(self._receipts_topic, qos=1)
-            if self._commands is not None:
-                await client.subscribe(self._commands.topic_filter, qos=1)
+        self._arrived.clear()
+        client = self._client(self._receipts_topic, *self._commands_topics)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.run())
+            await client.wait_connected(self._config.broker.timeout_s)
             await self._publish_states(client)
             self.connected, self.connected_at_s = True, time.monotonic()
             self.last_error = ""
             log.info("connected", extra={"broker": "{}:{}".format(*self._config.broker.address)})
             self.delivery.connected()
             self._packs.connected()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._until_reconfigured())
-                group.create_task(self._receive(client))
-                group.create_task(self._send(client))
-                group.create_task(self._send_older(client))
+            group.create_task(self._until_reconfigured())
+            group.create_task(self._receive(client))
+            group.create_task(self._send(client))
+            group.create_task(self._send_older(client))
+
+    @property
+    def _commands_topics(self) -> list[str]:
+        return [] if self._commands is None else [self._commands.topic_filter]
 
     async def _until_reconfigured(self) -> None:
         await self._reconfigured.wait()
         raise _Reconfigured
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self, *filters: str) -> mqtt.Client:
+        """Return a client for one connection, with today's password and certificates. Raises: OnestreetError."""
         broker = self._config.broker
-        client = aiomqtt.Client(
-            *broker.address,
-            identifier=self._config.gateway.id,
+        host, port = broker.address
+        context = self._tls()
+        settings = mqtt.Settings(
+            host=host,
+            port=port,
+            client_id=self._config.gateway.id,
             username=broker.username or None,
             password=self._password(),
-            tls_context=self._tls(),
-            clean_session=False,
-            keepalive=broker.keepalive_s,
-            timeout=broker.timeout_s,
-            will=aiomqtt.Will(*self.will, qos=1, retain=True) if self.will else None,
-            max_queued_incoming_messages=QUEUED_MESSAGES,
-            max_inflight_messages=IN_FLIGHT,
-            logger=self._library_log,
+            keepalive_s=broker.keepalive_s,
+            session_expiry_s=KEPT_FOR_EVER_S,
+            receive_maximum=ARRIVED_MESSAGES,
+            will=mqtt.Will(topic=self.will[0], payload=self.will[1], retain=True)
+            if self.will
+            else None,
+            connect_timeout_s=broker.timeout_s,
+            once=True,
         )
         self._given_will = self.will
-        client.pending_calls_threshold = 10_000  # a whole batch that waits is no surprise
-        client._client.manual_ack_set(True)  # noqa: SLF001 - aiomqtt has no name of its own for it
+        client = mqtt.Client(
+            settings,
+            [mqtt.Subscription(one) for one in filters],
+            lambda messages, _: self._take(client, messages),
+            tls=None if context is None else lambda: context,
+        )
         return client
 
     def _report(self, group: ExceptionGroup[Exception]) -> None:
@@ -184,34 +187,56 @@ class Uplink:
         error: Exception = group
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
-        reason = self._library_said or str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         if reason == self.last_error:
             return
         self.last_error = reason
-        bug = None if isinstance(error, aiomqtt.MqttError | OnestreetError) else error
+        bug = None if isinstance(error, OnestreetError) else error
         log.warning("the uplink is down", extra={"reason": reason}, exc_info=bug)
 
     # ---------------------------------------------------------------------------------------------- receiving
 
-    async def _receive(self, client: aiomqtt.Client) -> None:
-        async for message in client.messages:
-            payload = message.payload if isinstance(message.payload, bytes) else b""
-            topic = str(message.topic)
-            is_command = topic != self._receipts_topic
-            if is_command and self._commands is not None:
-                await self._commands.put(topic, payload).wait()
+    def _take(self, client: mqtt.Client, messages: list[mqtt.Message]) -> None:
+        self._arrived += messages
+        self._has_arrived.set()
+        if len(self._arrived) > ARRIVED_MESSAGES:  # those with QoS 0 nothing else bounds
+            client.hold(True)
+
+    async def _receive(self, client: mqtt.Client) -> None:
+        while True:
+            await self._has_arrived.wait()
+            self._has_arrived.clear()
+            messages, self._arrived = self._arrived, []
+            client.hold(False)
+            if self._commands is not None:
+                for message in messages:
+                    if message.topic != self._receipts_topic:
+                        await self._commands.put(message.topic, message.payload).wait()
             # only now, and in order, as MQTT asks: what dies with us unrecorded the broker gives again
-            client._client.ack(message.mid, message.qos)  # noqa: SLF001 - as above
-            if is_command:
-                continue
+            client.acknowledge([one.packet_id for one in messages], client.generation)
+            receipts = [one.payload for one in messages if one.topic == self._receipts_topic]
+            await self._receipted(receipts)
+
+    async def _receipted(self, payloads: Sequence[bytes]) -> None:
+        keys: list[Key] = []
+        for payload in payloads:
             try:
                 receipt = decode_receipt(payload)
             except DeliveryError as error:
                 log.warning("a receipt was ignored", extra={"reason": str(error)})
                 continue
-            await self._receipted(receipt)
+            keys += self._settled(receipt)
+            if self._commands is not None:
+                await self._commands.results.receipted(receipt)
+            if receipt.results:
+                self.receipted.set()
+        if keys:
+            self.wake()  # before the disk: there is room in the window already
+            await self._outbox.forget(keys)
+            self.receipted.set()
 
-    async def _receipted(self, receipt: Receipt) -> None:
+    def _settled(self, receipt: Receipt) -> list[Key]:
+        """Return the samples that a receipt lets us forget."""
         settled = self.delivery.receipted(self._clock(), receipt)
         keys = [one.key for one in settled]
         self._packs.settled(keys)
@@ -222,20 +247,13 @@ class Uplink:
             log.error(
                 "a sample was refused", extra={"sample": one.key, "requirement": one.requirement}
             )
-        if self._commands is not None:
-            await self._commands.results.receipted(receipt)
-        if receipt.results:
-            self.receipted.set()
-        if keys:
-            self.wake()  # before the disk: there is room in the window already
-            await self._outbox.forget(keys)
-            self.receipted.set()
+        return keys
 
     # ------------------------------------------------------------------------------------------------ sending
 
-    async def _send(self, client: aiomqtt.Client) -> None:
+    async def _send(self, client: mqtt.Client) -> None:
         """Send what does not wait: states, results, and samples as they are taken."""
-        while not _is_cancelled():
+        while True:
             self._wake.clear()
             if self._states_due:
                 self._states_due = False
@@ -246,9 +264,9 @@ class Uplink:
             else:
                 await _woken(self._wake, TICK_S)
 
-    async def _send_older(self, client: aiomqtt.Client) -> None:
+    async def _send_older(self, client: mqtt.Client) -> None:
         """Send what goes again, and the backlog. Live samples do not wait for it to be acknowledged."""
-        while not _is_cancelled():
+        while True:
             self._wake_older.clear()
             batch = [*await self._packs.again(), *await self._packs.backlog()]
             if batch:
@@ -256,14 +274,14 @@ class Uplink:
             else:
                 await _woken(self._wake_older, TICK_S)
 
-    async def _publish(self, client: aiomqtt.Client, batch: Sequence[Outgoing]) -> None:
+    async def _publish(self, client: mqtt.Client, batch: Sequence[Outgoing]) -> None:
         """Publish; what the broker did not acknowledge before the connection broke goes again at once."""
         await self._publish_all(
             client, [(one, one.topic, one.payload) for one in batch],
             lambda one: self.delivery.failed(one.sending),
         )  # fmt: skip
 
-    async def _publish_results(self, client: aiomqtt.Client) -> None:
+    async def _publish_results(self, client: mqtt.Client) -> None:
         if self._commands is None:
             return
         results, now_s = self._commands.results, self._clock()
@@ -274,45 +292,55 @@ class Uplink:
 
     async def _publish_all(
         self,
-        client: aiomqtt.Client,
+        client: mqtt.Client,
         messages: Sequence[tuple[T, str, bytes]],
         failed: Callable[[T], None],
+        *,
+        retain: bool = False,
     ) -> None:
-        """Publish, and tell of those that the broker did not acknowledge.
+        """Publish, and tell of those that the broker did not answer.
 
-        The library sends them all at once and they are awaited as one: its own `publish` has a task, a timer and an
-        event for each message, which cost as much again as sending it.
+        One that it refuses waits for its receipt as the others do: whether it is stored is not the broker's to say.
         """
-        batch = _Batch(len(messages))
-        unacknowledged = cast("dict[int, _Batch]", client._pending_publishes)  # noqa: SLF001 - as above
-        left = dict(enumerate(messages))
-        sent: dict[int, int] = {}
+        unanswered = dict(enumerate(messages))
+
+        def answered(number: int, error: UplinkRefused | None) -> None:
+            _, topic, _ = unanswered.pop(number)
+            self._note_answer(topic, error)
+
         try:
-            for number, (_, topic, payload) in left.items():
-                info = client._client.publish(topic, payload, qos=1)  # noqa: SLF001 - as above
-                if info.rc:
-                    raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
-                unacknowledged[info.mid] = batch
-                sent[info.mid] = number
-            await batch.acknowledged(self._config.broker.timeout_s)
+            await client.publish_each(
+                [(topic, payload) for _, topic, payload in messages],
+                answered,
+                retain=retain,
+                silence_s=self._config.broker.timeout_s,
+            )
         finally:
-            for mid, number in sent.items():
-                if unacknowledged.pop(mid, None) is None:
-                    del left[number]
-            for one, _, _ in left.values():
+            for one, _, _ in unanswered.values():
                 failed(one)
 
-    async def _publish_states(self, client: aiomqtt.Client) -> None:
+    def _note_answer(self, topic: str, error: UplinkRefused | None) -> None:
+        """Say once that the broker refuses what is published, for as long as it takes nothing."""
+        if error is not None and not self._is_refused:
+            told = {"topic": topic, "reason": str(error)}
+            log.error("the broker refuses what is published", extra=told)
+        self._is_refused = error is not None
+
+    async def _publish_states(self, client: mqtt.Client) -> None:
         """Publish every state, and retire those of devices that are not ours any more."""
         states = await self._states()
         stale = await self._outbox.stating([topic for topic, _ in states])
-        for topic, payload in states:
-            await client.publish(topic, payload, qos=1, retain=True)
-        for topic in stale:
-            # Under another name or site we would be denied: that state is for whoever renamed us to clear.
-            if topic.startswith(self._receipts_topic.removesuffix("receipts")):
-                await client.publish(topic, b"", qos=1, retain=True)
-                log.info("a device was retired", extra={"topic": topic})
+        # Under another name or site we would be denied: that state is for whoever renamed us to clear.
+        ours = self._receipts_topic.removesuffix("receipts")
+        retired = [(topic, b"") for topic in stale if topic.startswith(ours)]
+        await self._publish_all(
+            client,
+            [(topic, topic, payload) for topic, payload in [*states, *retired]],
+            lambda _: None,  # all of them go on every connection
+            retain=True,
+        )
+        for topic, _ in retired:
+            log.info("a device was retired", extra={"topic": topic})
         await self._outbox.retired(stale)
         if self.will != self._given_will:  # the broker takes a will with a connection only
             raise _Reconfigured
@@ -321,31 +349,17 @@ class Uplink:
         """Say offline, as the will would; called once nothing else runs."""
         if self.will is None:
             return
+        timeout_s = self._config.broker.timeout_s
         try:
-            async with asyncio.timeout(self._config.broker.timeout_s), self._client() as client:
-                await client.publish(*self.will, qos=1, retain=True)
-        except (aiomqtt.MqttError, OnestreetError, TimeoutError, OSError, ValueError) as error:
-            log.warning("could not say goodbye", extra={"reason": str(error)})
-
-
-class _Batch:
-    """Messages that are published together. aiomqtt calls `set` for each that the broker acknowledged."""
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-        self._none_left = asyncio.Event()
-
-    def set(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self._none_left.set()
-
-    async def acknowledged(self, timeout_s: float) -> None:
-        """Return once all are. Raises: aiomqtt.MqttError when the broker says nothing for so long."""
-        while before := self._left:
-            await _woken(self._none_left, timeout_s)
-            if self._left == before:
-                raise aiomqtt.MqttError("Operation timed out")
+            client = self._client()
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                group.create_task(client.run())
+                await client.wait_connected(timeout_s)
+                await client.publish(*self.will, retain=True, deadline_s=timeout_s)
+                await client.stop(timeout_s)
+        except* (OnestreetError, TimeoutError, OSError, ValueError) as errors:
+            reason = str(errors.exceptions[0])
+            log.warning("could not say goodbye", extra={"reason": reason})
 
 
 class _Reconfigured(Exception):
@@ -358,9 +372,3 @@ async def _woken(event: asyncio.Event, seconds: float) -> bool:
         async with asyncio.timeout(seconds):
             await event.wait()
     return event.is_set()
-
-
-def _is_cancelled() -> bool:
-    """Say whether this task was told to end: asyncio.wait_for, in every call of aiomqtt, may swallow it before 3.12."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

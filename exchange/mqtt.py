@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import ssl
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import mqtt5
@@ -36,6 +38,7 @@ QoS: TypeAlias = Literal[0, 1]
 # The codec aborts on a packet of 2^28 bytes; nobody sends an eighth of that in earnest.
 _LARGEST_OUT_BYTES = 1 << 25
 _WRITE_BUFFER_BYTES = 1 << 20
+_PACKETS_AT_ONCE = 100
 _CLOSE_DEADLINE_S = 2.0
 _CLOSED_BY_US = "closed by this side"
 
@@ -74,7 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Shape: `clean_start` holds for the first connection of a `Client` only, so that its own session
         survives a reconnect. `receive_maximum` bounds the messages not yet acknowledged; a broker
         that sends more is read no further, give or take one socket read. `fail_fast` makes `run`
-        raise `UplinkRefused` instead of trying again.
+        raise `UplinkRefused` instead of trying again; `once` makes it raise whatever ended the
+        first connection, and leaves saying so to the caller.
     """
 
     host: str
@@ -92,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backoff_first_s: float = 0.5
     backoff_max_s: float = 30.0
     fail_fast: bool = False
+    once: bool = False
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Everything but the password, for logs and tracebacks."""
@@ -179,7 +184,7 @@ class Client:
     async def run(self) -> None:
         """Stay connected until `stop` or cancellation.
 
-        Raises: UplinkRefused with `fail_fast`; whatever a callback raised.
+        Raises: UplinkRefused with `fail_fast`; any UplinkError with `once`; whatever a callback raised.
         """
         if self._running:
             raise RuntimeError("this client is already running")
@@ -193,6 +198,8 @@ class Client:
                     await self._stay_connected()
                 except UplinkError as error:
                     self._report(error)
+                    if self.settings.once:
+                        raise
                     if self.settings.fail_fast and isinstance(error, UplinkRefused):
                         raise
                     lasted = clock_s() - begun_s > delay_s + self.settings.connect_timeout_s
@@ -237,6 +244,24 @@ class Client:
                 await connection.publish(topic, payload, qos, retain=retain)
         except TimeoutError:
             raise UplinkLost(f"{topic}: not taken by the broker within {deadline_s} s") from None
+
+    async def publish_each(
+        self,
+        messages: Iterable[tuple[str, bytes]],
+        answered: Callable[[int, UplinkRefused | None], None],
+        *,
+        retain: bool = False,
+        silence_s: float = 30.0,
+    ) -> None:
+        """Publish many with QoS 1 and return when the broker has answered each.
+
+        Shape: `answered(number, error)` hears of each message by its place, as it is answered; the
+            error says why the broker does not take it.
+
+        Raises: UplinkLost when there is no connection, it breaks, or the broker answers nothing for
+            `silence_s`; whatever was not answered by then may have been taken or not.
+        """
+        await self._require().publish_each(messages, answered, silence_s, retain=retain)
 
     def publish_soon(
         self, topic: str, payload: bytes, *, qos: QoS = 1, retain: bool = False
@@ -337,7 +362,7 @@ class Client:
         return min(max(self.settings.backoff_first_s, 2 * delay_s), self.settings.backoff_max_s)
 
     def _report(self, error: UplinkError) -> None:
-        if str(error) != str(self.last_error):
+        if str(error) != str(self.last_error) and not self.settings.once:
             log.warning("%s", error)
         self.last_error = error
 
@@ -377,7 +402,7 @@ class Client:
         except ssl.SSLCertVerificationError as error:
             raise UplinkRefused(f"{where}: certificate: {error.verify_message}") from error
         except OSError as error:
-            raise UplinkLost(f"{where}: {error}") from error
+            raise UplinkLost(f"{where}: {_reason(error)}") from error
         except ConfigError as error:  # a certificate that is being renewed will be there again
             raise UplinkLost(f"{where}: {error}") from error
         finally:
@@ -403,12 +428,17 @@ class Client:
         connection.hold(self._held)
         self._greeting = self._next_greeting
         self.last_error = None
-        log.info("connected to %s:%d", self.settings.host, self.settings.port)
+        if not self.settings.once:
+            log.info("connected to %s:%d", self.settings.host, self.settings.port)
         if self._on_connect is not None:
             self._on_connect(connection.session_present)
 
     def _deliver(self, messages: list[Message]) -> None:
         self._on_messages(messages, self.generation)
+
+
+_Answered: TypeAlias = asyncio.Future[None] | Callable[[UplinkRefused | None], None] | None
+"""What becomes of a publish once the broker has answered; None when nobody waits for it."""
 
 
 class _Connection(asyncio.Protocol):
@@ -449,7 +479,7 @@ class _Connection(asyncio.Protocol):
         self._deaf = False  # reading is paused
         self._keepalive_s = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.in_flight: dict[int, asyncio.Future[None] | None] = {}
+        self.in_flight: dict[int, _Answered] = {}
         self._asking: dict[int, tuple[Sequence[Subscription], asyncio.Future[None]]] = {}
         self.last_expiry_s: int | None = None  # how long the session outlives us, if not as agreed
         self.session_present = False
@@ -534,18 +564,52 @@ class _Connection(asyncio.Protocol):
         if answered is not None:
             await self._listening(answered)
 
-    def send(
+    async def publish_each(
         self,
-        topic: str,
-        payload: bytes,
-        qos: QoS,
+        messages: Iterable[tuple[str, bytes]],
+        answered: Callable[[int, UplinkRefused | None], None],
+        silence_s: float,
+        *,
         retain: bool,
-        answered: asyncio.Future[None] | None,
     ) -> None:
+        left = 0
+
+        def one_answered(number: int, error: UplinkRefused | None) -> None:
+            nonlocal left
+            left -= 1
+            answered(number, error)
+
+        packets: list[bytes] = []  # to be written at once: a write costs more than a message
+        try:
+            for number, (topic, payload) in enumerate(messages):
+                if len(packets) >= _PACKETS_AT_ONCE or not self.has_room(1):
+                    self._write_all(packets)
+                    async with asyncio.timeout(silence_s):
+                        await self.until(lambda: self.has_room(1))
+                left += 1
+                told = partial(one_answered, number)
+                try:
+                    packets.append(self._publishing(topic, payload, 1, retain, told))
+                except UplinkRefused as error:
+                    told(error)
+            self._write_all(packets)
+            while before := left:
+                async with asyncio.timeout(silence_s):
+                    await self.until(lambda: left < before)
+        except TimeoutError:
+            raise UplinkLost(f"the broker has answered no publish for {silence_s:g} s") from None
+
+    def send(self, topic: str, payload: bytes, qos: QoS, retain: bool, answered: _Answered) -> None:
         """Write a publish; call only with room.
 
         Raises: UplinkRefused when the message could never be sent to this broker.
         """
+        self._write_all([self._publishing(topic, payload, qos, retain, answered)])
+
+    def _publishing(
+        self, topic: str, payload: bytes, qos: QoS, retain: bool, answered: _Answered
+    ) -> bytes:
+        """Return a publish that counts as in flight. Raises: UplinkRefused."""
         packet_id = self._free_id() if qos else None
         size_bytes = len(payload)
         if size_bytes <= self._largest_bytes:
@@ -564,9 +628,15 @@ class _Connection(asyncio.Protocol):
         if packet_id is not None:
             self.in_flight[packet_id] = answered
             self._last_id = packet_id
-        self._write(data)
-        if self._deaf:
-            self._pace()
+        return data
+
+    def _write_all(self, packets: list[bytes]) -> None:
+        """Write publishes and empty the list."""
+        if packets:
+            self._write(b"".join(packets))
+            packets.clear()
+            if self._deaf:
+                self._pace()
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
         filters = _filters(subscriptions, mqtt5.RetainHandling.SEND_ALWAYS)
@@ -613,7 +683,7 @@ class _Connection(asyncio.Protocol):
         for answered in self.in_flight.values():
             if answered is None:
                 self._counts.lost += 1
-            elif not answered.done():
+            elif isinstance(answered, asyncio.Future) and not answered.done():
                 answered.set_exception(UplinkLost(str(error)))
         self.in_flight.clear()
         for _, answer in self._asking.values():
@@ -721,14 +791,18 @@ class _Connection(asyncio.Protocol):
 
     def _on_puback(self, packet: mqtt5.PubAckPacket) -> None:
         answered = self.in_flight.pop(packet.packet_id, None)
-        refused = int(packet.reason_code) >= 0x80
+        error: UplinkRefused | None = None
+        if (code := int(packet.reason_code)) >= 0x80:
+            error = UplinkRefused(_words("the broker refused a publish", packet), code)
         if answered is None:
-            if refused and not self._counts.refused:
-                log.warning("%s", _as_error("the broker refused a publish", packet))
-            self._counts.refused += refused
+            if error and not self._counts.refused:
+                log.warning("%s", error)
+            self._counts.refused += error is not None
+        elif not isinstance(answered, asyncio.Future):
+            answered(error)
         elif not answered.done():
-            if refused:
-                answered.set_exception(_as_error("the broker refused a publish", packet))
+            if error:
+                answered.set_exception(error)
             else:
                 answered.set_result(None)
 
@@ -935,15 +1009,21 @@ def _fault(subscriptions: Sequence[Subscription], packet: mqtt5.SubAckPacket) ->
     return None
 
 
-def _as_error(
+def _reason(error: OSError) -> str:
+    """What failed: asyncio says that a call failed, the system why."""
+    number = error.errno or 0  # below 0: of the resolver, whose own words are clear
+    return str(error) if number <= 0 or isinstance(error, ssl.SSLError) else os.strerror(number)
+
+
+def _words(
     what: str, packet: mqtt5.ConnAckPacket | mqtt5.PubAckPacket | mqtt5.DisconnectPacket
-) -> UplinkError:
-    code = int(packet.reason_code)
+) -> str:
     text = f"{what}: {packet.reason_code.name}"
-    if packet.reason_str:
-        text += f" ({packet.reason_str})"
-    if isinstance(packet, mqtt5.PubAckPacket):
-        return UplinkRefused(text, code)
+    return f"{text} ({packet.reason_str})" if packet.reason_str else text
+
+
+def _as_error(what: str, packet: mqtt5.ConnAckPacket | mqtt5.DisconnectPacket) -> UplinkError:
+    code, text = int(packet.reason_code), _words(what, packet)
     if code == _SESSION_TAKEN_OVER:
         return _TakenOver(f"{text}: another client uses our client id")
     return UplinkLost(text) if code in _PASSING else UplinkRefused(text, code)

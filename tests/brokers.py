@@ -130,7 +130,7 @@ class Mosquitto(Broker):
 
     Shape: `lines` are further lines of mosquitto.conf; one that sets what a default sets replaces
         it. `accounts` maps user names to passwords, none means that anybody may connect; `acl` is
-        the text of the ACL file. With `persistent` its sessions survive an orderly stop.
+        the text of the ACL file, read at each start. With `persistent` its sessions survive an orderly stop.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Mosquitto(Broker):
         super().__init__(["mosquitto", "-c", "mosquitto.conf"], folder=folder / "mosquitto")
         self._lines = list(lines)
         self._accounts = accounts
-        self._acl = acl
+        self.acl = acl
         self._persistent = persistent
 
     def wipe(self) -> None:
@@ -169,8 +169,8 @@ class Mosquitto(Broker):
             passwords.write_text("".join(f"{u}:{p}\n" for u, p in self._accounts.items()))
             subprocess.run(["mosquitto_passwd", "-U", passwords], check=True, capture_output=True)
             defaults.append(f"password_file {passwords}")
-        if self._acl:
-            (self._folder / "acl").write_text(self._acl)
+        if self.acl:
+            (self._folder / "acl").write_text(self.acl)
             defaults.append(f"acl_file {self._folder / 'acl'}")
         replaced = {line.split()[0] for line in self._lines if line.strip()}
         kept = [line for line in defaults if line.split()[0] not in replaced]

@@ -1,10 +1,13 @@
 """Ports of this machine: one that nobody uses, and whether somebody listens."""
 
+import os
 import random
 import socket
 
 # Below the ports that Linux gives to outgoing connections (from 32768): none of those takes it meanwhile.
-_PORTS = range(20_000, 32_768)
+# Of two processes of tests each has ports of its own: what one test has killed, no other may stand in for.
+_OWN = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(20_000 + _OWN, 32_768, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 _random = random.SystemRandom()  # Hypothesis seeds the ordinary one
 
 

@@ -202,7 +202,8 @@ class Terminal:
             stderr=slave,
             start_new_session=True,
             preexec_fn=functools.partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
-            env=os.environ | {"TERM": "xterm-256color"},
+            # its size is the terminal's own word: readline has told ours to whoever this process starts
+            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""},
         )
         os.close(slave)
         self._shown = bytearray()

@@ -90,7 +90,7 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
     [
-        ("aiomqtt", ["edge", "run"], "edge"),
+        ("mqtt5", ["edge", "run"], "edge"),
         ("pymodbus", ["edge", "read", "lamp"], "edge"),
         ("mqtt5", ["ingest", "run"], "ingest"),
         ("mqtt5", ["watch", "run"], "ingest"),

@@ -113,6 +113,45 @@ def test_whatever_a_driver_says_the_exchange_takes_what_is_left(
         assert again == judged, "judging what is judged changes nothing"
 
 
+class Forgetful(dict[Any, Any]):
+    """Holds nothing, whatever is put into it."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Forget it."""
+
+
+doubtful = st.one_of(st.floats(-50, 1200), st.integers(-50, 1200), values)
+alike = st.one_of(
+    *(
+        st.fixed_dictionaries(dict.fromkeys(metrics, doubtful))
+        for metrics in (
+            ["pm2_5", "temperature"],
+            ["temperature", "x-plantower-n0_3"],
+            ["noise", "humidity", "epoch"],
+        )
+    )
+)
+
+
+@given(
+    st.lists(
+        st.tuples(alike, st.sampled_from(["", "", "uncertain:fault"]), st.integers(0, 10**7)),
+        max_size=12,
+    )
+)
+def test_a_reading_judged_as_a_whole_is_judged_as_each_of_its_values(
+    said: list[tuple[dict[str, float], str, int]],
+) -> None:
+    limits = {"temperature": {"min": -20.0, "max": 40.0, "stuck_after_s": 60.0}}
+    whole, each = Judge(device(limits=limits)), Judge(device(limits=limits))
+    each._shapes = Forgetful()  # so that no reading is known as a whole
+    now_ms = 0
+    for metrics, quality, passed_ms in said:
+        now_ms += passed_ms
+        reading = Reading(dict(metrics), quality)
+        assert repr(whole.judge(reading, now_ms)) == repr(each.judge(reading, now_ms))
+
+
 def assert_taken(topic: Topic, judged: Reading, seq: int) -> None:
     sample = Sample(1_790_000_000_000, 1_789_000_000_000, seq, judged.metrics, judged.quality)
     pack = decode_pack(encode_pack(topic, [sample]), topic)

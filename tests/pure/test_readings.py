@@ -75,6 +75,22 @@ def test_what_is_encoded_is_decoded(data: st.DataObject, domain: str, form: Pack
     assert decode_pack(encode_pack(topic, given_samples, form), topic) == Pack(given_samples, [])
 
 
+metric_names = st.one_of(
+    st.sampled_from(["pm2_5", "temperature", "x-acme-a"]), st.text(max_size=6), st.just('%b"%%')
+)
+metric_values = st.one_of(st.floats(), st.floats(), st.integers(-(2**53), 2**53), st.booleans())
+
+
+@given(st.lists(st.dictionaries(metric_names, st.one_of(st.floats(), metric_values)), max_size=3))
+def test_both_forms_hold_the_same_records(said: list[dict[str, float]]) -> None:
+    given_samples = [Sample(1000 * seq, EPOCH, seq, {**one}) for seq, one in enumerate(said)]
+    if given_samples:
+        in_json = json.loads(encode_pack(AIR, given_samples))
+        in_cbor = cbor2.loads(encode_pack(AIR, given_samples, "cbor"))
+        words = {-3: "bt", -2: "bn", -1: "bver", 0: "n", 1: "u", 2: "v", 3: "vs", 4: "vb"}
+        assert in_json == [{words[key]: value for key, value in one.items()} for one in in_cbor]
+
+
 def test_types_survive() -> None:
     metrics = {"occupied": True, "free_car": 3, "distance": 2.0, "x-acme-raw": 7.0}
     topic = readings_topic("parking")

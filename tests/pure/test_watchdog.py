@@ -56,7 +56,7 @@ def until_silent(channel: socket.socket) -> None:
     ("allowed", "process", "seconds"),
     [
         ("60000000", "", 60.0),
-        ("60000000", str(os.getpid()), 60.0),
+        pytest.param("60000000", str(os.getpid()), 60.0, id="this process"),
         ("60000000", "1", None),  # meant for another process
         ("0", "", None),
         ("", "", None),

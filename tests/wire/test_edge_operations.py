@@ -16,6 +16,7 @@ import termios
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,8 @@ async def test_the_live_view_fits_a_phone_and_leaves_the_terminal_as_it_was(keep
             stderr=outer,
             start_new_session=True,
             env={**os.environ, "COLUMNS": "", "LINES": ""},
+            # a shell that has put us into the background lets nobody hear Ctrl-C
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         try:
             await until_shown("正常運作")

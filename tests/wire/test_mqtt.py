@@ -702,6 +702,73 @@ async def test_the_brokers_window_is_kept(peer: Peer) -> None:
         assert client.unacked == 0
 
 
+async def test_many_are_published_as_one_and_each_is_answered(broker: Mosquitto) -> None:
+    """More than the broker's window, which is 20, and more than one write."""
+    count, answers = 250, list[tuple[int, UplinkRefused | None]]()
+    async with witness(broker, "t/#") as other, connected(broker) as client:
+        messages = [(f"t/{number}", b"%d" % number) for number in range(count)]
+        await client.publish_each(
+            messages, lambda number, error: answers.append((number, error)), silence_s=DEADLINE_S
+        )
+        assert sorted(answers) == [(number, None) for number in range(count)]
+        heard = [await next_message(other) for _ in range(count)]
+        assert [message.payload for message in heard] == [payload for _, payload in messages]
+        await client.publish_each([], lambda *_: None)
+
+
+async def test_of_many_it_is_told_which_were_answered_and_how(peer: Peer) -> None:
+    answers: list[tuple[int, str]] = []
+    async with running(Client(settings_for(peer), [], Inbox()), stop_deadline_s=0) as client:
+        wire = await peer.accept()
+        await wire.packet()
+        wire.send(bytes.fromhex("20 06 00 00 03 21 00 03"))  # receive maximum 3
+        await client.wait_connected(DEADLINE_S)
+        publishing = asyncio.create_task(
+            client.publish_each(
+                [("t", b"a"), ("t/#", b"b"), ("t", b"c"), ("t", b"d"), ("t", b"e")],
+                lambda number, error: answers.append((number, str(error))),
+            )
+        )
+        first, *_ = [(await wire.packet())[5:7] for _ in range(3)]
+        assert answers == [(1, "topic 't/#': Invalid topic")], "never sent"
+        wire.send(b"\x40\x04" + first + b"\x87\x00")
+        assert (await wire.packet())[-1:] == b"e"
+        wire.writer.close()
+        with pytest.raises(UplinkLost):
+            await publishing
+        assert answers[1:] == [(0, "the broker refused a publish: NOT_AUTHORIZED")]
+
+
+async def test_a_broker_that_answers_none_of_many_is_given_up(peer: Peer) -> None:
+    async with running(Client(settings_for(peer), [], Inbox()), stop_deadline_s=0) as client:
+        wire = await peer.accept()
+        await wire.packet()
+        wire.send(CONNACK)
+        await client.wait_connected(DEADLINE_S)
+        with pytest.raises(UplinkLost, match=r"answered no publish for 0\.1 s"):
+            await client.publish_each([("t", b"a")], lambda *_: None, silence_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ("20 03 00 87 00", "the broker refused the connection: NOT_AUTHORIZED"),
+        ("20 03 00 00 00 e0 02 8b 00", "the broker disconnected: SERVER_SHUTTING_DOWN"),
+    ],
+)
+async def test_one_connection_ends_with_what_ended_it(
+    peer: Peer, after: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "exchange.mqtt")
+    task = asyncio.create_task(Client(settings_for(peer, once=True), [], Inbox()).run())
+    wire = await peer.accept()
+    await wire.packet()
+    wire.send(bytes.fromhex(after))
+    with pytest.raises(UplinkError, match=words):
+        await task
+    assert caplog.records == [], "it is the caller's to say"
+
+
 async def test_packet_ids_in_use_are_passed_over(peer: Peer) -> None:
     async with running(Client(settings_for(peer), [], Inbox()), stop_deadline_s=0) as client:
         wire = await peer.accept()

@@ -25,7 +25,12 @@ from tests.brokers import Mosquitto
 from tests.ports import free_port
 
 GATEWAY = "city/v1/tw-tpe/street/gw-1/streetlight/lamp-1"
-RUN = "import sys; from onestreet.command_issuing import run; sys.exit(run(sys.argv[1:]))"
+RUN = """
+import json, sys
+from onestreet import command_issuing
+vars(command_issuing).update(json.loads(sys.argv[1]))
+sys.exit(command_issuing.run(sys.argv[2:]))
+"""
 Answers = Callable[[Command], list[tuple[Status, str]]]
 
 
@@ -37,11 +42,13 @@ class Ran(NamedTuple):
     err: str
 
 
-async def give(*words: str) -> Ran:
+async def give(*words: str, **haste: float) -> Ran:
+    """Run the command; `haste` are constants of it, for a test in which nothing comes however long it waits."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         RUN,
+        json.dumps(haste),
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -225,7 +232,8 @@ async def test_what_did_not_happen_is_told(
 
 async def test_one_that_nobody_answers_ends_when_it_has_expired(broker: Mosquitto) -> None:
     async with device(broker) as one:
-        ran = await give("lamp-1", "set_level", "level=40", *at(broker, "--expires", "1"))
+        words = ["lamp-1", "set_level", "level=40", *at(broker, "--expires", "1")]
+        ran = await give(*words, GRACE_S=1.0)
         assert (ran.status, ran.out) == (6, "")
         assert "逾時仍沒有回覆" in ran.err
         assert len(one.commands) == 1
@@ -267,7 +275,7 @@ async def test_a_device_of_two_counties_has_to_be_told_apart(broker: Mosquitto) 
 
 async def test_a_broker_that_is_not_there_or_refuses(tmp_path: Path, broker: Mosquitto) -> None:
     url = f"mqtt://127.0.0.1:{free_port()}"
-    ran = await give("lamp-1", "set_level", "level=40", "--broker", url)
+    ran = await give("lamp-1", "set_level", "level=40", "--broker", url, CONNECT_S=1.0)
     assert ran.status == 3
     assert "無法連線" in ran.err
     (tmp_path / "locked").mkdir()
