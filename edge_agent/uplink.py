@@ -83,9 +83,7 @@ class Uplink:
         self._given_will: Message | None = None
         self._arrived: list[mqtt.Message] = []
         self._has_arrived = asyncio.Event()
-        self._is_refused = (
-            False  # the broker took the connection and refuses what is published on it
-        )
+        self._is_refused = False  # the broker does not take what is published
         if commands is not None:
             commands.results.on_new = self._wake.set
 
@@ -133,7 +131,8 @@ class Uplink:
         client = self._client(self._receipts_topic, *self._commands_topics)
         async with asyncio.TaskGroup() as group:
             group.create_task(client.run())
-            await client.wait_connected(self._config.broker.timeout_s)
+            # the client gives up first, and says why
+            await client.wait_connected(2 * self._config.broker.timeout_s)
             await self._publish_states(client)
             self.connected, self.connected_at_s = True, time.monotonic()
             self.last_error = ""
