@@ -170,7 +170,8 @@ async def _until_down(town: _Town, config: Path) -> float:
                     longest_ms = max(longest_ms, min(down) - last_ms)
                     break
                 if time.monotonic() > end_s:
-                    raise BenchmarkFailed(f"{device} is silent, and no row says so")
+                    says = [row.fields["status"] for row in rows]
+                    raise BenchmarkFailed(f"{device} is silent, and its rows say {says}")
                 await asyncio.sleep(1.0)
     finally:
         await store.close()

@@ -92,9 +92,9 @@ class RollupSettings(_Table, frozen=True, kw_only=True):
     store: str = ""
     """Where they go; absent: the `store` of the file if it is SQLite, else the bucket `{bucket}_rollups` beside it."""
     every_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 600.0
-    """How often it looks for what is missing or late among the latest hours."""
+    """How often it looks for hours that are over."""
     recent_h: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 48
-    """How many hours these are."""
+    """How many of the latest hours it looks through once an hour, for samples that came late."""
     whole_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
     """How many days it looks through once a day."""
     settle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 120.0

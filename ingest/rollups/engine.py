@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -34,6 +35,10 @@ TRIES = 5
 MAX_REST_S = 60.0
 MAX_TOLD = 100
 DELETED_AT_ONCE = 500
+LATEST_NS = 3 * HOUR_NS
+"""What each pass looks at, for hours that are over now."""
+LATE_EVERY_S = 3600.0
+"""How often it looks at all of the latest hours, for samples that came late."""
 WHOLE_EVERY_S = 86_400.0
 RAW_BESIDE = ("command", "device", "device_day", "incident", "site_day_state", "site_now")
 """What is kept as long as raw rows, beside each domain's."""
@@ -102,6 +107,7 @@ class Engine:
         self._now_ns = now_ns
         self._rested_s = time.monotonic()
         self._recent_due_s = 0.0
+        self._late_s = -math.inf
         self._told: set[str] = set()
         self._trouble = Trouble(log, "roll-ups wait for the store", "roll-ups go on")
 
@@ -145,9 +151,13 @@ class Engine:
     async def _recent(self) -> None:
         jitter = random.uniform(0.9, 1.0)  # noqa: S311 - two processes do not stay in step
         self._recent_due_s = time.monotonic() + self._pace.every_s * jitter
-        closed = self._closed()
+        closed, back_ns = self._closed(), self._pace.recent_ns
+        if time.monotonic() < self._late_s + LATE_EVERY_S:
+            back_ns = min(back_ns, LATEST_NS)
+        else:
+            self._late_s = time.monotonic()
         for county, zone in self._zones.items():
-            start_ns = closed.until_ns - self._pace.recent_ns
+            start_ns = closed.until_ns - back_ns
             async for making, day in self._work(county, zone, start_ns, closed.until_ns, closed):
                 await self._make(making, day)
         self.counts.passes += 1
@@ -181,7 +191,7 @@ class Engine:
                     vendor_metrics=self._vendor,
                     rest=self._rest,
                 )
-                if await self._patiently(lambda: making.look(within, closed)):  # noqa: B023 - awaited at once
+                if await self._patiently(lambda: making.look(within, closed, start_ns)):  # noqa: B023 - awaited at once
                     for day in within:
                         yield making, day
 

@@ -13,6 +13,7 @@ from its devices'. Hours and days are made once they are over.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import (
     AsyncIterator,
@@ -97,17 +98,19 @@ class SiteDays:
         self._site_hours: dict[int, Made] = {}
         self._site_days: dict[int, Made] = {}
         self._days: Sequence[Day] = ()
+        self._start_ns = 0
         self.raw_rows = 0
         self.points = 0
 
-    async def look(self, days: Sequence[Day], closed: Closed) -> bool:
-        """Count the raw rows of ascending days and read what the site's rows say; return whether there are raw rows.
+    async def look(self, days: Sequence[Day], closed: Closed, start_ns: int) -> bool:
+        """Count the raw rows of ascending days, of the first from `start_ns` on, and read what the site's rows say.
 
-        Raises: StoreError.
+        Return whether there are raw rows. Raises: StoreError.
         """
         before, after = beside(self._zone, days[0])[0], beside(self._zone, days[-1])[1]
-        self._days, self._closed = days, closed
-        hours = [start_ns for day in (before, *days) for start_ns in day.hours]
+        self._days, self._closed, self._start_ns = days, closed, start_ns
+        hours = [hour_ns for day in (before, *days) for hour_ns in day.hours]
+        hours = hours[max(0, bisect_right(hours, start_ns - self._reach_ns) - 1) :]
         self._counted = await self._count(hours, after.start_ns, by_device=False)
         # A night reaches a day back and to the next noon.
         site_hours = await self._stored(SITE_HOUR, before.start_ns - _DAY_NS, after.end_ns)
@@ -120,8 +123,10 @@ class SiteDays:
         """Make what is stale of a day, or with `anew` all of it. Raises: StoreError."""
         stale = []
         for start_ns in day.hours:
+            if start_ns < self._start_ns or not self._can_make(day, start_ns):
+                continue
             expected = self._counted.expected(start_ns).get(ALL)
-            if expected is None or not self._can_make(day, start_ns):
+            if expected is None:
                 continue
             made = self._site_hours.get(start_ns)
             if anew or made is None or made.is_short_of(expected):

@@ -1,4 +1,4 @@
-"""What a metric's values come to in an hour and a day: number, least, most, mean; the last one; how long it was true.
+"""What a metric's values come to in an hour and a day: number; least, most, mean; the last one; how long it was true.
 
 A day is made of its hours, so that what an hour's row holds is enough for it.
 """
@@ -52,13 +52,15 @@ class _Names(NamedTuple):
 
 @cache
 def _names(domain: str, metric: str) -> _Names:
-    true_or_false = metric in booleans(domain)
+    true_or_false, grows = metric in booleans(domain), metric in CUMULATIVE
+    # The least and the mean of what only grows, or is true or false, say nothing that the others do not.
+    has_last = true_or_false or grows
     return _Names(
         f"{metric}_count",
-        f"{metric}_min",
-        f"{metric}_max",
-        f"{metric}_mean",
-        f"{metric}_last" if true_or_false or metric in CUMULATIVE else "",
+        "" if has_last else f"{metric}_min",
+        "" if has_last else f"{metric}_max",
+        "" if has_last else f"{metric}_mean",
+        f"{metric}_last" if has_last else "",
         f"{metric}_s" if true_or_false else "",
     )
 
@@ -71,17 +73,17 @@ def hour(domain: str, hour: Span, hold_s: float) -> dict[str, FieldValue]:
         if metric in private:
             continue
         count, least, most, mean, last, seconds = _names(domain, metric)
-        values = [value for _, value in track]
-        fields[count] = len(values)
-        fields[least] = low = min(values)
-        fields[most] = high = max(values)
-        fields[mean] = min(max(fsum(values) / len(values), low), high)  # rounding moves it not out
+        fields[count] = len(track)
+        if mean:
+            values = [value for _, value in track]
+            fields[least] = low = min(values)
+            fields[most] = high = max(values)
+            of_all = fsum(values) / len(values)
+            fields[mean] = min(max(of_all, low), high)  # rounding moves it not out
         if last:
-            fields[last] = values[-1]
+            fields[last] = track[-1][1]
         if seconds:
-            before = hour.before.get(metric)
-            is_ever = high or (before and before[1])
-            held = pieces(hour, metric, hold_s) if is_ever else ()
+            held = pieces(hour, metric, hold_s)
             fields[seconds] = fsum([piece.seconds for piece in held if piece.value])
     return fields
 
@@ -94,12 +96,13 @@ def day(domain: str, hours: Columns, metrics: Sequence[str]) -> dict[str, FieldV
         counts = [int(value) for value in _known(hours, count)]
         if not counts:
             continue
-        means = _known(hours, mean)
-        total = fsum(map(mul, counts, means))
         fields[count] = sum(counts)
-        fields[least] = min(_known(hours, least))
-        fields[most] = max(_known(hours, most))
-        fields[mean] = min(max(total / sum(counts), min(means)), max(means))
+        if mean:
+            means = _known(hours, mean)
+            total = fsum(map(mul, counts, means))
+            fields[least] = min(_known(hours, least))
+            fields[most] = max(_known(hours, most))
+            fields[mean] = min(max(total / sum(counts), min(means)), max(means))
         if last:
             fields[last] = _known(hours, last)[-1]
         if seconds:

@@ -85,13 +85,16 @@ def site_row(
     now_ms: int,
 ) -> Point:
     """Return how a site's devices of one domain are now, and where their middle is."""
-    fields: dict[str, FieldValue] = {"devices": sum(counts)}
-    for status in (Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN, Status.MAINTENANCE):
-        fields[status.word] = counts[status]
-    fields |= _shares(figures)
+    fields = _how_many(counts) | _shares(figures)
     if middle is not None:
         fields |= {"lat": round(middle[0], 6), "lon": round(middle[1], 6)}
     return Point(_series("site_now", place), now_ms * 1_000_000, fields)
+
+
+def county_row(county: str, domain: str, counts: Sequence[int], now_ms: int) -> Point:
+    """Return how a county's devices of one domain are now."""
+    series = _series("county_now", Place(county, "", domain))
+    return Point(series, now_ms * 1_000_000, _how_many(counts))
 
 
 def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses | None) -> Point:
@@ -147,6 +150,11 @@ def _day_fields(figures: Figures) -> dict[str, FieldValue]:
         "maintenance_s": figures.maintenance_ms / 1000,
         **_shares(figures),
     }
+
+
+def _how_many(counts: Sequence[int]) -> dict[str, FieldValue]:
+    shown = (Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN, Status.MAINTENANCE)
+    return {"devices": sum(counts), **{status.word: counts[status] for status in shown}}
 
 
 def _shares(figures: Figures) -> dict[str, FieldValue]:

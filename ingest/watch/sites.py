@@ -1,4 +1,4 @@
-"""Sites: how many devices of a domain are how, and the sums of their days."""
+"""Sites: how many devices of a domain are how, there and in their county, and the sums of their days."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from ingest.stores import Point
 from ingest.watch.figures import Calendar, Figures
 from ingest.watch.liveness import Status
 from ingest.watch.moments import DAY_EVERY_S, NEVER_S, Now
-from ingest.watch.rows import Place, site_day_row, site_hour_row, site_row
+from ingest.watch.rows import Place, county_row, site_day_row, site_hour_row, site_row
 
 SITE_EVERY_S, SITE_REST_S = 60.0, 5.0
 _HOUR_MS = 3_600_000
+
+
+class Sum(msgspec.Struct, eq=False):
+    """How many devices of one domain in one county are how."""
+
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
+    written_s: float = NEVER_S
+    changed: bool = True
 
 
 class Hour(msgspec.Struct, eq=False):
@@ -37,6 +45,7 @@ class Site(msgspec.Struct, eq=False):
     place: Place
     days: Days
     calendar: Calendar
+    sum: Sum
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
     hour: Hour | None = None
     located: int = 0
@@ -67,6 +76,7 @@ class Sites:
     def __init__(self, days: Callable[[str], Days]) -> None:
         self._days = days
         self._sites: dict[Place, Site] = {}
+        self._sums: dict[tuple[str, str], Sum] = {}
         self._is_seeing = False
         self._settled_s = NEVER_S
 
@@ -75,7 +85,8 @@ class Sites:
         found = self._sites.get(place)
         if found is None:
             days = self._days(place.county)
-            found = Site(place, days, Calendar(days.of(now.ms), now.ms))
+            in_all = self._sums.setdefault((place.county, place.domain), Sum())
+            found = Site(place, days, Calendar(days.of(now.ms), now.ms), in_all)
             self._sites[place] = found
         return found
 
@@ -100,8 +111,9 @@ class Sites:
     def step(self, site: Site, status: Status, by: int, now: Now) -> None:
         """Count a device into a status, or out of it."""
         self.spend(site, now)
-        site.counts[status] += by
-        site.changed = True
+        for counted in (site, site.sum):
+            counted.counts[status] += by
+            counted.changed = True
         if site.hour is not None and by > 0 and now.s >= self._settled_s:
             site.hour.see(site.counts, sum(site.counts))
 
@@ -116,13 +128,14 @@ class Sites:
         self.at(place, now).calendar.restore(day, figures)
 
     def rows(self, now: Now) -> Iterator[Point]:
-        """Yield how the sites are whose rows are due."""
+        """Yield how the sites and counties are whose rows are due."""
         if not self._is_seeing:
             return
+        for (county, domain), in_all in self._sums.items():
+            if _is_due(in_all, now):
+                yield county_row(county, domain, in_all.counts, now.ms)
         for place, site in self._sites.items():
-            rest_s = SITE_REST_S if site.changed else SITE_EVERY_S
-            if now.s - site.written_s >= rest_s:
-                site.written_s, site.changed = now.s, False
+            if _is_due(site, now):
                 self.spend(site, now)
                 middle = None
                 if site.located:
@@ -161,6 +174,14 @@ class Sites:
         if now.s >= self._settled_s:
             site.hour.see(site.counts, sum(site.counts))
         return site.hour
+
+
+def _is_due(one: Site | Sum, now: Now) -> bool:
+    """Whether its row is written now."""
+    if now.s - one.written_s < (SITE_REST_S if one.changed else SITE_EVERY_S):
+        return False
+    one.written_s, one.changed = now.s, False
+    return True
 
 
 def _hour_row(place: Place, hour: Hour) -> Point:

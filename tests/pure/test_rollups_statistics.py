@@ -109,18 +109,20 @@ def test_a_day_says_of_its_hours_what_they_say_of_their_values(hours: list[list[
     made: list[dict[str, FieldValue]] = []
     for number, each in enumerate(hours):
         track = [(number * HOUR_MS + n, value) for n, value in enumerate(each)]
-        within = Span(number * HOUR_MS, (number + 1) * HOUR_MS, {"energy": track}, {})
+        tracks = {"power": track, "energy": track}
+        within = Span(number * HOUR_MS, (number + 1) * HOUR_MS, tracks, {})
         made.append(statistics.hour("streetlight", within, 900) | {"rows": 1, "basis": 1})
     every = [value for each in hours for value in each]
-    day = statistics.day("streetlight", columns(made), ["level", "energy"])
-    assert day["energy_count"] == len(every)
-    assert (day["energy_min"], day["energy_max"]) == (min(every), max(every))
+    day = statistics.day("streetlight", columns(made), ["level", "power", "energy"])
+    assert day["power_count"] == day["energy_count"] == len(every)
+    assert (day["power_min"], day["power_max"]) == (min(every), max(every))
     assert day["energy_last"] == hours[-1][-1]
-    assert day["energy_mean"] == pytest.approx(fsum(every) / len(every), rel=1e-9, abs=1e-3)
+    assert day["power_mean"] == pytest.approx(fsum(every) / len(every), rel=1e-9, abs=1e-3)
     shuffled = random.Random(1).sample(made, len(made))
-    again = statistics.day("streetlight", columns(shuffled), ["energy"])
-    assert again["energy_mean"] == day["energy_mean"], "the order of hours changes no sum"
-    assert set(day) <= set(statistics.names("streetlight", ["energy"]))
+    again = statistics.day("streetlight", columns(shuffled), ["power"])
+    assert again["power_mean"] == day["power_mean"], "the order of hours changes no sum"
+    assert set(day) <= set(statistics.names("streetlight", ["power", "energy"]))
+    assert statistics.names("streetlight", ["lit"]) == ["lit_count", "lit_last", "lit_s"]
 
 
 def columns(made: list[dict[str, FieldValue]]) -> dict[str, list[FieldValue | None]]:

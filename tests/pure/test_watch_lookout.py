@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from exchange.states import Location
 from ingest.registry import DeviceId
+from ingest.stores import Point
 from ingest.watch.incidents import incident_of
 from ingest.watch.liveness import Status
 from ingest.watch.maintenance import Window, utc
+from ingest.watch.rows import Place, most_of
+from ingest.watch.sites import Hour
 from tests.lookouts import COUNTY, EPOCH, SITE, Street
 
 UP, LATE, DOWN, UNKNOWN = Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN
@@ -312,6 +315,58 @@ def test_a_site_says_how_many_are_how() -> None:
     assert row.fields["maintenance"] == 0
     times = [row.time_ms for row in one.rows("site_now") if row.series.domain == "air"]
     assert all(after - before >= 5000 for before, after in pairwise(times))
+
+
+def test_a_county_says_how_many_are_how_in_all_its_sites() -> None:
+    one = street("aq-1", "aq-2")
+    one.state("aq-1", online=False)
+    one.pass_time(6.0)
+
+    def last() -> dict[str, object]:
+        row = [row for row in one.rows("county_now") if row.series.domain == "air"][-1]
+        assert row.series == ("county_now", COUNTY, "", "", "air")
+        return dict(row.fields)
+
+    shown = {"devices": 2, "up": 1, "late": 0, "down": 1, "unknown": 0, "maintenance": 0}
+    assert last() == shown
+    one.empty("aq-1")
+    one.empty("aq-2")
+    one.pass_time(61.0)
+    assert last() == dict.fromkeys(shown, 0)
+    times = [row.time_ms for row in one.rows("county_now") if row.series.domain == "air"]
+    assert all(after - before >= 5000 for before, after in pairwise(times))
+
+
+def test_an_hour_of_a_site_keeps_the_most_that_were_down_at_once() -> None:
+    one = street("aq-1", "aq-2", "aq-3")
+
+    def keep_up(seconds: float) -> None:
+        hear_for(one, seconds, "aq-2", "aq-3")
+
+    def hours() -> list[Point]:
+        return [row for row in one.rows("site_hour_state") if row.series.domain == "air"]
+
+    keep_up(600)  # aq-1 is silent
+    one.state("aq-2", online=False)
+    one.state("aq-2")
+    one.hear("aq-2")
+    keep_up(3600)
+    one.hear("aq-1")
+    keep_up(3600)
+    found = {row.time_ms: row.fields for row in hours()}
+    assert all(time_ms % 3_600_000 == 0 for time_ms in found)
+    first, second, third = (found[time_ms] for time_ms in sorted(found)[-3:])
+    assert (first["down"], first["devices"]) == (2, 3)
+    assert second["down"] == 1  # as it was when the hour began
+    assert third["down"] in (0, 1)
+    other = Street(begun_ms=one.now.ms)
+    other.state("aq-1")
+    other.lookout.sites.restore_hour(
+        Place(COUNTY, SITE, "air"), Hour(max(found), *most_of(hours()[-1])), other.now
+    )
+    other.pass_time(800.0, step_s=1.0)
+    again = other.rows("site_hour_state")[-1].fields
+    assert again["devices"] == 3  # not below what was seen
 
 
 def test_a_site_is_in_the_middle_of_its_devices_and_says_when_none_is_left() -> None:

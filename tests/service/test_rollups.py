@@ -78,9 +78,10 @@ def engine(
     retention: Retention = FOR_EVER,
     share: float = 1.0,
     site: SiteSettings | None = None,
+    every_s: float = 600.0,
 ) -> Engine:
     pace = Pace(
-        every_s=600,
+        every_s=every_s,
         recent_ns=48 * HOUR_NS,
         whole_ns=6 * 24 * HOUR_NS,
         settle_ns=2 * MINUTE_NS,
@@ -145,8 +146,9 @@ async def test_hours_and_days_of_devices_and_sites_are_made(stores: tuple[Store,
     wanted = {"rows": 3, "power_count": 2, "power_min": 60.0, "power_max": 61.0, "power_mean": 60.5}
     first = of(hours, "lamp-1", 0)
     assert fields(first, *wanted) == wanted
-    wanted = {"lit_count": 3, "lit_last": 1.0, "lit_s": 600.0 + 900.0, "lit_mean": 2 / 3}
+    wanted = {"lit_count": 3, "lit_last": 1.0, "lit_s": 600.0 + 900.0}
     assert fields(first, *wanted) == wanted  # the last value holds for hold_s
+    assert "lit_mean" not in first.fields
     wanted = {"rows": 1, "basis": 3, "power_mean": 50.0, "lit_s": 0.0}
     assert fields(of(hours, "lamp-1", 1), *wanted) == wanted
     assert fields(of(hours, "lamp-2", 0), "rows", "power_count") == {"rows": 2, "power_count": 1}
@@ -584,6 +586,28 @@ async def test_old_rows_go_when_both_retentions_say_so(local: Store) -> None:
 
 async def none_left(store: Store, measurement: str) -> bool:
     return not await rows(store, measurement)
+
+
+async def test_late_rows_are_looked_for_less_often_than_hours_that_are_over(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine((local, local), AFTER_NS, every_s=0.01)
+    running = asyncio.create_task(made.run())
+    await until(lambda: made.counts.passes >= 3)  # the first looked at everything
+    written = made.counts.points
+    await local.write([lamp_row(605, power=600.0)])  # ten hours after midnight, and it is 20 past
+    passes = made.counts.passes
+    await until(lambda: made.counts.passes >= passes + 3)
+    assert made.counts.points == written
+    newest = (AFTER_NS - day_of(TAIPEI, FIRST).start_ns) // MINUTE_NS - 100
+    await local.write([lamp_row(newest, power=60.0)])
+    await until(lambda: made.counts.points > written)
+    written = made.counts.points
+    monkeypatch.setattr(engine_module, "LATE_EVERY_S", 0.0)
+    await until(lambda: made.counts.points > written)
+    running.cancel()
+    await asyncio.wait([running])
+    assert of(await rows(local, HOUR), "lamp-1", 10).fields["power_max"] == 600.0
 
 
 async def test_a_mistake_of_ours_is_said_and_holds_up_nothing_else(
