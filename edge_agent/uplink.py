@@ -295,17 +295,20 @@ class Uplink:
         messages: Sequence[tuple[T, str, bytes]],
         failed: Callable[[T], None],
         *,
+        refused: Callable[[T], None] = lambda _: None,
         retain: bool = False,
     ) -> None:
-        """Publish, and tell of those that the broker did not answer.
+        """Publish, and tell of those that the broker did not answer, and of those that it refused.
 
         One that it refuses waits for its receipt as the others do: whether it is stored is not the broker's to say.
         """
         unanswered = dict(enumerate(messages))
 
         def answered(number: int, error: UplinkRefused | None) -> None:
-            _, topic, _ = unanswered.pop(number)
+            one, topic, _ = unanswered.pop(number)
             self._note_answer(topic, error)
+            if error is not None:
+                refused(one)
 
         try:
             await client.publish_each(
@@ -332,15 +335,18 @@ class Uplink:
         # Under another name or site we would be denied: that state is for whoever renamed us to clear.
         ours = self._receipts_topic.removesuffix("receipts")
         retired = [(topic, b"") for topic in stale if topic.startswith(ours)]
+        refused: set[str] = set()
         await self._publish_all(
             client,
             [(topic, topic, payload) for topic, payload in [*states, *retired]],
             lambda _: None,  # all of them go on every connection
+            refused=refused.add,
             retain=True,
         )
         for topic, _ in retired:
-            log.info("a device was retired", extra={"topic": topic})
-        await self._outbox.retired(stale)
+            if topic not in refused:
+                log.info("a device was retired", extra={"topic": topic})
+        await self._outbox.retired([topic for topic in stale if topic not in refused])
         if self.will != self._given_will:  # the broker takes a will with a connection only
             raise _Reconfigured
 

@@ -16,9 +16,12 @@ from pathlib import Path
 def main(offset: Path, config: Path, constants: Iterable[str]) -> int:
     """Run the agent."""
     right_ns = time.time_ns
+    ahead_ms = 0
 
     def wrong_ns() -> int:
-        return right_ns() + int(offset.read_text()) * 1_000_000
+        nonlocal ahead_ms
+        ahead_ms = int(offset.read_text() or ahead_ms)  # empty while it is written
+        return right_ns() + ahead_ms * 1_000_000
 
     time.time_ns = wrong_ns
     time.time = lambda: wrong_ns() / 1e9

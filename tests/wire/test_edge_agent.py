@@ -257,6 +257,39 @@ async def test_a_device_that_is_no_longer_configured_is_retired(
             assert "lamp-1" not in seen.states
 
 
+async def test_a_device_is_not_retired_while_the_broker_refuses_that(
+    tmp_path: Path,
+    lamps: Lamps,
+    air_box: dict[str, Any],
+    logged: Logged,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uplink_module, "BACKOFF_LAST_S", 0.3)
+    monkeypatch.setenv("UPLINK_SECRET", "word")
+    anything = "user ingest\ntopic readwrite #\nuser gw-1\ntopic readwrite #\n"
+    accounts = {"gw-1": "word", "ingest": "ingest"}
+    broker = Mosquitto(tmp_path, accounts=accounts, acl=anything, persistent=True)
+    uplink = {"username": "gw-1", "password_env": "UPLINK_SECRET"}
+    devices = [air("tty0"), lamp("rs485", 1)]
+    with broker:
+        both = write_config(tmp_path, broker, [air_box, lamps(1)], devices, uplink=uplink)
+        async with running_agent(both) as agent:
+            await until(lambda: agent.uplink.connected)
+    broker.acl = f"{anything}topic deny city/+/+/+/+/streetlight/lamp-1/state\n"
+    one = write_config(tmp_path, broker, [air_box], devices[:1], uplink=uplink)
+    async with running_agent(one) as agent:
+        with broker:
+            await until(lambda: bool(logged("the broker refuses what is published")))
+        assert not logged("a device was retired")
+        broker.acl = anything
+        with broker:
+            await until(lambda: agent.uplink.connected)
+            async with witness(broker, account=("ingest", "ingest")) as seen:
+                await until(lambda: {"air-1", GATEWAY} <= seen.states.keys())
+                assert "lamp-1" not in seen.states
+    assert len(logged("a device was retired")) == 1
+
+
 async def test_packs_in_cbor(tmp_path: Path, broker: Mosquitto, lamps: Lamps) -> None:
     path = write_config(
         tmp_path, broker, [lamps(1)], [lamp("rs485", 1)], delivery={"format": "cbor"}
