@@ -33,6 +33,9 @@ CLASSIFIERS = {
 }
 """What CycloneDX leaves as it was declared."""
 
+READ = {("verlib2", "26.2"): "BSD-2-Clause"}
+"""What declares nothing but brings its licence along, which somebody has read."""
+
 
 class LicenceError(Exception):
     """Something may not be shipped as it is."""
@@ -50,6 +53,8 @@ def table(bill: dict[str, Any], lock: str) -> str:
         if component is None or component["version"] != version:
             raise LicenceError(f"{name} {version} is not in the bill of materials")
         licences = sorted(set(_licences(component)))
+        if not licences and (read := READ.get((name, version))):
+            licences = [read]
         if not licences:
             raise LicenceError(f"{name} {version} declares no licence")
         lines.append(f"| {name} | {version} | {', '.join(licences)} |")

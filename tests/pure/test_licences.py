@@ -71,3 +71,11 @@ def test_bill_and_lock_hold_the_same(lock: str, words: str) -> None:
     extra = {"components": [*bill["components"], component("three", "1", {"id": "MIT"})]}
     with pytest.raises(licences.LicenceError, match="not in the lock: three"):
         licences.table(extra, "one==1\n")
+
+
+def test_what_declares_nothing_is_named_unless_its_licence_was_read() -> None:
+    lock = "verlib2==26.2\n"
+    bill = {"components": [component("verlib2", "26.2")]}
+    assert licences.table(bill, lock).splitlines()[2:] == ["| verlib2 | 26.2 | BSD-2-Clause |"]
+    with pytest.raises(licences.LicenceError, match=r"verlib2 26\.3 declares no licence"):
+        licences.table({"components": [component("verlib2", "26.3")]}, "verlib2==26.3\n")
