@@ -29,6 +29,8 @@ from dashboards.texts import LANGUAGES, Language, say, titles
 
 TAG = "onestreet"
 PLUGIN = "influxdb"
+WIDTHS = {"moment": 140, "day": 100, "s": 90}
+"""Of columns, by unit, at least. Units: pixels."""
 _LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
 _GOES_ALONG = {
     Link.COUNTY: ("county",),
@@ -159,6 +161,8 @@ class _Page:
         made.datasource(_source(panel.source))
         made.targets([_Target(select, panel, index) for index, select in enumerate(panel.asks)])
         made.no_value(self._say(panel.empty))
+        if panel.last:
+            made.time_from(panel.last)
         shown = [field for field in panel.fields if not field.hidden]
         made.unit(UNITS[shown[0].unit] if len(shown) == 1 else "none")
         made.thresholds(_Thresholds(shown[0].limits if len(shown) == 1 else ""))
@@ -203,12 +207,16 @@ class _Page:
             said["thresholds"] = _Thresholds(field.limits).build()
             if panel.kind is not Kind.LINES and panel.kind is not Kind.BARS:
                 said["color"] = {"mode": "thresholds"}
+        if field.colour and panel.kind in (Kind.LINES, Kind.BARS):
+            said["color"] = {"mode": "fixed", "fixedColor": field.colour}
         if panel.kind is Kind.TABLE:
-            if field.limits or (field.values and field.values not in ("meaning", "domain")):
+            said["custom.minWidth"] = WIDTHS.get(field.unit, 70) if field.unit else 110
+            if field.limits or (
+                field.values and field.values not in ("meaning", "domain", "lasted")
+            ):
                 said["custom.cellOptions"] = {"type": "color-text"}
             if field.values == "meaning":
-                said["custom.cellOptions"] = {"type": "auto", "wrapText": True}
-                said["custom.minWidth"] = 320
+                said["custom.minWidth"] = 340
             if field.hidden:
                 said["custom.hidden"] = True
         if field.link is not None:
@@ -297,7 +305,9 @@ def _frame(panel: Panel) -> AnyPanel:
                 .span_nulls(span_nulls=3_600_000.0)
             )
         case Kind.BARS:
-            return bars_builder.Panel().legend(legend).tooltip(tooltip).x_field("Time")
+            bars = bars_builder.Panel().legend(legend).tooltip(tooltip).x_field("Time")
+            bars = bars.show_value(common.VisibilityMode.NEVER)
+            return bars.x_tick_label_max_length(10)  # the SDK says 0, and Grafana then says "..."
         case Kind.STATES:
             return (
                 states_builder.Panel()
@@ -332,5 +342,5 @@ def _map(panel: Panel) -> map_builder.Panel:
         .tooltip(tooltip=True)
     )
     ground = common_builder.MapLayerOptions().type("default").name("map")
-    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(12)
+    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(12).padding(10)
     return map_builder.Panel().view(view).basemap(ground).layers([points])

@@ -107,6 +107,7 @@ VALUES: Mapping[str, Mapping[str, Name]] = {
     "gateway": {"0": Name("state.down", RED), "1": Name("state.up", GREEN)},
     "fault": {"0": Name("fault.none", GREEN), "1": Name("fault.some", RED)},
     "known": {"0": Name("no", RED), "1": Name("yes", GREEN)},
+    "lasted": {"0": Name("incident.open", RED)},
     "open": {"0": Name("incident.over", GREY), "1": Name("incident.open", RED)},
     "kind": {kind: Name(f"kind.{kind}", colour) for kind, colour in KINDS.items()},
     "meaning": {kind: Name(f"kind.{kind}.means", GREY) for kind in KINDS},

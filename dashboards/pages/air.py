@@ -27,6 +27,8 @@ from exchange.dictionary import dictionary
 
 DOMAIN = "air"
 LAST_HOURS = since("3h")
+LAST_TWO_HOURS = since("135m")
+"""An hour's row is there a quarter of an hour after its end."""
 STATIONS_SHOWN = 200
 """The worst of them: a nation has 10,000."""
 AQI = Field(name="aqi", text="aqi", unit="AQI", limits="aqi", values="aqi")
@@ -48,19 +50,17 @@ _SITES = Select(
     where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
     by=("county", "site"),
 )
-_BESIDE_AQI = ("county", "site", "device", *(part.name for part in PARTS), "indicative")
 STATIONS = Panel(
     name="stations",
     kind=Kind.TABLE,
     asks=(
         Select(
-            columns=[top("aqi", STATIONS_SHOWN).named("aqi"), *columns(_BESIDE_AQI)],
-            source=Select(
-                columns=aggregates("last", ["aqi", *(part.name for part in PARTS), "indicative"]),
-                source="rollup_hour",
-                where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
-                by=("county", "site", "device"),
-            ),
+            columns=[
+                top("aqi", STATIONS_SHOWN, of=("county", "site", "device")).named("aqi"),
+                *columns([*(part.name for part in PARTS), "indicative"]),
+            ],
+            source="rollup_hour",
+            where=(*PLACE, is_text("domain", DOMAIN), LAST_TWO_HOURS),
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, AQI, *PARTS, INDICATIVE),

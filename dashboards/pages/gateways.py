@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dashboards.influxql import INTERVAL, Select, call, in_range, is_text
 from dashboards.pages.parts import (
+    COMPLETE,
     COMPLETENESS,
     COUNTY,
     DEVICE,
@@ -18,7 +19,7 @@ from dashboards.pages.parts import (
     availability_today,
     completeness_today,
     days_complete,
-    newest_by_site,
+    newest,
     now_stats,
     open_incidents,
     stat,
@@ -98,7 +99,7 @@ STATES_NOW = Panel(
     kind=Kind.TABLE,
     asks=(
         Select(
-            columns=aggregates("last", ["label", "state", "since", "age_s"]),
+            columns=newest(["state", "label", "since", "age_s"]),
             source="device",
             where=(*PLACE, is_text("domain", DOMAIN), NOW),
             by=("county", "site", "device"),
@@ -156,12 +157,11 @@ BY_SITE = Panel(
     asks=(
         Select(
             columns=[
-                (call("sum", "received") / call("sum", "expected")).named("completeness"),
+                COMPLETE.named("completeness"),
                 *aggregates("sum", ["expected", "received", "missing"]),
             ],
-            source=newest_by_site(
-                ["expected", "received", "missing"], "site_day_state", when=TODAY
-            ),
+            source="site_day_state",
+            where=(*PLACE, TODAY),
             by=("county", "site"),
         ),
     ),

@@ -47,7 +47,7 @@ LOTS = Panel(
                 *aggregates("last", _LOT),
             ],
             source="parking",
-            where=(*PLACE, compares("capacity_car", ">", 0), NOW),
+            where=(*PLACE, NOW),
             by=("county", "site", "device"),
         ),
     ),

@@ -17,6 +17,7 @@ from dashboards.pages.parts import (
     columns,
     completeness_today,
     days_complete,
+    newest,
     now_stats,
     open_incidents,
     past_incidents,
@@ -35,7 +36,7 @@ _SHOWN = (
     Field(name="asset_id", text="asset"),
 )
 _NEWEST = Select(
-    columns=aggregates("last", [*(field.name for field in _SHOWN), "lat", "lon"]),
+    columns=newest(["state", *(one.name for one in _SHOWN if one.name != "state"), "lat", "lon"]),
     source="device",
     where=(*PLACE, NOW),
     by=("county", "site", "device", "domain"),

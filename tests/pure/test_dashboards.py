@@ -284,7 +284,7 @@ def test_rows_that_are_not_grouped_are_limited() -> None:
             if not any("(" in column.expression.text for column in one.columns):
                 assert one.limit, f"{page.name}.{panel.name}"
             if one.every:
-                assert one.every in (INTERVAL, "1d")
+                assert one.every in (INTERVAL, "1h", "1d")
                 assert bool(one.series) is bool(one.by), "so many lines nobody tells apart"
 
 
