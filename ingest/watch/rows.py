@@ -101,8 +101,7 @@ def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses
     """Return a device's day."""
     fields = _day_fields(figures)
     if losses is not None:
-        heard = max(round(losses.lived) - losses.missed, 0)
-        fields |= {"heard": heard, "missed": losses.missed, "gaps": losses.gaps}
+        fields |= {"lived": losses.lived, "heard": losses.heard, "missed": losses.missed}
     return Point(series_of(known, DEVICE_DAY), day.start_ns, fields)
 
 
@@ -130,8 +129,10 @@ def figures_of(point: Point) -> Figures:
 
 def losses_of(point: Point) -> Losses:
     """Return what a day's row knows of a device's losses."""
-    heard, missed = _whole(point, "heard"), _whole(point, "missed")
-    return Losses(float(heard + missed), missed, min(_whole(point, "gaps"), missed))
+    lived = point.fields.get("lived", 0.0)
+    if isinstance(lived, str):
+        return Losses()
+    return Losses(float(lived), _whole(point, "heard"), _whole(point, "missed"))
 
 
 def _whole(point: Point, name: str, factor: int = 1) -> int:
