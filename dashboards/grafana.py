@@ -22,14 +22,14 @@ from grafana_foundation_sdk.models import common, dashboard
 
 from dashboards.influxql import Select
 from dashboards.looks import DECIMALS, LIMITS, PLAIN, UNITS, VALUES
-from dashboards.pages import PAGES
 from dashboards.pages.parts import ZONE
 from dashboards.panels import WIDTH, Band, Field, Kind, Link, Page, Panel, Source, Variable
 from dashboards.texts import LANGUAGES, Language, say, titles
 
 TAG = "onestreet"
 PLUGIN = "influxdb"
-WIDTHS = {"moment": 140, "day": 100, "s": 90}
+NOTHING = "–"
+WIDTHS = {"moment": 140, "since": 140, "day": 100, "s": 90}
 """Of columns, by unit, at least. Units: pixels."""
 _LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
 _GOES_ALONG = {
@@ -174,6 +174,10 @@ class _Page:
             [field] = [field for field in panel.fields if field.name == panel.worst]
             by = common_builder.TableSortByFieldState().display_name(self._say(field.text))
             made.sort_by([by.desc(desc=not panel.least)])
+        if made_table := isinstance(made, table_builder.Panel):
+            made.transformations(_in_order(panel))
+        if not made_table and any(field.unit == "since" for field in panel.fields):
+            made.transformations([_AS_TIME])
         if panel.kind is Kind.BARS:
             made.override_by_name(
                 "Time", [dashboard.DynamicConfigValue("unit", UNITS["short day"])]
@@ -192,7 +196,7 @@ class _Page:
             said["decimals"] = DECIMALS[field.unit]
         if field.unit == "share":
             said["min"], said["max"] = 0, 1
-        if field.values:
+        if field.values and panel.kind is not Kind.BARS:
             said["mappings"] = [
                 dashboard.ValueMap(
                     {
@@ -210,7 +214,11 @@ class _Page:
         if field.colour and panel.kind in (Kind.LINES, Kind.BARS):
             said["color"] = {"mode": "fixed", "fixedColor": field.colour}
         if panel.kind is Kind.TABLE:
-            said["custom.minWidth"] = WIDTHS.get(field.unit, 70) if field.unit else 110
+            said["noValue"] = (
+                NOTHING  # of a cell; what stands in a table without rows is the panel's
+            )
+            if not field.hidden:  # room is shared out among hidden ones, too
+                said["custom.minWidth"] = WIDTHS.get(field.unit, 70) if field.unit else 110
             if field.limits or (
                 field.values and field.values not in ("meaning", "domain", "lasted")
             ):
@@ -219,6 +227,7 @@ class _Page:
                 said["custom.minWidth"] = 340
             if field.hidden:
                 said["custom.hidden"] = True
+                said["custom.width"] = 1
         if field.link is not None:
             said["links"] = [{"title": self._say(f"to {field.link}"), "url": self._url(field.link)}]
         return [dashboard.DynamicConfigValue(key, value) for key, value in said.items()]
@@ -250,11 +259,15 @@ class _Page:
 
     def _links(self) -> list[Builder[dashboard.DashboardLink]]:
         """Return links to the other pages, to this one in the other language or alone; what is chosen goes along."""
-        made: list[Builder[dashboard.DashboardLink]] = [
-            _link(self._say(page.name), uid(page.name, self._language), "dashboard")
-            for page in PAGES
-            if page is not self._page
-        ]
+        pages = (  # a list that opens: on a phone each of them would be a line
+            page_builder.DashboardLink(self._say("pages"))
+            .type(dashboard.DashboardLinkType.DASHBOARDS)
+            .tags([f"{TAG}-{self._language}"])
+            .as_dropdown(as_dropdown=True)
+            .include_vars(include_vars=True)
+            .keep_time(keep_time=True)
+        )
+        made: list[Builder[dashboard.DashboardLink]] = [pages]
         other: Sequence[Language] = [one for one in LANGUAGES if one != self._language]
         made += [
             _link(say("this language", one), uid(self._page.name, one), "external link")
@@ -274,6 +287,26 @@ def _link(title: str, page: str, icon: str) -> page_builder.DashboardLink:
         .include_vars(include_vars=True)
         .keep_time(keep_time=True)
     )
+
+
+_AS_TIME = dashboard.DataTransformerConfig(
+    id_val="convertFieldType",
+    options={"conversions": [{"targetField": "since", "destinationType": "time"}], "fields": {}},
+)
+"""Makes a moment of `since`, which rows have as text in UTC."""
+
+
+def _in_order(panel: Panel) -> list[dashboard.DataTransformerConfig]:
+    """Return what puts the columns of a table into our order: Grafana's InfluxDB has tags in any, another each time."""
+    names = ["Time" if field.name == "time" else field.name for field in panel.fields]
+    hidden = {field.name for field in panel.fields if field.hidden}
+    order = {
+        "indexByName": {name: index for index, name in enumerate(names)},
+        "excludeByName": {"Time": True} if "time" in hidden else {},
+        "renameByName": {},
+    }
+    made = [dashboard.DataTransformerConfig(id_val="organize", options=order)]
+    return [_AS_TIME, *made] if any(field.unit == "since" for field in panel.fields) else made
 
 
 def _source(source: Source) -> dashboard.DataSourceRef:

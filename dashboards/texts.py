@@ -70,6 +70,7 @@ _PAGES = {
     ),
     "folder": Text("Town", "城市"),
     "this language": Text("English", "中文"),
+    "pages": Text("Pages", "各頁"),
     "wall": Text("On a wall", "看板模式"),
     "to county": Text("This county", "查看此縣市"),
     "to site": Text("This site", "查看此場域"),
@@ -193,6 +194,7 @@ _EMPTY = {
     "no car parks": Text("No car parks", "沒有停車場計數器"),
     "no gateways": Text("No news of gateways", "沒有閘道器資料"),
     "not sent": Text("It does not send this", "此設備不送這項"),
+    "no samples": Text("No samples today", "今日沒有樣本"),
     "no commands": Text("No commands", "沒有命令"),
 }
 
@@ -468,7 +470,7 @@ _PANELS = {
     "device.state": Text("State", "狀態"),
     "device.state.about": Text("As the watch judges it, now.", "監看服務目前的判定。"),
     "device.since": Text("Since", "起始時間"),
-    "device.since.about": Text("When this state began, in UTC.", "此狀態開始的時間（UTC）。"),
+    "device.since.about": Text("When this state began.", "此狀態開始的時間。"),
     "device.age": Text("Last heard before", "距上次收到"),
     "device.age.about": Text("Time since its newest live sample.", "距最新一筆即時樣本的時間。"),
     "device.gateway": Text("Its gateway", "所屬閘道器"),

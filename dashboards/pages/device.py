@@ -21,6 +21,7 @@ from dashboards.pages.parts import (
     NOW,
     PLACE,
     TODAY,
+    WATCH,
     ZONE,
     aggregates,
     incidents,
@@ -53,7 +54,7 @@ VALUES = {
 
 def _newest(name: str, field: Field, when: Condition = NOW, source: str = "device") -> Panel:
     query = Select(columns=aggregates("last", [field.name]), source=source, where=(*THIS, when))
-    return stat(name, query, field, width=4)
+    return stat(name, query, field, width=4, empty="no samples" if when is TODAY else WATCH)
 
 
 def _field(domain: str, metric: str) -> Field:
@@ -200,7 +201,7 @@ PAGE = Page(
             height=4,
             panels=(
                 _newest("state", STATE),
-                _newest("since", Field(name="since", text="since")),
+                _newest("since", Field(name="since", text="since", unit="since")),
                 _newest("age", Field(name="age_s", text="age", unit="s")),
                 _newest("gateway", Field(name="gateway_up", text="gateway", values="gateway")),
                 _newest("completeness", COMPLETENESS, TODAY, "device_day"),

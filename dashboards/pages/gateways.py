@@ -112,7 +112,7 @@ STATES_NOW = Panel(
         DEVICE,
         Field(name="label", text="label"),
         STATE,
-        Field(name="since", text="since"),
+        Field(name="since", text="since", unit="since"),
         Field(name="age_s", text="age", unit="s"),
     ),
     worst="age_s",

@@ -29,7 +29,7 @@ from dashboards.panels import Band, Field, Kind, Page, Panel
 _SHOWN = (
     Field(name="label", text="label"),
     Field(name="state", text="state", values="state"),
-    Field(name="since", text="since"),
+    Field(name="since", text="since", unit="since"),
     Field(name="age_s", text="age", unit="s"),
     Field(name="flapping", text="flapping", values="yes"),
     Field(name="gateway", text="gateway"),

@@ -319,10 +319,9 @@ def test_charts_of_a_device_show_every_metric_with_the_dictionarys_unit() -> Non
 def test_links_keep_what_is_chosen() -> None:
     for _, text in page_files():
         page = json.loads(text)
-        others = [link for link in page["links"] if link["icon"] == "dashboard"]
-        assert len(others) == len(PAGES) - 1
-        *_, language, wall = page["links"]
-        assert len(page["links"]) == len(others) + 2
+        others, language, wall = page["links"]
+        assert (others["type"], others["asDropdown"]) == ("dashboards", True)
+        assert set(others["tags"]) < set(page["tags"])
         assert language["url"].removesuffix("-zh") == f"/d/{page['uid'].removesuffix('-zh')}"
         assert (wall["url"], page["refresh"]) == (f"/d/{page['uid']}?kiosk", "1m")
         for link in page["links"]:
