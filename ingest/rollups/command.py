@@ -15,7 +15,7 @@ from typing import Any
 from exchange import health, runtime
 from exchange.errors import ConfigError
 from ingest.config import Config, load_config, rollup_stores
-from ingest.days import HOUR_NS
+from ingest.days import DAY_NS, HOUR_NS
 from ingest.rollups.baseline import measured
 from ingest.rollups.engine import Engine, Pace, Retention
 from ingest.rollups.metrics import serving
@@ -23,7 +23,6 @@ from ingest.rollups.metrics import serving
 log = logging.getLogger(__name__)
 
 CONFIG = Path("/etc/onestreet/ingest.toml")
-_DAY_NS = 24 * HOUR_NS
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,12 +46,12 @@ def engine(config: Config, file: Path) -> Engine:
         pace=Pace(
             every_s=settings.every_s,
             recent_ns=settings.recent_h * HOUR_NS,
-            whole_ns=settings.whole_days * _DAY_NS,
+            whole_ns=settings.whole_days * DAY_NS,
             settle_ns=round(settings.settle_s * 1e9),
             share=settings.share,
         ),
         retention=Retention(
-            (settings.raw_retention_days or 0) * _DAY_NS, (settings.retention_days or 0) * _DAY_NS
+            (settings.raw_retention_days or 0) * DAY_NS, (settings.retention_days or 0) * DAY_NS
         ),
         vendor_metrics=settings.vendor_metrics,
     )

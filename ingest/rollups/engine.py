@@ -21,11 +21,11 @@ from exchange import health
 from exchange.dictionary import dictionary
 from exchange.errors import StoreError
 from exchange.trouble import Trouble
-from ingest.days import HOUR_NS, Day, day_of, days
+from ingest.days import DAY_NS, HOUR_NS, Day, day_of, days
 from ingest.rollups.counted import Closed
 from ingest.rollups.settings import DEFAULTS, SiteSettings
-from ingest.rollups.site_days import MEASUREMENTS, Place, SiteDays
-from ingest.stores import Store, StoreRejected, StoreUnavailable
+from ingest.rollups.site_days import MEASUREMENTS, SiteDays
+from ingest.stores import Place, Store, StoreRejected, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ LATE_EVERY_S = 3600.0
 WHOLE_EVERY_S = 86_400.0
 RAW_BESIDE = ("command", "device", "device_day", "incident", "site_day_state", "site_now")
 """What is kept as long as raw rows, beside each domain's."""
-_DAY_NS = 24 * HOUR_NS
 _REJECTED = "the store rejects a roll-up"
 
 T = TypeVar("T")
@@ -205,7 +204,7 @@ class Engine:
     def _closed(self) -> Closed:
         now_ns = self._now_ns()
         # A day before they are deleted raw rows are not looked at any more: a pass may take long.
-        since_ns = now_ns - self._retention.raw_ns + _DAY_NS if self._retention.raw_ns else 0
+        since_ns = now_ns - self._retention.raw_ns + DAY_NS if self._retention.raw_ns else 0
         return Closed(since_ns, now_ns - self._pace.settle_ns)
 
     # A store that is away or busy

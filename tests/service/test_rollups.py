@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from exchange.dictionary import dictionary
-from ingest.days import HOUR_NS, day_of
+from ingest.days import DAY_NS, HOUR_NS, day_of
 from ingest.rollups import engine as engine_module
 from ingest.rollups.derivations import DERIVATIONS
 from ingest.rollups.engine import FOR_EVER, Engine, Pace, Retention
@@ -44,7 +44,6 @@ BERLIN = ZoneInfo("Europe/Berlin")
 MINUTE_NS = 60 * 10**9
 FIRST = date(2026, 10, 24)
 """Before the night in which Berlin's clocks are put back."""
-DAY_NS = 24 * HOUR_NS
 EPOCH = 1_790_000_000_123
 
 
