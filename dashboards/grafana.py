@@ -224,7 +224,7 @@ class _Page:
             ):
                 said["custom.cellOptions"] = {"type": "color-text"}
             if field.values == "meaning":
-                said["custom.minWidth"] = 340
+                said["custom.minWidth"] = 370
             if field.hidden:
                 said["custom.hidden"] = True
                 said["custom.width"] = 1

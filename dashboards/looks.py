@@ -88,7 +88,7 @@ KINDS = {
     "gateway_gone": RED,
     "device_down": RED,
     "flapping": ORANGE,
-    "sequence_clash": ORANGE,
+    "row_clash": ORANGE,
     "two_gateways": ORANGE,
 }
 """What the watch calls incidents, by colour."""

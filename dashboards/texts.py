@@ -172,10 +172,9 @@ _VALUES = {
     "kind.flapping.means": Text(
         "Loose contact, weak radio or failing battery", "接觸不良、訊號弱或電池將盡"
     ),
-    "kind.sequence_clash": Text("Two samples, one name", "樣本名稱重複"),
-    "kind.sequence_clash.means": Text(
-        "Its gateway's storage was copied: give it a new epoch",
-        "閘道器儲存曾被複製或還原：請換新 epoch",
+    "kind.row_clash": Text("Two samples, one time", "兩筆樣本時間相同"),
+    "kind.row_clash.means": Text(
+        "Two gateways read it, or its clock was set back", "兩部閘道器同時讀取，或時鐘曾調回"
     ),
     "kind.two_gateways": Text("Two gateways, one device", "兩部閘道器爭同一設備"),
     "kind.two_gateways.means": Text(

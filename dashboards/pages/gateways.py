@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import INTERVAL, Select, call, in_range, is_text
+from dashboards.influxql import Select, call, in_range, is_text
 from dashboards.pages.parts import (
     COMPLETE,
     COMPLETENESS,
     COUNTY,
     DEVICE,
     HIDDEN_TIME,
-    LINES,
     NOW,
     PLACE,
     SITE,
@@ -19,6 +18,7 @@ from dashboards.pages.parts import (
     availability_today,
     completeness_today,
     days_complete,
+    hours,
     newest,
     now_stats,
     open_incidents,
@@ -26,7 +26,7 @@ from dashboards.pages.parts import (
     states_over_time,
     variables,
 )
-from dashboards.panels import Band, Field, Kind, Page, Panel, Source
+from dashboards.panels import Band, Field, Kind, Page, Panel
 from exchange.dictionary import dictionary
 
 DOMAIN = "gateway"
@@ -74,24 +74,7 @@ def _now(field: Field, how: str, width: int = 6) -> Panel:
 
 def _over_time(name: str, field: Field) -> Panel:
     """Return the worst gateway of each site, by its hours: every minute of 2,000 gateways would be too many."""
-    query = Select(
-        columns=[call("max", f"{field.name}_max").named(field.name)],
-        source="rollup_hour",
-        where=(*PLACE, is_text("domain", DOMAIN), in_range()),
-        every=INTERVAL,
-        by=("county", "site"),
-        series=LINES,
-    )
-    return Panel(
-        name=name,
-        kind=Kind.LINES,
-        asks=(query,),
-        fields=(field,),
-        width=12,
-        by_site=True,
-        source=Source.ROLLUPS,
-        empty="no hours yet",
-    )
+    return hours(name, DOMAIN, field, call("max", f"{field.name}_max"), source="rollup_hour")
 
 
 STATES_NOW = Panel(

@@ -192,9 +192,9 @@ def incidents(
         Field(name="time", text="since", unit="moment"),
         Field(name="kind", text="kind", values="kind"),
         *([Field(name="open", text="open", values="open")] if opened else []),
-        Field(name="label", text="label", link=Link.DEVICE if place else None),
+        Field(name="label", text="label"),
         Field(name="meaning", text="meaning", values="meaning"),
-        *([COUNTY, SITE, Field(name="device", text="device", hidden=True)] if place else []),
+        *([COUNTY, SITE, DEVICE] if place else []),
         Field(name="devices", text="takes along", unit="count"),
         *([lasted] if opened else []),  # its row is not written anew while it is open
     ]
@@ -318,11 +318,19 @@ def days(
     )
 
 
-def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
-    """Return each site's hours as lines."""
+def hours(
+    name: str,
+    domain: str,
+    field: Field,
+    value: Expression | None = None,
+    *,
+    source: str = "site_hour",
+    width: int = 12,
+) -> Panel:
+    """Return each site's hours as lines: a field's mean, or another value of its devices' hours."""
     query = Select(
-        columns=aggregates("mean", [field.name]),
-        source="site_hour",
+        columns=[(value or call("mean", field.name)).named(field.name)],
+        source=source,
         where=(*PLACE, *of_domain(domain), in_range()),
         every=INTERVAL,
         by=("county", "site"),
@@ -338,3 +346,9 @@ def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
         by_site=True,
         empty="no hours yet",
     )
+
+
+def over_sites(name: str, how: Function, sites: Select, field: Field) -> Panel:
+    """Return one number of all sites in their newest hour."""
+    query = Select(columns=aggregates(how, [field.name]), source=sites)
+    return stat(name, query, field, width=6, source=Source.ROLLUPS, empty="no hours yet")

@@ -269,6 +269,15 @@ def test_pages_about_many_devices_read_rows_of_sites() -> None:
             assert sources(select).isdisjoint(EVERY_DEVICE), f"{page.name}.{panel.name}"
 
 
+def test_no_page_shows_a_bay_over_time() -> None:
+    """Neither whether it is taken nor what is above it: it would be a car's diary."""
+    for page, panel in shown():
+        for select in panel.asks:
+            words = str(select)
+            if re.search(r'"(occupied|distance)"', words):
+                assert select.by == () and INTERVAL not in words, f"{page.name}.{panel.name}"
+
+
 def test_pages_of_one_site_choose_one() -> None:
     for page in PAGES:
         several = {variable.name: variable.several for variable in page.variables}
