@@ -40,7 +40,16 @@ LATEST_NS = 3 * HOUR_NS
 LATE_EVERY_S = 3600.0
 """How often it looks at all of the latest hours, for samples that came late."""
 WHOLE_EVERY_S = 86_400.0
-RAW_BESIDE = ("command", "device", "device_day", "incident", "site_day_state", "site_now")
+RAW_BESIDE = (
+    "command",
+    "county_now",
+    "device",
+    "device_day",
+    "incident",
+    "site_day_state",
+    "site_hour_state",
+    "site_now",
+)
 """What is kept as long as raw rows, beside each domain's."""
 _REJECTED = "the store rejects a roll-up"
 
