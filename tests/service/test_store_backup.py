@@ -261,6 +261,7 @@ def test_an_office_from_before_rollups_gets_them_and_keeps_what_it_has(
     tmp_path: Path,
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     order: tuple[str, str],
     restored: bool,
 ) -> None:
@@ -281,8 +282,11 @@ def test_an_office_from_before_rollups_gets_them_and_keeps_what_it_has(
         running.start()
         restore_store(backup, office)
 
+    capsys.readouterr()
     for action in order:
         town(action, "--into", office)
+    told = capsys.readouterr().out
+    assert ("next: onestreet town init" in told) == (order[0] == "store"), told
     after = files(office)
     assert set(after) - set(before) == {
         "services/watch/influx.read.token",
