@@ -22,6 +22,7 @@ from grafana_foundation_sdk.models import common, dashboard
 
 from dashboards.influxql import Select
 from dashboards.looks import DECIMALS, LIMITS, PLAIN, UNITS, VALUES
+from dashboards.pages import PAGES
 from dashboards.pages.parts import ZONE
 from dashboards.panels import WIDTH, Band, Field, Kind, Link, Page, Panel, Source, Variable
 from dashboards.texts import LANGUAGES, Language, say, titles
@@ -111,7 +112,7 @@ class _Page:
             page_builder.Dashboard(self._say(page.name))
             .uid(uid(page.name, self._language))
             .description(self._say(f"{page.name}.about"))
-            .tags([TAG, f"{TAG}-{self._language}"])
+            .tags(self._tags())
             .timezone(ZONE)
             .time(page.range_from, "now")
             .refresh(page.refresh)
@@ -125,6 +126,14 @@ class _Page:
         for band in page.bands:
             y = self._band(made, band, y)
         return made.build()
+
+    def _many(self) -> str:
+        """Return the tag of the pages that take several sites."""
+        return f"{TAG}-{self._language}-pages"
+
+    def _tags(self) -> list[str]:
+        of_one = _is_of_one(self._page)
+        return [TAG, f"{TAG}-{self._language}", *([] if of_one else [self._many()])]
 
     def _say(self, key: str) -> str:
         return say(key, self._language)
@@ -262,12 +271,23 @@ class _Page:
         pages = (  # a list that opens: on a phone each of them would be a line
             page_builder.DashboardLink(self._say("pages"))
             .type(dashboard.DashboardLinkType.DASHBOARDS)
-            .tags([f"{TAG}-{self._language}"])
+            .tags([self._many()])
             .as_dropdown(as_dropdown=True)
             .include_vars(include_vars=True)
             .keep_time(keep_time=True)
         )
         made: list[Builder[dashboard.DashboardLink]] = [pages]
+        made += [
+            # Grafana hands "all" on even to a page that has one site only, and it would read every device.
+            _link(
+                self._say(page.name),
+                uid(page.name, self._language),
+                "dashboard",
+                along=_is_of_one(self._page),
+            )
+            for page in PAGES
+            if _is_of_one(page) and page is not self._page
+        ]
         other: Sequence[Language] = [one for one in LANGUAGES if one != self._language]
         made += [
             _link(say("this language", one), uid(self._page.name, one), "external link")
@@ -277,14 +297,18 @@ class _Page:
         return [*made, _link(self._say("wall"), alone, "bolt")]
 
 
-def _link(title: str, page: str, icon: str) -> page_builder.DashboardLink:
+def _is_of_one(page: Page) -> bool:
+    return not all(variable.several for variable in page.variables)
+
+
+def _link(title: str, page: str, icon: str, *, along: bool = True) -> page_builder.DashboardLink:
     return (
         page_builder.DashboardLink(title)
         .type(dashboard.DashboardLinkType.LINK)
         .url(f"/d/{page}")
         .icon(icon)
         .tooltip(title)
-        .include_vars(include_vars=True)
+        .include_vars(include_vars=along)
         .keep_time(keep_time=True)
     )
 

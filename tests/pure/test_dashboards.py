@@ -328,14 +328,19 @@ def test_charts_of_a_device_show_every_metric_with_the_dictionarys_unit() -> Non
 def test_links_keep_what_is_chosen() -> None:
     for _, text in page_files():
         page = json.loads(text)
-        others, language, wall = page["links"]
+        others, *of_one, language, wall = page["links"]
         assert (others["type"], others["asDropdown"]) == ("dashboards", True)
-        assert set(others["tags"]) < set(page["tags"])
+        one_site = page["title"] in {say(name, "en") for name in ONE_SITE} | {
+            say(name, "zh-TW") for name in ONE_SITE
+        }
+        assert (set(others["tags"]) < set(page["tags"])) is not one_site
+        assert len(of_one) == len(ONE_SITE) - one_site
+        for link in of_one:  # all sites must not go along to a page of one
+            assert link["includeVars"] is one_site
         assert language["url"].removesuffix("-zh") == f"/d/{page['uid'].removesuffix('-zh')}"
         assert (wall["url"], page["refresh"]) == (f"/d/{page['uid']}?kiosk", "1m")
-        for link in page["links"]:
-            assert link["includeVars"]
-            assert link["keepTime"]
+        assert all(link["includeVars"] for link in (others, language, wall))
+        assert all(link["keepTime"] for link in page["links"])
         urls = re.findall(r'"(/d/[^"]+var-[^"]+)"', text)
         assert bool(urls) is not page["uid"].startswith("onestreet-device")
         for url in urls:
