@@ -62,7 +62,7 @@ class Losses(msgspec.Struct, gc=False):
     def note(self, silence_s: float, interval_s: float) -> None:
         """Take the silence between two samples; one that is longer than any patience was no loss."""
         intervals = silence_s / interval_s
-        if intervals > MOST_PATIENCE + 0.5:
+        if not 0.0 <= intervals <= MOST_PATIENCE + 0.5:
             return
         if intervals * self.heard > _UNUSUAL * self.lived and self.heard:
             self.missed += 1

@@ -10,20 +10,12 @@ from exchange.moments import rfc3339
 from exchange.topics import Topic
 from ingest.days import Day
 from ingest.registry import Registered
-from ingest.stores import FieldValue, Point, Series
+from ingest.stores import FieldValue, Place, Point, Series
 from ingest.watch.figures import Figures
 from ingest.watch.liveness import Losses, Status
 
-DEVICE_DAY, SITE_DAY, SITE_HOUR = "device_day", "site_day_state", "site_hour_state"
+DEVICE_DAY, SITE_DAY_STATE, SITE_HOUR_STATE = "device_day", "site_day_state", "site_hour_state"
 _IN_AN_HOUR = (Status.DOWN, Status.LATE, Status.UNKNOWN)
-
-
-class Place(NamedTuple):
-    """What is summed: the devices of one domain in one site."""
-
-    county: str
-    site: str
-    domain: str
 
 
 class Shown(NamedTuple):
@@ -107,13 +99,15 @@ def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses
 
 def site_day_row(place: Place, day: Day, figures: Figures) -> Point:
     """Return the sum of a site's days."""
-    return Point(_series(SITE_DAY, place), day.start_ns, _day_fields(figures))
+    return Point(_series(SITE_DAY_STATE, place), day.start_ns, _day_fields(figures))
 
 
 def site_hour_row(place: Place, start_ms: int, most: Sequence[int], devices: int) -> Point:
     """Return the most devices of a site that were down, late or unknown at once, in an hour."""
     fields: dict[str, FieldValue] = {status.word: most[status] for status in _IN_AN_HOUR}
-    return Point(_series(SITE_HOUR, place), start_ms * 1_000_000, fields | {"devices": devices})
+    return Point(
+        _series(SITE_HOUR_STATE, place), start_ms * 1_000_000, fields | {"devices": devices}
+    )
 
 
 def most_of(point: Point) -> tuple[list[int], int]:

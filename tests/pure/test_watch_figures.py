@@ -14,6 +14,7 @@ from ingest.registry import DeviceId
 from ingest.stores import Point
 from ingest.watch.lookout import Restored
 from ingest.watch.rows import figures_of, losses_of
+from ingest.watch.service import newest
 from tests.lookouts import COUNTY, EPOCH, Street
 
 HOUR_MS = 3_600_000
@@ -210,3 +211,23 @@ def test_another_run_goes_on_where_one_stopped() -> None:
     watched = other.lookout._watched[NAME]
     assert watched.losses is not None
     assert watched.losses.patience(60.0) == 2
+
+
+def test_a_store_that_is_away_over_midnight_misses_no_day() -> None:
+    one = Street(begun_ms=ms("2026-11-23T15:50"))  # ten minutes before midnight in Taipei
+    one.state("gw-1")
+    one.state("aq-1")
+    held: list[Point] = []
+    for _ in range(40):
+        one.hear("aq-1")
+        one.now_s += 60.0
+        one.lookout.sweep(one.now)
+        held = newest([*held, *one.lookout.rows(one.now, 1000), *one.lookout.day_rows(one.now, 60)])
+    mine = [row for row in held if row.series.device == "aq-1"]
+    days = [row.time_ms for row in mine if row.series.measurement == "device_day"]
+    assert days == [ms("2026-11-22T16:00"), ms("2026-11-23T16:00")]
+    assert len([row for row in mine if row.series.measurement == "device"]) == 1
+    sites = [row.time_ms for row in held if row.series[::4] == ("site_day_state", "air")]
+    assert sites == days
+    hours = [row.time_ms for row in held if row.series[::4] == ("site_hour_state", "air")]
+    assert hours == [ms("2026-11-23T15:00"), ms("2026-11-23T16:00")]
