@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.states import Location
 from ingest.days import Days
 from ingest.registry import DeviceId
 from ingest.stores import Point
@@ -231,3 +234,25 @@ def test_a_store_that_is_away_over_midnight_misses_no_day() -> None:
     assert sites == days
     hours = [row.time_ms for row in held if row.series[::4] == ("site_hour_state", "air")]
     assert hours == [ms("2026-11-23T15:00"), ms("2026-11-23T16:00")]
+
+
+def test_what_the_watch_writes_is_in_the_contract() -> None:
+    one = Street(begun_ms=ms("2026-11-23T15:50"))
+    one.state("gw-1")
+    one.state("aq-1", transport="ble", location=Location(lat=25.0, lon=121.5))
+    one.state("aq-2", online=False)
+    for _ in range(20):
+        one.hear("aq-1")
+        one.pass_time(60.0, step_s=5.0)
+    one.written += one.lookout.last_rows(one.now)
+    rows: dict[str, set[str]] = {}
+    for point in one.written:
+        rows.setdefault(point.series.measurement, set()).update(point.fields)
+    text = (Path(__file__).parents[2] / "docs/exchange/store.md").read_text()
+    told = {
+        name: set(re.findall(r"`(\w+)`", fields))
+        for name, fields in re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    }
+    told["site_day_state"] = told["device_day"] - {"lived", "heard", "missed"}
+    assert rows == {name: told.get(name) for name in rows}
+    assert len(rows) == 7
