@@ -106,14 +106,19 @@ class Engine:
         pace: Pace,
         retention: Retention = FOR_EVER,
         vendor_metrics: Sequence[str] = (),
+        patience_s: float = math.inf,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`zones` are those of the counties; `sites` has settings by `county/site` or `county`."""
+        """`zones` are those of the counties; `sites` has settings by `county/site` or `county`.
+
+        After `patience_s` without a store everything raises StoreUnavailable.
+        """
         self.counts = Counts()
         self._raw, self._kept, self._zones, self._sites = raw, kept, zones, sites
         self._pace, self._retention, self._vendor = pace, retention, vendor_metrics
         self._now_ns = now_ns
-        self._rested_s = time.monotonic()
+        self._patience_s = patience_s
+        self._answered_s = self._rested_s = time.monotonic()
         self._recent_due_s = 0.0
         self._late_s = -math.inf
         self._told: set[str] = set()
@@ -226,6 +231,8 @@ class Engine:
                 done = await work()
             except StoreUnavailable as error:
                 self._trouble.report(str(error), kind=error.kind)
+                if time.monotonic() - self._answered_s > self._patience_s:
+                    raise
                 tries += await self.judge() == health.WELL
                 if tries >= TRIES:
                     self.counts.skipped += 1
@@ -244,6 +251,7 @@ class Engine:
                     log.error("hours and days could not be made: %s", words, exc_info=error)
                 return None
             else:
+                self._answered_s = time.monotonic()
                 self._trouble.over()
                 return done
 
