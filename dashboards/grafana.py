@@ -233,7 +233,8 @@ class _Page:
             ):
                 said["custom.cellOptions"] = {"type": "color-text"}
             if field.values == "meaning":
-                said["custom.minWidth"] = 370
+                del said["custom.minWidth"]
+                said["custom.width"] = 370
             if field.hidden:
                 said["custom.hidden"] = True
                 said["custom.width"] = 1
