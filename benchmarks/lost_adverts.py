@@ -75,11 +75,12 @@ def in_a_row(chance: float, random: Random) -> int:
 
 
 def note_all(losses: Losses, silence_s: float, interval_s: float, times: int) -> None:
-    """Do as so many calls of `losses.note`, for a silence in which no interval is missed."""
+    """Do as so many calls of `losses.note`, for a silence that is no longer than usual."""
     each = silence_s / interval_s
     while times > 0:
         fit = min(times, int((MEMORY - losses.lived) / each))
         losses.lived += fit * each
+        losses.heard += fit
         times -= fit
         if times:
             losses.note(silence_s, interval_s)

@@ -30,7 +30,7 @@ streetlight, power, air (raw): all series, one row each; every minute of the wee
 parking (raw): the last hour every minute; of the largest county and of the one site the last 1,000 minutes
 gateway (raw): the last 1,000 minutes
 device: the last quarter of an hour; of gateways also the last 1,000 rows, of one site the whole week
-site_now: the last 1,000 minutes; of one site the whole week
+site_now, county_now: the last 1,000 minutes; site_now of one site the whole week
 rollup_hour: air boxes and gateways whole; of all others the last three hours
 rollup_day: the fields that pages read and a few more, not those of each metric
 vendors' metrics, commands but of one device"""
@@ -102,6 +102,7 @@ class Week:
             (Source.RAW, self._raw),
             (Source.RAW, self._devices),
             (Source.RAW, self._sites_now),
+            (Source.RAW, self._counties_now),
             (Source.RAW, self._days_of_devices),
             (Source.RAW, self._incidents),
             (Source.ROLLUPS, self._days_rolled_up),
@@ -171,6 +172,16 @@ class Week:
                 ]
                 times = self._times(MINUTE_MS, whole if site is self.shown else BLOCK)
                 yield from _rows(f"site_now,{site.tags},domain={domain}", variants, times)
+
+    def _counties_now(self) -> Iterator[str]:
+        for county in COUNTIES:
+            for domain in self.shown.devices:
+                variants = [
+                    f"devices=9999i,up=9900i,late={late}i,down={down}i,unknown=0i,maintenance=0i"
+                    for down, late in self._troubles(9999)
+                ]
+                times = self._times(MINUTE_MS, BLOCK)
+                yield from _rows(f"county_now,county={county},domain={domain}", variants, times)
 
     def _days_of_devices(self) -> Iterator[str]:
         for site in self.sites:

@@ -37,6 +37,7 @@ _STEPS = {"now-24h": "1m", "now-7d": "10m", "now-30d": "30m"}
 _ALL = ".*"
 _WRITING = {
     "storage-cache-max-memory-size": "4294967296",
+    "storage-cache-snapshot-write-cold-duration": "5s",
     "storage-compact-full-write-cold-duration": "30s",
 }
 """While rows are brought in: what lies still for hours is one file a shard, as it would be."""
@@ -122,7 +123,7 @@ async def _measured(plan: Plan, influxd: str, folder: Path) -> Found:
     _forget(folder)
     influx = Influx(influxd, folder)
     influx.org_id = kept.org_id
-    influx.start()
+    influx.start(_DEADLINE_S)
     try:
         door = _Door(influx, {Source(name): own for name, own in kept.buckets.items()}, week)
         cold = [door.ask(panel) for panel in panels]
@@ -277,14 +278,18 @@ def _panels(week: Week) -> Iterator[_Panel]:
             chosen |= {"county": site.county, "site": site.name}
         if any(variable.name == "device" for variable in page.variables):
             chosen["device"] = site.devices["streetlight"][0]
+        shown = page.range_from.removeprefix("now-")
         asked = [
-            (f"${variable.name}", Source.RAW, [str(variable.asks)]) for variable in page.variables
+            (f"${variable.name}", Source.RAW, shown, [str(variable.asks)])
+            for variable in page.variables
         ]
         for band in page.bands:
-            asked += [(one.name, one.source, [str(ask) for ask in one.asks]) for one in band.panels]
-        span = page.range_from.removeprefix("now-")
-        times = f"time >= now() - {span} AND time <= now()"
-        for panel, source, texts in asked:
+            asked += [
+                (one.name, one.source, one.last or shown, [str(ask) for ask in one.asks])
+                for one in band.panels
+            ]
+        for panel, source, span, texts in asked:
+            times = f"time >= now() - {span} AND time <= now()"
             queries = [
                 (source, Query("", "", source, text).filled(chosen, times, _STEPS[page.range_from]))
                 for text in texts

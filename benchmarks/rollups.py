@@ -13,14 +13,12 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.processes import BenchmarkFailed, Meter
-from ingest.days import HOUR_NS
+from ingest.days import DAY_NS, HOUR_NS
 from ingest.rollups.engine import Engine, Pace
 from ingest.rollups.settings import SiteSettings
 from ingest.stores import Store, open_store
 from tests.influx import Bucket, Influx
 from tests.weeks import Week
-
-_DAY_NS = 24 * HOUR_NS
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +84,7 @@ async def _measured(plan: Plan, raw: Store, kept: Store, influxd: int) -> list[R
     about = dict(zip(steps, (samples - 2 * an_hour,) * 2 + (an_hour,) * 2, strict=True))
     found = []
     for what, now_ns in steps.items():
-        look_ns = (plan.days + 1) * _DAY_NS
+        look_ns = (plan.days + 1) * DAY_NS
         pace = Pace(every_s=600, recent_ns=look_ns, whole_ns=look_ns, settle_ns=0, share=1)
         zones = {town.county: week.zone for town in week.towns}
         now = lambda now_ns=now_ns: now_ns  # noqa: E731 - of this turn

@@ -38,7 +38,8 @@ _ENGLISH = {
     "device-silent": Words(
         "Devices silent",
         f"{_COUNT} devices ({_DOMAIN}) at {_SITE} (<county>) are silent",
-        "Their gateway is well, but nothing came from them for longer than each of them is ever silent.",
+        "Their gateway is well, but nothing came from them for two intervals, on a radio for as"
+        " many as its losses ask for.",
     ),
     "lamp-fault": Words(
         "Lamps out",

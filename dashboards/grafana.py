@@ -29,6 +29,9 @@ from dashboards.texts import LANGUAGES, Language, say, titles
 
 TAG = "onestreet"
 PLUGIN = "influxdb"
+NOTHING = "–"
+WIDTHS = {"moment": 140, "since": 140, "day": 100, "s": 90}
+"""Of columns, by unit, at least. Units: pixels."""
 _LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
 _GOES_ALONG = {
     Link.COUNTY: ("county",),
@@ -109,7 +112,7 @@ class _Page:
             page_builder.Dashboard(self._say(page.name))
             .uid(uid(page.name, self._language))
             .description(self._say(f"{page.name}.about"))
-            .tags([TAG, f"{TAG}-{self._language}"])
+            .tags(self._tags())
             .timezone(ZONE)
             .time(page.range_from, "now")
             .refresh(page.refresh)
@@ -123,6 +126,14 @@ class _Page:
         for band in page.bands:
             y = self._band(made, band, y)
         return made.build()
+
+    def _many(self) -> str:
+        """Return the tag of the pages that take several sites."""
+        return f"{TAG}-{self._language}-pages"
+
+    def _tags(self) -> list[str]:
+        of_one = _is_of_one(self._page)
+        return [TAG, f"{TAG}-{self._language}", *([] if of_one else [self._many()])]
 
     def _say(self, key: str) -> str:
         return say(key, self._language)
@@ -159,6 +170,8 @@ class _Page:
         made.datasource(_source(panel.source))
         made.targets([_Target(select, panel, index) for index, select in enumerate(panel.asks)])
         made.no_value(self._say(panel.empty))
+        if panel.last:
+            made.time_from(panel.last)
         shown = [field for field in panel.fields if not field.hidden]
         made.unit(UNITS[shown[0].unit] if len(shown) == 1 else "none")
         made.thresholds(_Thresholds(shown[0].limits if len(shown) == 1 else ""))
@@ -170,6 +183,10 @@ class _Page:
             [field] = [field for field in panel.fields if field.name == panel.worst]
             by = common_builder.TableSortByFieldState().display_name(self._say(field.text))
             made.sort_by([by.desc(desc=not panel.least)])
+        if made_table := isinstance(made, table_builder.Panel):
+            made.transformations(_in_order(panel))
+        if not made_table and any(field.unit == "since" for field in panel.fields):
+            made.transformations([_AS_TIME])
         if panel.kind is Kind.BARS:
             made.override_by_name(
                 "Time", [dashboard.DynamicConfigValue("unit", UNITS["short day"])]
@@ -188,7 +205,7 @@ class _Page:
             said["decimals"] = DECIMALS[field.unit]
         if field.unit == "share":
             said["min"], said["max"] = 0, 1
-        if field.values:
+        if field.values and panel.kind is not Kind.BARS:
             said["mappings"] = [
                 dashboard.ValueMap(
                     {
@@ -203,14 +220,24 @@ class _Page:
             said["thresholds"] = _Thresholds(field.limits).build()
             if panel.kind is not Kind.LINES and panel.kind is not Kind.BARS:
                 said["color"] = {"mode": "thresholds"}
+        if field.colour and panel.kind in (Kind.LINES, Kind.BARS):
+            said["color"] = {"mode": "fixed", "fixedColor": field.colour}
         if panel.kind is Kind.TABLE:
-            if field.limits or (field.values and field.values not in ("meaning", "domain")):
+            said["noValue"] = (
+                NOTHING  # of a cell; what stands in a table without rows is the panel's
+            )
+            if not field.hidden:  # room is shared out among hidden ones, too
+                said["custom.minWidth"] = WIDTHS.get(field.unit, 70) if field.unit else 110
+            if field.limits or (
+                field.values and field.values not in ("meaning", "domain", "lasted")
+            ):
                 said["custom.cellOptions"] = {"type": "color-text"}
             if field.values == "meaning":
-                said["custom.cellOptions"] = {"type": "auto", "wrapText": True}
-                said["custom.minWidth"] = 320
+                del said["custom.minWidth"]
+                said["custom.width"] = 370
             if field.hidden:
                 said["custom.hidden"] = True
+                said["custom.width"] = 1
         if field.link is not None:
             said["links"] = [{"title": self._say(f"to {field.link}"), "url": self._url(field.link)}]
         return [dashboard.DynamicConfigValue(key, value) for key, value in said.items()]
@@ -242,10 +269,25 @@ class _Page:
 
     def _links(self) -> list[Builder[dashboard.DashboardLink]]:
         """Return links to the other pages, to this one in the other language or alone; what is chosen goes along."""
-        made: list[Builder[dashboard.DashboardLink]] = [
-            _link(self._say(page.name), uid(page.name, self._language), "dashboard")
+        pages = (  # a list that opens: on a phone each of them would be a line
+            page_builder.DashboardLink(self._say("pages"))
+            .type(dashboard.DashboardLinkType.DASHBOARDS)
+            .tags([self._many()])
+            .as_dropdown(as_dropdown=True)
+            .include_vars(include_vars=True)
+            .keep_time(keep_time=True)
+        )
+        made: list[Builder[dashboard.DashboardLink]] = [pages]
+        made += [
+            # Grafana hands "all" on even to a page that has one site only, and it would read every device.
+            _link(
+                self._say(page.name),
+                uid(page.name, self._language),
+                "dashboard",
+                along=_is_of_one(self._page),
+            )
             for page in PAGES
-            if page is not self._page
+            if _is_of_one(page) and page is not self._page
         ]
         other: Sequence[Language] = [one for one in LANGUAGES if one != self._language]
         made += [
@@ -256,16 +298,40 @@ class _Page:
         return [*made, _link(self._say("wall"), alone, "bolt")]
 
 
-def _link(title: str, page: str, icon: str) -> page_builder.DashboardLink:
+def _is_of_one(page: Page) -> bool:
+    return not all(variable.several for variable in page.variables)
+
+
+def _link(title: str, page: str, icon: str, *, along: bool = True) -> page_builder.DashboardLink:
     return (
         page_builder.DashboardLink(title)
         .type(dashboard.DashboardLinkType.LINK)
         .url(f"/d/{page}")
         .icon(icon)
         .tooltip(title)
-        .include_vars(include_vars=True)
+        .include_vars(include_vars=along)
         .keep_time(keep_time=True)
     )
+
+
+_AS_TIME = dashboard.DataTransformerConfig(
+    id_val="convertFieldType",
+    options={"conversions": [{"targetField": "since", "destinationType": "time"}], "fields": {}},
+)
+"""Makes a moment of `since`, which rows have as text in UTC."""
+
+
+def _in_order(panel: Panel) -> list[dashboard.DataTransformerConfig]:
+    """Return what puts the columns of a table into our order: Grafana's InfluxDB has tags in any, another each time."""
+    names = ["Time" if field.name == "time" else field.name for field in panel.fields]
+    hidden = {field.name for field in panel.fields if field.hidden}
+    order = {
+        "indexByName": {name: index for index, name in enumerate(names)},
+        "excludeByName": {"Time": True} if "time" in hidden else {},
+        "renameByName": {},
+    }
+    made = [dashboard.DataTransformerConfig(id_val="organize", options=order)]
+    return [_AS_TIME, *made] if any(field.unit == "since" for field in panel.fields) else made
 
 
 def _source(source: Source) -> dashboard.DataSourceRef:
@@ -297,7 +363,9 @@ def _frame(panel: Panel) -> AnyPanel:
                 .span_nulls(span_nulls=3_600_000.0)
             )
         case Kind.BARS:
-            return bars_builder.Panel().legend(legend).tooltip(tooltip).x_field("Time")
+            bars = bars_builder.Panel().legend(legend).tooltip(tooltip).x_field("Time")
+            bars = bars.show_value(common.VisibilityMode.NEVER)
+            return bars.x_tick_label_max_length(10)  # the SDK says 0, and Grafana then says "..."
         case Kind.STATES:
             return (
                 states_builder.Panel()
@@ -332,5 +400,5 @@ def _map(panel: Panel) -> map_builder.Panel:
         .tooltip(tooltip=True)
     )
     ground = common_builder.MapLayerOptions().type("default").name("map")
-    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(12)
+    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(12).padding(10)
     return map_builder.Panel().view(view).basemap(ground).layers([points])

@@ -148,11 +148,11 @@ def call(function: Function, argument: str | Expression) -> Expression:
     return Expression(f"{function}({inner})")
 
 
-def top(name: str, count: int) -> Expression:
-    """Return the largest values of a field; further columns are those of their rows."""
+def top(name: str, count: int, of: Sequence[str] = ()) -> Expression:
+    """Return the largest values of a field, of each tuple of tags one; further columns are those of their rows."""
     if not 0 < count <= MAX_ROWS:
         raise ValueError(f"top {count}: 1 to {MAX_ROWS}")
-    return Expression(f"top({quoted_name(name)}, {count})")
+    return Expression(f"top({', '.join(map(quoted_name, (name, *of)))}, {count})")
 
 
 def number(value: float) -> Expression:

@@ -232,7 +232,8 @@ def _urls(value: object) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, one in value.items():
             if key == "url" and isinstance(one, str):
-                yield one
+                if one:  # a list of pages has none
+                    yield one
             else:
                 yield from _urls(one)
     elif isinstance(value, list):

@@ -25,7 +25,7 @@ UNITS = {
     "V": "volt",
     "W": "watt",
     "Wh": "watth",
-    "%RH": "humidity",
+    "%RH": "percent",
     "dB": "dB",
     "deg": "degree",
     "h": "h",
@@ -39,6 +39,7 @@ UNITS = {
     "ppm": "ppm",
     "s": "dthms",
     "moment": "time:YYYY-MM-DD HH:mm",
+    "since": "time:YYYY-MM-DD HH:mm",
     "day": "time:YYYY-MM-DD",
     "short day": "time:MM-DD",
     "ug/m3": "conμgm3",
@@ -87,7 +88,7 @@ KINDS = {
     "gateway_gone": RED,
     "device_down": RED,
     "flapping": ORANGE,
-    "sequence_clash": ORANGE,
+    "row_clash": ORANGE,
     "two_gateways": ORANGE,
 }
 """What the watch calls incidents, by colour."""
@@ -107,6 +108,7 @@ VALUES: Mapping[str, Mapping[str, Name]] = {
     "gateway": {"0": Name("state.down", RED), "1": Name("state.up", GREEN)},
     "fault": {"0": Name("fault.none", GREEN), "1": Name("fault.some", RED)},
     "known": {"0": Name("no", RED), "1": Name("yes", GREEN)},
+    "lasted": {"0": Name("incident.open", RED)},
     "open": {"0": Name("incident.over", GREY), "1": Name("incident.open", RED)},
     "kind": {kind: Name(f"kind.{kind}", colour) for kind, colour in KINDS.items()},
     "meaning": {kind: Name(f"kind.{kind}.means", GREY) for kind in KINDS},

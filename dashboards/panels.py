@@ -59,6 +59,8 @@ class Field:
     """Key of the names of its values."""
     limits: str = ""
     """Key of the limits at which its colour changes."""
+    colour: str = ""
+    """Of its line, where one stands for something."""
     link: Link | None = None
     hidden: bool = False
     """Asked for a link or the map, not shown."""
@@ -84,6 +86,8 @@ class Panel:
     """The field that a table is sorted by, the largest first: what somebody has to look at."""
     least: bool = False
     """The smallest first."""
+    last: str = ""
+    """The time that it shows, where that is not the page's: so much until now."""
     empty: str
     """Key of what is said when there are no rows."""
     title: str = ""

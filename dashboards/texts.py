@@ -70,6 +70,7 @@ _PAGES = {
     ),
     "folder": Text("Town", "城市"),
     "this language": Text("English", "中文"),
+    "pages": Text("Pages", "各頁"),
     "wall": Text("On a wall", "看板模式"),
     "to county": Text("This county", "查看此縣市"),
     "to site": Text("This site", "查看此場域"),
@@ -110,7 +111,6 @@ _COLUMNS = {
     "lamps out": Text("Lamps out", "不亮的路燈"),
     "day burners": Text("Burn by day", "白天亮著"),
     "cycling": Text("Go on and off", "忽明忽滅"),
-    "out": Text("Out", "故障"),
     "burned by day": Text("Burned by day for", "白天亮燈時間"),
     "burned": Text("Burned for", "亮燈時間"),
     "switchings": Text("Switched, times", "開關次數"),
@@ -158,36 +158,27 @@ _VALUES = {
     "command.expired": Text("Expired", "已逾期"),
     "kind.gateway_down": Text("Gateway down", "閘道器失聯"),
     "kind.gateway_down.means": Text(
-        "Nothing is known of the devices behind it; they may be well and keep their samples. "
-        "See to its power and network first.",
-        "其下設備狀態不明，可能仍正常並保留樣本。請先檢查閘道器的電源與網路。",
+        "See to its power and network; devices may be well", "先查電源與網路；設備可能仍正常"
     ),
     "kind.gateway_gone": Text("Gateway withdrawn", "閘道器已撤除"),
     "kind.gateway_gone.means": Text(
-        "It withdrew its own state and not those of the devices behind it: they wait for another "
-        "gateway. Connect them to one, or retire them.",
-        "閘道器已撤除自己的狀態，其下設備尚未撤除，正等待其他閘道器接手。請改接其他閘道器，或將設備除役。",
+        "Connect its devices to another gateway, or retire them", "其下設備請改接其他閘道器，或除役"
     ),
     "kind.device_down": Text("Device silent", "設備失聯"),
     "kind.device_down.means": Text(
-        "Its gateway is well, the device is not heard. See to its power, wiring or battery.",
-        "閘道器正常，但收不到此設備。請檢查設備的電源、接線或電池。",
+        "See to its power, wiring or battery", "先查設備電源、接線或電池"
     ),
     "kind.flapping": Text("Comes and goes", "反覆斷線"),
     "kind.flapping.means": Text(
-        "Up and down again and again: a loose contact, a weak radio link or a failing battery.",
-        "時好時壞，可能是接觸不良、無線訊號太弱或電池將盡。",
+        "Loose contact, weak radio or failing battery", "接觸不良、訊號弱或電池將盡"
     ),
-    "kind.sequence_clash": Text("Two samples, one name", "樣本名稱重複"),
-    "kind.sequence_clash.means": Text(
-        "Two different samples have the same epoch and seq; one of them replaces the other. "
-        "The gateway's storage was copied or restored: give it a new epoch.",
-        "兩筆不同樣本的 epoch 與 seq 相同，其中一筆會被覆蓋。閘道器的儲存可能被複製或還原，請換新的 epoch。",
+    "kind.row_clash": Text("Two samples, one time", "兩筆樣本時間相同"),
+    "kind.row_clash.means": Text(
+        "Two gateways read it, or its clock was set back", "兩部閘道器同時讀取，或時鐘曾調回"
     ),
     "kind.two_gateways": Text("Two gateways, one device", "兩部閘道器爭同一設備"),
     "kind.two_gateways.means": Text(
-        "Two gateways speak for one device; the newest epoch counts. Retire it at the other one.",
-        "兩部閘道器都代同一部設備發言，以 epoch 較新者為準。請在另一部除役此設備。",
+        "Two gateways speak for it: retire it at one", "兩部閘道器同時代言：請在其中一部除役"
     ),
 }
 
@@ -202,6 +193,7 @@ _EMPTY = {
     "no car parks": Text("No car parks", "沒有停車場計數器"),
     "no gateways": Text("No news of gateways", "沒有閘道器資料"),
     "not sent": Text("It does not send this", "此設備不送這項"),
+    "no samples": Text("No samples today", "今日沒有樣本"),
     "no commands": Text("No commands", "沒有命令"),
 }
 
@@ -239,9 +231,10 @@ _PANELS = {
     ),
     "panel.broken": Text("Broken now: since when, what it means", "目前異常：起始時間與代表意義"),
     "panel.broken.about": Text(
-        "Open incidents, newest first, at most 200. One gateway is one incident, however many "
-        "devices it takes along.",
-        "未結事件，新的在前，最多 200 筆。一部閘道器失聯只算一件，不論影響多少設備。",
+        "Open incidents of the last 31 days, newest first, at most 200. One gateway is one incident, however "
+        "many devices it takes along. What is broken for longer is in the figures, and on the page of its site.",
+        "最近 31 天內發生的未結事件，新的在前，最多 200 筆。一部閘道器失聯只算一件，不論影響多少設備。"
+        "更早發生的仍計入上方數字，並列在該場域頁面。",
     ),
     "panel.past": Text("Incidents in the time shown", "所選期間的事件"),
     "panel.past.about": Text(
@@ -272,8 +265,8 @@ _PANELS = {
     ),
     "overview.incidents": Text("Open incidents", "未結事件"),
     "overview.incidents.about": Text(
-        "Causes, not devices: a gateway that takes 300 lamps along is one.",
-        "以原因計數：一部閘道器影響 300 盞燈，也只算一件。",
+        "Begun in the last 31 days. Causes, not devices: a gateway that takes 300 lamps along is one.",
+        "最近 31 天內發生的。以原因計數：一部閘道器影響 300 盞燈，也只算一件。",
     ),
     "overview.counties": Text("Counties now", "各縣市現況"),
     "overview.counties.about": Text("Devices of each county by state.", "各縣市設備狀態統計。"),
@@ -409,10 +402,11 @@ _PANELS = {
         "Means of hours, a line a site, 30 at most. Optical sensors read high in humid air.",
         "小時平均，每個場域一條線，最多 30 條。潮濕時光學感測器讀值偏高。",
     ),
-    "air.stations": Text("Stations, newest hour", "各測站最近一小時"),
+    "air.stations": Text("Stations, last two hours", "各測站最近兩小時"),
     "air.stations.about": Text(
-        "The 200 worst: the index and the part of each pollutant. Indicative: a low-cost sensor, not a reference.",
-        "指標最高的 200 站：指標與各污染物副指標。「僅供參考」表示低成本感測器，並非標準測站。",
+        "The 200 worst of the last two hours that are over: the index and the part of each pollutant. "
+        "Indicative: a low-cost sensor, not a reference.",
+        "最近兩個完整小時指標最高的 200 站：指標與各污染物副指標。「僅供參考」表示低成本感測器，並非標準測站。",
     ),
     "air.aqi by day": Text("Worst AQI by day", "每日最高 AQI"),
     "air.aqi by day.about": Text("Over all sites chosen.", "所選各場域的最高值。"),
@@ -475,7 +469,7 @@ _PANELS = {
     "device.state": Text("State", "狀態"),
     "device.state.about": Text("As the watch judges it, now.", "監看服務目前的判定。"),
     "device.since": Text("Since", "起始時間"),
-    "device.since.about": Text("When this state began, in UTC.", "此狀態開始的時間（UTC）。"),
+    "device.since.about": Text("When this state began.", "此狀態開始的時間。"),
     "device.age": Text("Last heard before", "距上次收到"),
     "device.age.about": Text("Time since its newest live sample.", "距最新一筆即時樣本的時間。"),
     "device.gateway": Text("Its gateway", "所屬閘道器"),

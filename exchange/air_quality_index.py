@@ -78,11 +78,6 @@ def bands() -> list[Band]:
     return _file().bands
 
 
-def band_of(index: int) -> Band:
-    """Return the band of an index; the last one's for what lies above."""
-    return next((band for band in bands() if index <= band.high), bands()[-1])
-
-
 def table_on(day: date, tables: Iterable[Table] | None = None) -> Table | None:
     """Return the table in force on a civil day; None before the first one that is known."""
     known = _file().tables if tables is None else tables

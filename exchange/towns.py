@@ -18,6 +18,8 @@ from exchange.errors import ConfigError
 from exchange.tls import is_loopback
 from exchange.topics import END, County, Level
 
+LEAST_RETENTION_DAYS = 5
+"""A lamp's night is made of rows of the day before it to the noon after it, and may be made a day late."""
 MAX_EXTENT_DEG = 10.0
 """More than any county's map needs: a digit was lost."""
 SERVICES = ("ingest", "watch", "rollups", "grafana")
@@ -127,9 +129,9 @@ class Store(_Table, frozen=True, kw_only=True):
     url: str
     """`influxdbs://HOST:PORT/ORG/BUCKET`, `influxdb://…` on loopback, or `sqlite:///PATH` (from ingest's folder)."""
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
-    """How long InfluxDB keeps them; 0 is for ever."""
+    """How long they are kept; 0 is for ever, else LEAST_RETENTION_DAYS or more."""
     rollups_retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
-    """How long it keeps their hours and days, in the bucket `{BUCKET}_rollups`."""
+    """The same of their hours and days, which InfluxDB has in the bucket `{BUCKET}_rollups`."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     """How many processes of ingest write there, each with a certificate and a connection of its own."""
 
@@ -266,6 +268,8 @@ def _checked(path: Path) -> Town:
         _ = town.store.bucket
     except ValueError as error:
         raise ConfigError(file, "store.url", _without_secret(town.store.url), str(error)) from None
+    _check_retention(file, "store.retention_days", town.store.retention_days)
+    _check_retention(file, "store.rollups_retention_days", town.store.rollups_retention_days)
     for table, ids in (
         ("townships", [one.id for one in town.townships]),
         ("site", [one.id for one in town.sites]),
@@ -365,6 +369,12 @@ def _check_application(file: str, key: str, application: Application, county: st
         if other == county:
             allowed = "further counties only: its own it may read anyway"
             raise ConfigError(file, f"{key}.counties[{index}]", other, allowed)
+
+
+def _check_retention(file: str, key: str, kept_days: int) -> None:
+    if 0 < kept_days < LEAST_RETENTION_DAYS:
+        allowed = f"must be 0, for ever, or {LEAST_RETENTION_DAYS} at least"
+        raise ConfigError(file, key, kept_days, allowed)
 
 
 def _check_unique(file: str, table: str, ids: Sequence[str]) -> None:

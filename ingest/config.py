@@ -17,6 +17,7 @@ from exchange.errors import ConfigError
 from exchange.mqtt import Settings
 from exchange.tls import Tls
 from exchange.topics import END, County
+from exchange.towns import LEAST_RETENTION_DAYS
 from ingest.metrics import Endpoint
 from ingest.rollups.settings import SiteSettings
 from ingest.stores import Store, open_store
@@ -27,6 +28,7 @@ MAX_WORKERS = 64
 TIMEZONE = "Asia/Taipei"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+RetentionDays = Annotated[int, msgspec.Meta(ge=LEAST_RETENTION_DAYS, le=36_500)]
 VendorMetric = Annotated[
     str, msgspec.Meta(pattern=rf"^x-[a-z0-9]{{1,32}}-[a-z0-9][a-z0-9_.-]{{0,62}}{END}")
 ]
@@ -101,9 +103,9 @@ class RollupSettings(_Table, frozen=True, kw_only=True):
     """How long after its end an hour is made first."""
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """It works for this part of its time at most and leaves the store to others for the rest."""
-    raw_retention_days: Annotated[int, msgspec.Meta(ge=2, le=36_500)] | None = None
-    """How long raw rows are kept, in InfluxDB as its bucket says; absent: for ever. A lamp's night needs 5 days."""
-    retention_days: Annotated[int, msgspec.Meta(ge=2, le=36_500)] | None = None
+    raw_retention_days: RetentionDays | None = None
+    """How long raw rows are kept, in InfluxDB as its bucket says; absent: for ever."""
+    retention_days: RetentionDays | None = None
     """How long hours and days are kept, in InfluxDB as their bucket says; absent: for ever."""
     vendor_metrics: list[VendorMetric] = []
     """Metrics beside the dictionary's that are rolled up, too."""

@@ -8,8 +8,11 @@ from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-HOUR_NS = 3600 * 10**9
-_S_NS, _MS_NS = 10**9, 10**6
+S_NS, MS_NS = 10**9, 10**6
+HOUR_MS = 3_600_000
+HOUR_NS = HOUR_MS * MS_NS
+DAY_NS = 24 * HOUR_NS
+"""Of days by the clock, not of civil ones."""
 
 
 class Day(NamedTuple):
@@ -20,11 +23,11 @@ class Day(NamedTuple):
 
     @property
     def start_ms(self) -> int:
-        return self.start_ns // _MS_NS
+        return self.start_ns // MS_NS
 
     @property
     def end_ms(self) -> int:
-        return self.end_ns // _MS_NS
+        return self.end_ns // MS_NS
 
     @property
     def hours(self) -> list[int]:
@@ -48,14 +51,14 @@ class Days:
         for day in self._known:
             if day.start_ms <= time_ms < day.end_ms:
                 return day
-        [day] = days(self._zone, time_ms * _MS_NS, time_ms * _MS_NS + 1)
+        [day] = days(self._zone, time_ms * MS_NS, time_ms * MS_NS + 1)
         self._known = [day, *self._known[:3]]
         return day
 
 
 def days(zone: ZoneInfo, start_ns: int, end_ns: int) -> Iterator[Day]:
     """Yield the civil days that hold any instant from `start_ns` to before `end_ns`, the latest first."""
-    last = datetime.fromtimestamp((end_ns - 1) // _S_NS, zone).date()
+    last = datetime.fromtimestamp((end_ns - 1) // S_NS, zone).date()
     while True:
         day = Day(_start_ns(zone, last), _start_ns(zone, last + timedelta(days=1)))
         if day.end_ns <= start_ns:
@@ -75,12 +78,12 @@ def beside(zone: ZoneInfo, day: Day) -> tuple[Day, Day]:
 def noon_ns(zone: ZoneInfo, day: Day) -> int:
     """Return when a civil day's clocks show 12."""
     noon = datetime.combine(date_of(zone, day), time(12), zone)
-    return round(noon.timestamp()) * _S_NS
+    return round(noon.timestamp()) * S_NS
 
 
 def date_of(zone: ZoneInfo, day: Day) -> date:
     """Return a civil day's date."""
-    return datetime.fromtimestamp(day.start_ns // _S_NS, zone).date()
+    return datetime.fromtimestamp(day.start_ns // S_NS, zone).date()
 
 
 def day_of(zone: ZoneInfo, on: date) -> Day:
@@ -95,4 +98,4 @@ def _start_ns(zone: ZoneInfo, on: date) -> int:
     start = midnight.astimezone(UTC)
     if start.astimezone(zone).date() < on:  # left out: the offset before the gap was the wrong one
         start = midnight.replace(fold=1).astimezone(UTC)
-    return round(start.timestamp()) * _S_NS
+    return round(start.timestamp()) * S_NS

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from exchange.errors import ConfigError, StoreError
+from exchange.errors import ConfigError
 from exchange.moments import rfc3339
 from exchange.topics import COUNTY, LEVEL
 from ingest.config import Config, load_config, store_of
-from ingest.watch.incidents import KINDS, MEASUREMENT, Incident, incident_of
+from ingest.watch.incidents import KEPT_MS, KINDS, MEASUREMENT, Incident, incident_of
 from ingest.watch.maintenance import (
     Window,
     add_window,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 CONFIG = Path("/etc/onestreet/ingest.toml")
-BACK_MS = 90 * 86_400_000
-"""What is open that began longer ago than this before the time asked for, is not found."""
 SINCE = "7d"
 KEPT = timedelta(days=90)
 """So long a window that is over stays in the file."""
@@ -48,14 +46,14 @@ _KINDS = {
     "gateway_gone": "gateway removed 閘道器已移除",
     "device_down": "device down 設備失聯",
     "flapping": "comes and goes 時斷時續",
-    "sequence_clash": "samples clash 樣本重號",
+    "row_clash": "two samples, one time 兩筆樣本時間相同",
     "two_gateways": "two gateways 兩部閘道器搶用",
 }
 _CAUSES = {
     "gateway_offline": "its connection broke or it was stopped 連線中斷或停機",
     "gateway_silent": "connected, but nothing comes of any device 連線中但所有設備無資料",
     "gateway_says": "its gateway does not reach it 閘道器讀不到設備",
-    "silent": "no sample for longer than it ever was silent 超過容許時間無資料",
+    "silent": "no sample for two intervals, on a radio for as many as its losses ask for 超過容許時間無資料",
     "states_emptied": "its states were emptied, its devices wait for another 狀態已清除，設備等待新閘道器",
     "changes_often": "it went down too often in an hour 一小時內斷線次數過多",
     "row_claimed_twice": "two samples have one time 兩筆樣本同一時間",
@@ -121,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     words = "windows in which silence is meant 維護時段：期間不告警、不計入妥善率"
     windows = actions.add_parser("maintenance", help=words, description=words)
     doing = windows.add_subparsers(dest="doing", required=True, metavar="ACTION")
-    one = _action(doing, "add", "a new window 新增", _add, places=1)
+    one = _action(doing, "add", "a new window 新增", _add, which="COUNTY[/SITE]")
     one.add_argument("--device", metavar="ID", help="a gateway's is its devices', too 設備或閘道器")
     one.add_argument("--from", dest="begin", metavar="TIME", help="default: now 預設為現在")
     until = one.add_mutually_exclusive_group(required=True)
@@ -130,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--why", default="", help="事由")
     one = _action(doing, "list", "windows, the latest first 列出", _list_windows)
     one.add_argument("--json", action="store_true", help="for programs 供程式讀取")
-    one = _action(doing, "end", "end or cancel one 提前結束或取消", _end, places=1)
+    one = _action(doing, "end", "end or cancel one 提前結束或取消", _end, which="ID")
     return parser
 
 
@@ -140,12 +138,11 @@ def _action(
     words: str,
     act: Callable[[Config, argparse.Namespace], int],
     *,
-    places: int = 0,
+    which: str = "",
 ) -> argparse.ArgumentParser:
     one: argparse.ArgumentParser = actions.add_parser(name, help=words, description=words)
-    if places:
-        metavar = "COUNTY[/SITE]" if name == "add" else "ID"
-        one.add_argument("which", metavar=metavar)
+    if which:
+        one.add_argument("which", metavar=which)
     where = "the watch's ingest.toml, default: %(default)s"
     one.add_argument("config", type=Path, nargs="?", default=CONFIG, help=where)
     one.set_defaults(act=act)
@@ -175,7 +172,7 @@ def _list(config: Config, asked: argparse.Namespace) -> int:
 async def _read(config: Config, file: Path, asked: Asked) -> list[Incident]:
     store = store_of(config, file)
     try:
-        start_ns = max(asked.since_ms - BACK_MS, 0) * 1_000_000
+        start_ns = max(asked.since_ms - KEPT_MS, 0) * 1_000_000
         found = [incident_of(row) async for row in store.rows(MEASUREMENT, start_ns=start_ns)]
     finally:
         await store.close()
@@ -267,7 +264,10 @@ def _end(config: Config, asked: argparse.Namespace) -> int:
     file, now = config.watch.maintenance, utc(_now_ms())
     windows = read_windows(file, config.zone)
     if asked.which not in [one.id for one in windows]:
-        raise StoreError(f"{file}: no window {asked.which} 沒有這個時段")
+        known = ", ".join(one.id for one in windows) or "none 無"
+        raise ConfigError(
+            str(file), "id", asked.which, f"is no window; there are 沒有這個時段，現有: {known}"
+        )
     left = []
     for one in windows:
         ends = one.id == asked.which and one.end > now

@@ -24,7 +24,7 @@ import sqlite3
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 
@@ -67,11 +67,19 @@ class _Shard(msgspec.Struct, frozen=True):
 
 class _ShardGroup(msgspec.Struct, frozen=True):
     shards: list[_Shard]
+    end: datetime = msgspec.field(name="endTime")
     deleted_at: datetime | None = msgspec.field(name="deletedAt", default=None)
 
 
 class _Policy(msgspec.Struct, frozen=True):
     groups: list[_ShardGroup] = msgspec.field(name="shardGroups")
+    kept_ns: int = msgspec.field(name="duration")
+    """0 is for ever."""
+
+    def is_over(self, group: _ShardGroup) -> bool:
+        """Whether InfluxDB deletes a group, or has done so: there is no restoring into it then."""
+        age = datetime.now(UTC) - group.end
+        return bool(self.kept_ns) and age > timedelta(microseconds=self.kept_ns // 1000)
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -305,17 +313,17 @@ def _secret(file: Path) -> str:
         raise ConfigError(str(file), "file", None, allowed) from error
 
 
-def _shards(saved: Path) -> list[int]:
-    """Return the shards that the saved metadata names."""
+def _shards(saved: Path) -> Iterator[int]:
+    """Yield the shards that the saved metadata names, but for those whose time is up when their turn comes."""
     buckets = gzip.decompress((saved / "buckets.gz").read_bytes())
-    return [
+    return (
         shard.id
         for manifest in msgspec.json.decode(buckets, type=list[_Manifest])
         for policy in manifest.policies
         for group in policy.groups
-        if group.deleted_at is None
+        if group.deleted_at is None and not policy.is_over(group)
         for shard in group.shards
-    ]
+    )
 
 
 async def _body(part: aiohttp.BodyPartReader) -> AsyncIterator[bytes]:

@@ -540,6 +540,10 @@ def _store(arguments: argparse.Namespace) -> int:
         for file in act(arguments.into, towns, url=arguments.url):
             _say(f"{file}: written", "已寫入")
     _say("the store is as the towns' files say", "資料庫設定完成")
+    held = [place for place in store.places(towns) if place.towns[0].store.bucket]
+    rollups = [arguments.into / "services" / f"rollups{place.suffix}" for place in held]
+    if not all((folder / "ingest.toml").exists() for folder in rollups):  # of an older office
+        _say(f"next: onestreet town init --into {arguments.into}", "接著執行")
     return 0
 
 

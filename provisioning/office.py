@@ -3,7 +3,7 @@
     towns/{county}.toml                 what all the rest is made from
     ca/                                 the authority; its key never leaves this folder
     broker/                             Mosquitto runs in here
-    services/{ingest,watch,APPLICATION}/
+    services/{ingest,watch,rollups,grafana,APPLICATION}/
     services/ingest/worker-2/           what a further worker connects with; of one that is no more it may be
                                         deleted once ingest has said that its session is emptied
     store/                              the certificate of InfluxDB
@@ -654,9 +654,8 @@ def _rollups(towns: Sequence[Town]) -> list[str]:
     """Return what rollups read beside the rest: how long rows are kept, and where each site is."""
     kept = towns[0].store
     days = {
-        # A bucket of a day is looked at as one of two: what is deleted is not looked at either way.
-        "raw_retention_days": max(kept.retention_days, 2) if kept.retention_days else 0,
-        "retention_days": max(kept.rollups_retention_days, 2) if kept.rollups_retention_days else 0,
+        "raw_retention_days": kept.retention_days,
+        "retention_days": kept.rollups_retention_days,
     }
     sites = {f"{town.county}/{one.id}": _of_site(one) for town in towns for one in town.sites}
     return [

@@ -92,7 +92,7 @@ class Influx:
         assert self._process is not None, "not started"
         return self._process.pid
 
-    def start(self) -> None:
+    def start(self, deadline_s: float = _START_DEADLINE_S) -> None:
         """Return when it takes requests."""
         assert self._process is None, "already running"
         folder = self._folder
@@ -113,10 +113,10 @@ class Influx:
                 stdout=log,
                 stderr=log,
             )
-        deadline_s = time.monotonic() + _START_DEADLINE_S
+        until_s = time.monotonic() + deadline_s
         while not self._is_ready():
             ended = self._process.poll() is not None
-            if ended or time.monotonic() > deadline_s:
+            if ended or time.monotonic() > until_s:
                 self.kill()
                 pytest.fail(f"influxd does not start:\n{(folder / 'log').read_text()[-2000:]}")
             self._pause(0.05)

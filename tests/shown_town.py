@@ -98,6 +98,10 @@ class ShownTown:
                     "lon": 121.56,
                 }
                 yield _line("site_now", {**place, "domain": domain}, fields, self._ago(minutes))
+                for name in ("completeness", "availability", "lat", "lon"):
+                    del fields[name]
+                where = {"county": place["county"], "domain": domain}
+                yield _line("county_now", where, fields, self._ago(minutes))
 
     def _days(self) -> Iterator[str]:
         for days_ago in range(DAYS):

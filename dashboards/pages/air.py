@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import INTERVAL, Select, call, in_range, is_text, since, top
+from dashboards.influxql import Select, call, is_text, since, top
 from dashboards.pages.parts import (
     COUNTY,
     DEVICE,
     HIDDEN_TIME,
-    LINES,
     PLACE,
     SITE,
     aggregates,
@@ -17,9 +16,9 @@ from dashboards.pages.parts import (
     hours,
     now_stats,
     open_incidents,
+    over_sites,
     sites_map,
     sites_now,
-    stat,
     variables,
 )
 from dashboards.panels import Band, Field, Kind, Page, Panel, Source
@@ -27,6 +26,8 @@ from exchange.dictionary import dictionary
 
 DOMAIN = "air"
 LAST_HOURS = since("3h")
+LAST_TWO_HOURS = since("135m")
+"""An hour's row is there a quarter of an hour after its end."""
 STATIONS_SHOWN = 200
 """The worst of them: a nation has 10,000."""
 AQI = Field(name="aqi", text="aqi", unit="AQI", limits="aqi", values="aqi")
@@ -48,19 +49,17 @@ _SITES = Select(
     where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
     by=("county", "site"),
 )
-_BESIDE_AQI = ("county", "site", "device", *(part.name for part in PARTS), "indicative")
 STATIONS = Panel(
     name="stations",
     kind=Kind.TABLE,
     asks=(
         Select(
-            columns=[top("aqi", STATIONS_SHOWN).named("aqi"), *columns(_BESIDE_AQI)],
-            source=Select(
-                columns=aggregates("last", ["aqi", *(part.name for part in PARTS), "indicative"]),
-                source="rollup_hour",
-                where=(*PLACE, is_text("domain", DOMAIN), LAST_HOURS),
-                by=("county", "site", "device"),
-            ),
+            columns=[
+                top("aqi", STATIONS_SHOWN, of=("county", "site", "device")).named("aqi"),
+                *columns([*(part.name for part in PARTS), "indicative"]),
+            ],
+            source="rollup_hour",
+            where=(*PLACE, is_text("domain", DOMAIN), LAST_TWO_HOURS),
         ),
     ),
     fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, AQI, *PARTS, INDICATIVE),
@@ -84,24 +83,7 @@ def _measured(metric: str) -> Panel:
     """Return a metric of each site, as means of hours: raw rows of all stations would be too many."""
     unit = dictionary()[DOMAIN].metrics[metric].unit
     field = Field(name=metric, text=f"metric.{DOMAIN}.{metric}", unit=unit)
-    query = Select(
-        columns=[call("mean", f"{metric}_mean").named(metric)],
-        source="rollup_hour",
-        where=(*PLACE, is_text("domain", DOMAIN), in_range()),
-        every=INTERVAL,
-        by=("county", "site"),
-        series=LINES,
-    )
-    return Panel(
-        name=metric,
-        kind=Kind.LINES,
-        asks=(query,),
-        fields=(field,),
-        width=12,
-        source=Source.ROLLUPS,
-        by_site=True,
-        empty="no hours yet",
-    )
+    return hours(metric, DOMAIN, field, call("mean", f"{metric}_mean"), source="rollup_hour")
 
 
 PAGE = Page(
@@ -111,28 +93,14 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                stat(
-                    "worst",
-                    Select(columns=aggregates("max", ["aqi"]), source=_SITES),
-                    AQI,
-                    width=6,
-                    source=Source.ROLLUPS,
-                    empty="no hours yet",
-                ),
-                stat(
-                    "mean",
-                    Select(columns=aggregates("mean", ["aqi_mean"]), source=_SITES),
-                    AQI_MEAN,
-                    width=6,
-                    source=Source.ROLLUPS,
-                    empty="no hours yet",
-                ),
+                over_sites("worst", "max", _SITES, AQI),
+                over_sites("mean", "mean", _SITES, AQI_MEAN),
                 *now_stats(DOMAIN, width=3),
             ),
         ),
         Band(height=9, panels=(SITES, sites_map(12, DOMAIN))),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
-        Band(height=9, panels=(hours("aqi by hour", DOMAIN, AQI, 24),)),
+        Band(height=9, panels=(hours("aqi by hour", DOMAIN, AQI, width=24),)),
         Band(height=9, panels=(_measured("pm2_5"), _measured("pm10"))),
         Band(height=9, panels=(_measured("temperature"), _measured("humidity"))),
         Band(height=10, panels=(STATIONS,)),

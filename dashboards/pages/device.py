@@ -21,6 +21,7 @@ from dashboards.pages.parts import (
     NOW,
     PLACE,
     TODAY,
+    WATCH,
     ZONE,
     aggregates,
     incidents,
@@ -34,13 +35,15 @@ THIS: tuple[Condition, ...] = (*PLACE, chosen("device"))
 STATE = Field(name="state", text="state", values="state")
 HEADLINES = {
     "streetlight": ("level", "power"),
-    "parking": ("occupied", "free_car"),
+    "parking": ("free_car",),
     "air": ("pm2_5", "noise"),
     "power": ("power",),
     "weather": ("temperature", "wind_speed", "rain"),
     "gateway": ("outbox_depth", "uplink_rtt"),
 }
 """What one wants to see first of each domain."""
+NEWEST_ONLY = ("occupied", "distance")
+"""Over time they would be a car's diary."""
 VALUES = {
     "lit": "lit",
     "occupied": "occupied",
@@ -53,7 +56,7 @@ VALUES = {
 
 def _newest(name: str, field: Field, when: Condition = NOW, source: str = "device") -> Panel:
     query = Select(columns=aggregates("last", [field.name]), source=source, where=(*THIS, when))
-    return stat(name, query, field, width=4)
+    return stat(name, query, field, width=4, empty="no samples" if when is TODAY else WATCH)
 
 
 def _field(domain: str, metric: str) -> Field:
@@ -93,7 +96,8 @@ def _domain(domain: str) -> Band:
     """Return every metric of a domain: a chart a unit, closed until somebody wants it."""
     metrics = dictionary()[domain].metrics
     ordered = sorted(
-        metrics, key=lambda name: (metrics[name].type == "boolean", metrics[name].unit)
+        (name for name in metrics if name not in NEWEST_ONLY),
+        key=lambda name: (metrics[name].type == "boolean", metrics[name].unit),
     )
     panels = [
         _chart(
@@ -106,7 +110,22 @@ def _domain(domain: str) -> Band:
             ordered, key=lambda name: (metrics[name].type == "boolean", metrics[name].unit)
         )
     ]
+    panels += [_now(domain, name) for name in NEWEST_ONLY if name in metrics]
     return Band(height=8, panels=panels, fold=f"domain.{domain}")
+
+
+def _now(domain: str, metric: str) -> Panel:
+    field = _field(domain, metric)
+    query = Select(columns=aggregates("last", [metric]), source=domain, where=(*THIS, NOW))
+    return Panel(
+        name=f"{domain} {metric}",
+        kind=Kind.STAT,
+        asks=(query,),
+        fields=(field,),
+        width=12,
+        empty="not sent",
+        title=field.text,
+    )
 
 
 STATES = Panel(
@@ -200,7 +219,7 @@ PAGE = Page(
             height=4,
             panels=(
                 _newest("state", STATE),
-                _newest("since", Field(name="since", text="since")),
+                _newest("since", Field(name="since", text="since", unit="since")),
                 _newest("age", Field(name="age_s", text="age", unit="s")),
                 _newest("gateway", Field(name="gateway_up", text="gateway", values="gateway")),
                 _newest("completeness", COMPLETENESS, TODAY, "device_day"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import INTERVAL, Select, call, in_range, is_text
+from dashboards.influxql import Select, call, in_range, is_text
 from dashboards.pages.parts import (
+    COMPLETE,
     COMPLETENESS,
     COUNTY,
     DEVICE,
     HIDDEN_TIME,
-    LINES,
     NOW,
     PLACE,
     SITE,
@@ -18,14 +18,15 @@ from dashboards.pages.parts import (
     availability_today,
     completeness_today,
     days_complete,
-    newest_by_site,
+    hours,
+    newest,
     now_stats,
     open_incidents,
     stat,
     states_over_time,
     variables,
 )
-from dashboards.panels import Band, Field, Kind, Page, Panel, Source
+from dashboards.panels import Band, Field, Kind, Page, Panel
 from exchange.dictionary import dictionary
 
 DOMAIN = "gateway"
@@ -73,24 +74,7 @@ def _now(field: Field, how: str, width: int = 6) -> Panel:
 
 def _over_time(name: str, field: Field) -> Panel:
     """Return the worst gateway of each site, by its hours: every minute of 2,000 gateways would be too many."""
-    query = Select(
-        columns=[call("max", f"{field.name}_max").named(field.name)],
-        source="rollup_hour",
-        where=(*PLACE, is_text("domain", DOMAIN), in_range()),
-        every=INTERVAL,
-        by=("county", "site"),
-        series=LINES,
-    )
-    return Panel(
-        name=name,
-        kind=Kind.LINES,
-        asks=(query,),
-        fields=(field,),
-        width=12,
-        by_site=True,
-        source=Source.ROLLUPS,
-        empty="no hours yet",
-    )
+    return hours(name, DOMAIN, field, call("max", f"{field.name}_max"), source="rollup_hour")
 
 
 STATES_NOW = Panel(
@@ -98,7 +82,7 @@ STATES_NOW = Panel(
     kind=Kind.TABLE,
     asks=(
         Select(
-            columns=aggregates("last", ["label", "state", "since", "age_s"]),
+            columns=newest(["state", "label", "since", "age_s"]),
             source="device",
             where=(*PLACE, is_text("domain", DOMAIN), NOW),
             by=("county", "site", "device"),
@@ -111,7 +95,7 @@ STATES_NOW = Panel(
         DEVICE,
         Field(name="label", text="label"),
         STATE,
-        Field(name="since", text="since"),
+        Field(name="since", text="since", unit="since"),
         Field(name="age_s", text="age", unit="s"),
     ),
     worst="age_s",
@@ -156,12 +140,11 @@ BY_SITE = Panel(
     asks=(
         Select(
             columns=[
-                (call("sum", "received") / call("sum", "expected")).named("completeness"),
+                COMPLETE.named("completeness"),
                 *aggregates("sum", ["expected", "received", "missing"]),
             ],
-            source=newest_by_site(
-                ["expected", "received", "missing"], "site_day_state", when=TODAY
-            ),
+            source="site_day_state",
+            where=(*PLACE, TODAY),
             by=("county", "site"),
         ),
     ),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import Select, call, compares
+from dashboards.influxql import Select, call, chosen, compares
 from dashboards.pages.parts import (
     AVAILABILITY,
+    AVAILABLE,
+    COMPLETE,
     COMPLETENESS,
     COUNTY,
     HIDDEN_TIME,
     LONGEST_INCIDENT,
+    NOW,
     PLACE,
     STATES,
     TODAY,
@@ -16,7 +19,7 @@ from dashboards.pages.parts import (
     availability_today,
     completeness_today,
     days_complete,
-    newest_by_site,
+    newest,
     now_stats,
     open_incidents,
     past_incidents,
@@ -44,7 +47,12 @@ COUNTIES = Panel(
     asks=(
         Select(
             columns=aggregates("sum", [field.name for field in STATES]),
-            source=newest_by_site([field.name for field in STATES]),
+            source=Select(
+                columns=newest([field.name for field in STATES]),
+                source="county_now",
+                where=(chosen("county"), NOW),
+                by=("county", "domain"),
+            ),
             by=("county",),
         ),
     ),
@@ -53,20 +61,18 @@ COUNTIES = Panel(
     width=14,
     empty="watch is silent",
 )
-_DAY = ("received", "expected", "up_s", "down_s")
 COUNTY_DAYS = Panel(
     name="county days",
     kind=Kind.TABLE,
     asks=(
         Select(
             columns=[
-                (call("sum", "received") / call("sum", "expected")).named("completeness"),
-                (call("sum", "up_s") / (call("sum", "up_s") + call("sum", "down_s"))).named(
-                    "availability"
-                ),
+                COMPLETE.named("completeness"),
+                AVAILABLE.named("availability"),
                 call("sum", "missing").named("missing"),
             ],
-            source=newest_by_site([*_DAY, "missing"], "site_day_state", when=TODAY),
+            source="site_day_state",
+            where=(*PLACE, TODAY),
             by=("county",),
         ),
     ),
@@ -96,7 +102,7 @@ PAGE = Page(
             ),
         ),
         Band(height=9, panels=(open_incidents(),)),
-        Band(height=12, panels=(sites_map(12), states_over_time(width=12))),
+        Band(height=12, panels=(sites_map(12), states_over_time(width=12, last="24h"))),
         Band(height=8, panels=(COUNTIES, COUNTY_DAYS)),
         Band(height=12, panels=(sites_now(),)),
         Band(height=8, panels=(days_complete(width=24),)),

@@ -17,9 +17,9 @@ from dashboards.pages.parts import (
     hours,
     now_stats,
     open_incidents,
+    over_sites,
     sites_map,
     sites_now,
-    stat,
     variables,
 )
 from dashboards.panels import Band, Field, Kind, Page, Panel, Source
@@ -37,7 +37,8 @@ _BUSY = Select(
     where=(*PLACE, is_text("domain", DOMAIN), LAST_HOUR),
     by=("county", "site"),
 )
-_LOT = ("free_car", "capacity_car", "free_motorcycle", "free_accessible", "free_ev")
+_LOT = ("free_car", "capacity_car", "free_motorcycle")
+"""Each is looked for in every bay: the others are on the page of the device."""
 LOTS = Panel(
     name="lots",
     kind=Kind.TABLE,
@@ -47,7 +48,7 @@ LOTS = Panel(
                 *aggregates("last", _LOT),
             ],
             source="parking",
-            where=(*PLACE, compares("capacity_car", ">", 0), NOW),
+            where=(*PLACE, NOW),
             by=("county", "site", "device"),
         ),
     ),
@@ -87,7 +88,7 @@ FULLEST = Panel(
     worst="occupancy",
     width=12,
     source=Source.ROLLUPS,
-    empty="no days yet",
+    empty="no hours yet",
 )
 
 PAGE = Page(
@@ -97,29 +98,15 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                stat(
-                    "occupancy",
-                    Select(columns=aggregates("max", ["occupancy"]), source=_BUSY),
-                    OCCUPANCY,
-                    width=6,
-                    source=Source.ROLLUPS,
-                    empty="no days yet",
-                ),
-                stat(
-                    "mean occupancy",
-                    Select(columns=aggregates("mean", ["occupancy"]), source=_BUSY),
-                    OCCUPANCY,
-                    width=6,
-                    source=Source.ROLLUPS,
-                    empty="no days yet",
-                ),
+                over_sites("occupancy", "max", _BUSY, OCCUPANCY),
+                over_sites("mean occupancy", "mean", _BUSY, OCCUPANCY),
                 *now_stats(DOMAIN, width=3),
             ),
         ),
         Band(height=9, panels=(FULLEST, sites_map(12, DOMAIN))),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
         Band(height=9, panels=(LOTS,)),
-        Band(height=9, panels=(hours("occupancy by hour", DOMAIN, OCCUPANCY, 24),)),
+        Band(height=9, panels=(hours("occupancy by hour", DOMAIN, OCCUPANCY, width=24),)),
         Band(
             height=9,
             panels=(

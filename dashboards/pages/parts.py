@@ -21,6 +21,7 @@ from dashboards.influxql import (
     is_text,
     since,
 )
+from dashboards.looks import RED, VIOLET, YELLOW
 from dashboards.panels import Field, Kind, Link, Panel, Source, Variable
 
 ZONE = "Asia/Taipei"
@@ -28,15 +29,16 @@ ZONE = "Asia/Taipei"
 PLACE = (chosen("county"), chosen("site"))
 NOW = since("15m")
 """The watch writes every device once in five minutes, and every site once a minute: what is older is over."""
-TODAY = since("2d")
-"""Rows of days are dated at their midnight; the newest is today's."""
+TODAY = since("1450m")
+"""Rows of days are dated at their midnight: today's alone is so young, but for ten minutes after midnight."""
 CLOSED_DAY = since("3d")
 """A day is rolled up when it is over; a night's part at the next noon."""
 LINES = 30
 """Of a chart with a line for each site: more could not be told apart."""
 INCIDENTS = 200
 """Of a page; the newest."""
-LONGEST_INCIDENT = since("366d")
+LONGEST_INCIDENT = since("31d")
+"""An incident's row is dated at its beginning; a year of them in a nation takes seconds to look through."""
 WATCH = "watch is silent"
 
 COUNTY = Field(name="county", text="county", link=Link.COUNTY)
@@ -48,15 +50,26 @@ HIDDEN_TIME = Field(name="time", text="time", unit="moment", hidden=True)
 STATES = (
     Field(name="devices", text="devices", unit="count"),
     Field(name="up", text="state.up", unit="count"),
-    Field(name="late", text="state.late", unit="count", limits="none is well, some are late"),
-    Field(name="down", text="state.down", unit="count", limits="none is well"),
-    Field(name="unknown", text="state.unknown", unit="count", limits="none is unknown"),
+    Field(
+        name="late",
+        text="state.late",
+        unit="count",
+        limits="none is well, some are late",
+        colour=YELLOW,
+    ),
+    Field(name="down", text="state.down", unit="count", limits="none is well", colour=RED),
+    Field(
+        name="unknown", text="state.unknown", unit="count", limits="none is unknown", colour=VIOLET
+    ),
     Field(name="maintenance", text="state.maintenance", unit="count"),
 )
 COMPLETENESS = Field(name="completeness", text="completeness", unit="share", limits="part received")
 AVAILABILITY = Field(
     name="availability", text="availability", unit="share", limits="part available"
 )
+COMPLETE = call("sum", "received") / call("sum", "expected")
+AVAILABLE = call("sum", "up_s") / (call("sum", "up_s") + call("sum", "down_s"))
+"""Of rows of days. Sums of rows, not of what a query in it finds: InfluxDB asks such a one anew for every sum."""
 
 
 def variables(*, sites: bool = True) -> tuple[Variable, ...]:
@@ -86,12 +99,20 @@ def aggregates(function: Function, names: Sequence[str]) -> list[Column]:
     return [call(function, name).named(name) for name in names]
 
 
+def newest(names: Sequence[str]) -> list[Column]:
+    """Return the fields of the newest row that has the first of them; of rows that are written whole.
+
+    InfluxDB looks through a series once for it, and once a field for aggregates.
+    """
+    return [*aggregates("last", names[:1]), *columns(names[1:])]
+
+
 def newest_by_site(
     fields: Sequence[str], measurement: str = "site_now", domain: str = "", when: Condition = NOW
 ) -> Select:
     """Return the newest row of each site and domain: the one shape that 160,000 lamps are looked at by."""
     return Select(
-        columns=aggregates("last", fields),
+        columns=newest(fields),
         source=measurement,
         where=(*PLACE, *of_domain(domain), when),
         by=("county", "site", "domain"),
@@ -105,17 +126,21 @@ def total_now(field: str, domain: str = "") -> Select:
 
 def completeness_today(domain: str = "", width: int = 4) -> Panel:
     """Return what part of today's samples has come: of all samples, not a mean of sites."""
-    today = newest_by_site(["received", "expected"], "site_day_state", domain, TODAY)
-    share = call("sum", "received") / call("sum", "expected")
-    query = Select(columns=[share.named("completeness")], source=today)
+    query = Select(
+        columns=[COMPLETE.named("completeness")],
+        source="site_day_state",
+        where=(*PLACE, *of_domain(domain), TODAY),
+    )
     return stat("completeness", query, COMPLETENESS, width=width)
 
 
 def availability_today(domain: str = "", width: int = 4) -> Panel:
     """Return for what part of today the devices were up, where anybody knows."""
-    today = newest_by_site(["up_s", "down_s"], "site_day_state", domain, TODAY)
-    share = call("sum", "up_s") / (call("sum", "up_s") + call("sum", "down_s"))
-    query = Select(columns=[share.named("availability")], source=today)
+    query = Select(
+        columns=[AVAILABLE.named("availability")],
+        source="site_day_state",
+        where=(*PLACE, *of_domain(domain), TODAY),
+    )
     return stat("availability", query, AVAILABILITY, width=width)
 
 
@@ -162,15 +187,16 @@ def incidents(
     name: str, where: tuple[Condition, ...], *, opened: bool = False, place: bool = True
 ) -> Panel:
     """Return incidents, newest first."""
+    lasted = Field(name="duration_s", text="lasted", unit="s", values="lasted")
     shown = [
         Field(name="time", text="since", unit="moment"),
         Field(name="kind", text="kind", values="kind"),
         *([Field(name="open", text="open", values="open")] if opened else []),
         Field(name="label", text="label"),
+        Field(name="meaning", text="meaning", values="meaning"),
         *([COUNTY, SITE, DEVICE] if place else []),
         Field(name="devices", text="takes along", unit="count"),
-        Field(name="duration_s", text="lasted", unit="s"),
-        Field(name="meaning", text="meaning", values="meaning"),
+        *([lasted] if opened else []),  # its row is not written anew while it is open
     ]
     asked = [
         column("kind" if field.name == "meaning" else field.name).named(field.name)
@@ -203,55 +229,53 @@ def sites_now(domain: str = "", width: int = 24) -> Panel:
 
 
 def sites_map(width: int = 12, domain: str = "") -> Panel:
-    """Return the sites on a map, in the colour of their devices that are down."""
+    """Return the sites on a map, each with its worst domain: in the colour of its devices that are down."""
     shown = (STATES[3], STATES[4], STATES[0])
     where = [Field(name=name, text="place", hidden=True) for name in ("lat", "lon")]
-    inner = newest_by_site(["lat", "lon", *(field.name for field in shown)], domain=domain)
+    beside = ["lat", "lon", "unknown", "devices"]
     query = Select(
         columns=[
-            *aggregates("mean", ["lat", "lon"]),
-            *aggregates("sum", [field.name for field in shown]),
+            call("max", "down").named("down"),
+            *columns(beside),
+            column("domain").named("domain"),
         ],
-        source=inner,
+        source=newest_by_site(["down", *beside], domain=domain),
         by=("county", "site"),
     )
     return Panel(
         name="map",
         kind=Kind.MAP,
         asks=(query,),
-        fields=(HIDDEN_TIME, COUNTY, SITE, *where, *shown),
+        fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *where, *shown),
         width=width,
         empty=WATCH,
     )
 
 
-def states_over_time(domain: str = "", width: int = 12) -> Panel:
+def states_over_time(domain: str = "", width: int = 12, last: str = "") -> Panel:
     """Return how many devices were in trouble, through the time shown: of each site the most in an hour."""
     shown = (STATES[3], STATES[4], STATES[2])
-    names = [field.name for field in shown]
-    inner = Select(
-        columns=aggregates("max", names),
+    query = Select(
+        columns=aggregates("sum", [field.name for field in shown]),
         source="site_hour_state",
         where=(*PLACE, *of_domain(domain), in_range()),
-        by=("county", "site", "domain"),
-        every=INTERVAL,
-    )
-    query = Select(
-        columns=aggregates("sum", names), source=inner, where=(in_range(),), every=INTERVAL
+        every="1h",
     )
     return Panel(
-        name="history", kind=Kind.LINES, asks=(query,), fields=shown, width=width, empty=WATCH
+        name="history",
+        kind=Kind.LINES,
+        asks=(query,),
+        fields=shown,
+        width=width,
+        last=last,
+        empty=WATCH,
     )
 
 
 def days_complete(domain: str = "", width: int = 12) -> Panel:
     """Return completeness and availability of each civil day."""
-    up_and_down = call("sum", "up_s") + call("sum", "down_s")
     query = Select(
-        columns=[
-            (call("sum", "received") / call("sum", "expected")).named("completeness"),
-            (call("sum", "up_s") / up_and_down).named("availability"),
-        ],
+        columns=[COMPLETE.named("completeness"), AVAILABLE.named("availability")],
         source="site_day_state",
         where=(*PLACE, *of_domain(domain), in_range()),
         every="1d",
@@ -294,11 +318,19 @@ def days(
     )
 
 
-def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
-    """Return each site's hours as lines."""
+def hours(
+    name: str,
+    domain: str,
+    field: Field,
+    value: Expression | None = None,
+    *,
+    source: str = "site_hour",
+    width: int = 12,
+) -> Panel:
+    """Return each site's hours as lines: a field's mean, or another value of its devices' hours."""
     query = Select(
-        columns=aggregates("mean", [field.name]),
-        source="site_hour",
+        columns=[(value or call("mean", field.name)).named(field.name)],
+        source=source,
         where=(*PLACE, *of_domain(domain), in_range()),
         every=INTERVAL,
         by=("county", "site"),
@@ -314,3 +346,9 @@ def hours(name: str, domain: str, field: Field, width: int = 12) -> Panel:
         by_site=True,
         empty="no hours yet",
     )
+
+
+def over_sites(name: str, how: Function, sites: Select, field: Field) -> Panel:
+    """Return one number of all sites in their newest hour."""
+    query = Select(columns=aggregates(how, [field.name]), source=sites)
+    return stat(name, query, field, width=6, source=Source.ROLLUPS, empty="no hours yet")

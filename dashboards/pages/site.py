@@ -17,6 +17,7 @@ from dashboards.pages.parts import (
     columns,
     completeness_today,
     days_complete,
+    newest,
     now_stats,
     open_incidents,
     past_incidents,
@@ -28,14 +29,14 @@ from dashboards.panels import Band, Field, Kind, Page, Panel
 _SHOWN = (
     Field(name="label", text="label"),
     Field(name="state", text="state", values="state"),
-    Field(name="since", text="since"),
+    Field(name="since", text="since", unit="since"),
     Field(name="age_s", text="age", unit="s"),
     Field(name="flapping", text="flapping", values="yes"),
     Field(name="gateway", text="gateway"),
     Field(name="asset_id", text="asset"),
 )
 _NEWEST = Select(
-    columns=aggregates("last", [*(field.name for field in _SHOWN), "lat", "lon"]),
+    columns=newest(["state", *(one.name for one in _SHOWN if one.name != "state"), "lat", "lon"]),
     source="device",
     where=(*PLACE, NOW),
     by=("county", "site", "device", "domain"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dashboards.influxql import Condition, Select, call, compares, is_text
+from dashboards.looks import ORANGE, RED, VIOLET
 from dashboards.pages.parts import (
     CLOSED_DAY,
     COUNTY,
@@ -28,24 +29,20 @@ from dashboards.pages.parts import (
 from dashboards.panels import Band, Field, Kind, Page, Panel, Source
 
 DOMAIN = "streetlight"
-OUT = Field(name="lamps_out", text="lamps out", unit="count", limits="none is well")
-BY_DAY = Field(name="day_burners", text="day burners", unit="count", limits="none is well")
-CYCLING = Field(name="cycling", text="cycling", unit="count", limits="none is well")
+OUT = Field(name="lamps_out", text="lamps out", unit="count", limits="none is well", colour=RED)
+BY_DAY = Field(
+    name="day_burners", text="day burners", unit="count", limits="none is well", colour=ORANGE
+)
+CYCLING = Field(name="cycling", text="cycling", unit="count", limits="none is well", colour=VIOLET)
 ENERGY = Field(name="night_energy_wh", text="energy", unit="Wh")
 BASELINE = Field(name="night_baseline_wh", text="baseline", unit="Wh")
 SAVED = Field(name="night_saved_wh", text="saved", unit="Wh")
 SAVED_LOW = Field(name="night_saved_low_wh", text="saved at least", unit="Wh")
 SAVED_HIGH = Field(name="night_saved_high_wh", text="saved at most", unit="Wh")
-LAMP_DAY = (
-    Field(name="time", text="day", unit="day"),
-    COUNTY,
-    SITE,
-    DEVICE,
-    Field(name="faulty", text="out", values="yes"),
-    Field(name="day_burning_s", text="burned by day", unit="s"),
-    Field(name="burning_s", text="burned", unit="s"),
-    Field(name="switchings", text="switchings", unit="1/day"),
-)
+LAMP = (Field(name="time", text="day", unit="day"), COUNTY, SITE, DEVICE)
+BURNED = Field(name="burning_s", text="burned", unit="s")
+SWITCHINGS = Field(name="switchings", text="switchings", unit="1/day")
+BURNED_BY_DAY = Field(name="day_burning_s", text="burned by day", unit="s")
 
 
 def _last_night(field: Field, width: int = 4) -> Panel:
@@ -56,10 +53,11 @@ def _last_night(field: Field, width: int = 4) -> Panel:
     return stat(name, query, field, width=width, source=Source.ROLLUPS, empty="no days yet")
 
 
-def _lamps(name: str, which: Condition) -> Panel:
+def _lamps(name: str, which: Condition, *beside: Field) -> Panel:
     """Return single lamps: only those have rows of faults in which something was wrong; the newest ones."""
+    fields = (*LAMP, *beside)
     query = Select(
-        columns=columns([field.name for field in LAMP_DAY if field.name != "time"]),
+        columns=columns([field.name for field in fields if field.name != "time"]),
         source="fault_day",
         where=(*PLACE, is_text("domain", DOMAIN), which, CLOSED_DAY),
         newest_first=True,
@@ -69,7 +67,7 @@ def _lamps(name: str, which: Condition) -> Panel:
         name=name,
         kind=Kind.TABLE,
         asks=(query,),
-        fields=LAMP_DAY,
+        fields=fields,
         width=12,
         source=Source.ROLLUPS,
         empty="nothing is broken",
@@ -111,8 +109,8 @@ PAGE = Page(
         Band(
             height=9,
             panels=(
-                _lamps("out", compares("faulty", "=", 1)),
-                _lamps("by day", compares("day_burner", "=", 1)),
+                _lamps("out", compares("faulty", "=", 1), BURNED, SWITCHINGS),
+                _lamps("by day", compares("day_burner", "=", 1), BURNED_BY_DAY),
             ),
         ),
         Band(

@@ -12,11 +12,11 @@ from decimal import ROUND_HALF_UP, Decimal
 from math import fsum
 
 from exchange.air_quality_index import BEYOND, Scale, Table, table_on
+from ingest.days import HOUR_MS
 from ingest.rollups.samples import Fields, Row, inside, mean, number, numbers, pieces, start_ms
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.spans import Bounds, Span
 
-HOUR_MS = 3_600_000
 VALID_PART = 0.75
 """An hour's mean counts when so much of the hour is known."""
 POLLUTANTS = ("pm2_5", "pm10", "o3", "co", "so2", "no2")

@@ -7,7 +7,7 @@ from datetime import date
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from ingest.days import day_of
+from ingest.days import MS_NS, day_of
 from ingest.rollups.energy import MeasuredWatts
 from ingest.rollups.settings import DEFAULTS, SiteSettings
 from ingest.rollups.site_days import DAY
@@ -15,7 +15,6 @@ from ingest.stores import Part, Store
 
 DOMAIN = "streetlight"
 _FIELDS = ["night_energy_wh", "night_energy_gap_wh", "night_burning_s"]
-_MS_NS = 1_000_000
 
 
 class Baseline(NamedTuple):
@@ -64,7 +63,7 @@ async def measured(
                 for place, time_ns in enumerate(found.times_ns):
                     row = {name: column[place] for name, column in found.columns.items()}
                     known = {name: value for name, value in row.items() if value is not None}
-                    watts.add({"device": found.device, "start_ms": time_ns // _MS_NS, **known})
+                    watts.add({"device": found.device, "start_ms": time_ns // MS_NS, **known})
             if watts.nights:
                 name = f"{county}/{site}"
                 settings = sites.get(name) or sites.get(county, DEFAULTS)

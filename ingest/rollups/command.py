@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,28 +16,34 @@ from typing import Any
 from exchange import health, runtime
 from exchange.errors import ConfigError
 from ingest.config import Config, load_config, rollup_stores
-from ingest.days import HOUR_NS
+from ingest.days import DAY_NS, HOUR_NS
 from ingest.rollups.baseline import measured
 from ingest.rollups.engine import Engine, Pace, Retention
 from ingest.rollups.metrics import serving
+from ingest.stores import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
 CONFIG = Path("/etc/onestreet/ingest.toml")
-_DAY_NS = 24 * HOUR_NS
+ONCE_PATIENCE_S = 60.0
+"""So long may the store be away from `once`, which somebody waits for."""
+YEARS = range(2000, 2100)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the subcommand and return its exit status. Raises: ConfigError."""
-    asked = _parser().parse_args(argv)
+    parser = _parser()
+    asked = parser.parse_args(argv)
+    if asked.action != "run" and asked.first and asked.last and asked.first > asked.last:
+        parser.error(f"--from {asked.first} --to {asked.last}: {_ORDER}")
     runtime.log_to_stderr()
     file: Path = asked.config
     work = _baseline if asked.action == "baseline" else _main
     return runtime.run(work(load_config(file), file, asked))
 
 
-def engine(config: Config, file: Path) -> Engine:
-    """Return the engine that a configuration asks for. Raises: ConfigError."""
+def engine(config: Config, file: Path, patience_s: float = math.inf) -> Engine:
+    """Return the engine that a configuration asks for, and that gives a store up after so long. Raises: ConfigError."""
     raw, kept = rollup_stores(config, file)
     settings = config.rollups
     return Engine(
@@ -47,14 +54,15 @@ def engine(config: Config, file: Path) -> Engine:
         pace=Pace(
             every_s=settings.every_s,
             recent_ns=settings.recent_h * HOUR_NS,
-            whole_ns=settings.whole_days * _DAY_NS,
+            whole_ns=settings.whole_days * DAY_NS,
             settle_ns=round(settings.settle_s * 1e9),
             share=settings.share,
         ),
         retention=Retention(
-            (settings.raw_retention_days or 0) * _DAY_NS, (settings.retention_days or 0) * _DAY_NS
+            (settings.raw_retention_days or 0) * DAY_NS, (settings.retention_days or 0) * DAY_NS
         ),
         vendor_metrics=settings.vendor_metrics,
+        patience_s=patience_s,
     )
 
 
@@ -72,12 +80,18 @@ async def rolling(config: Config, file: Path) -> AsyncIterator[None]:
 
 
 async def _main(config: Config, file: Path, asked: argparse.Namespace) -> int:
-    stop, made = runtime.stop_on_signals(), engine(config, file)
+    patience_s = ONCE_PATIENCE_S if asked.action == "once" else math.inf
+    stop, made = runtime.stop_on_signals(), engine(config, file, patience_s)
     settings = config.rollups
     async with AsyncExitStack() as around:
         around.push_async_callback(made.close)
         if asked.action == "once":
-            return await _until(stop, made.once(asked.first, asked.last, anew=asked.anew), made)
+            work = made.once(asked.first, asked.last, anew=asked.anew)
+            try:
+                return await _until(stop, work, made)
+            except StoreUnavailable as error:
+                sys.stderr.write(f"{_NO_STORE}: {error}\n")
+                return 1
         await around.enter_async_context(health.answering(made.judge))
         try:
             where = settings.metrics_host, settings.metrics_port
@@ -135,16 +149,27 @@ def _parser() -> argparse.ArgumentParser:
     for each in (running, once, baseline):
         each.add_argument("config", type=Path, nargs="?", default=CONFIG, help="%(default)s")
     for key, dest, words in (("--from", "first", _NIGHTS), ("--to", "last", _LAST_NIGHT)):
-        baseline.add_argument(
-            key, dest=dest, type=date.fromisoformat, metavar="DATE", required=True, help=words
-        )
+        baseline.add_argument(key, dest=dest, type=_day, metavar="DATE", required=True, help=words)
     baseline.add_argument("--each", action="store_true", help=_EACH)
-    once.add_argument("--from", dest="first", type=date.fromisoformat, metavar="DATE", help=_FROM)
-    once.add_argument("--to", dest="last", type=date.fromisoformat, metavar="DATE", help=_TO)
+    once.add_argument("--from", dest="first", type=_day, metavar="DATE", help=_FROM)
+    once.add_argument("--to", dest="last", type=_day, metavar="DATE", help=_TO)
     once.add_argument("--anew", action="store_true", help=_ANEW)
     return parser
 
 
+def _day(text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        day = date.min
+    if day.year not in YEARS:
+        raise argparse.ArgumentTypeError(f"{text!r}: {_DATE}")
+    return day
+
+
+_DATE = "a day as 2026-11-23, from 2000 to 2099 日期須如 2026-11-23，自 2000 至 2099 年"
+_ORDER = "the first day comes first 起始日不得晚於結束日"
+_NO_STORE = "the store does not answer; what is made stays 儲存服務沒有回應，已完成的統計仍保留"
 _WORDS = "hours and days of devices and sites, from raw rows 由原始資料彙整每小時與每日統計"
 _BASELINE = (
     "what lamps took while they burned, as settings to paste 實測路燈亮燈時的瓦數，可直接貼入設定"

@@ -21,9 +21,9 @@ OfDevices: TypeAlias = Callable[[Sequence[Row], SiteSettings], Fields]
 """A site's hour or day from its devices' rows."""
 Faults: TypeAlias = Callable[[Row, str, SiteSettings], Fields]
 """What of a device's day is to be read where there was a fault."""
-Digest: TypeAlias = Callable[[Span, str, SiteSettings], Any]
+Digest: TypeAlias = Callable[[Span, SiteSettings], Any]
 """What a site's row needs of a device's values, where no row of the device may tell it."""
-Combine: TypeAlias = Callable[[Sequence[Any], Bounds, SiteSettings], Fields]
+Combine: TypeAlias = Callable[[Sequence[Any]], Fields]
 """A site's hour or day from such digests."""
 
 CHAINED_HOURS = air_quality.HOURS_BACK - 1

@@ -86,9 +86,13 @@ def measured(span: Span, counter: str, power: str, hold_s: float, most_w: float)
         "energy_last_ms": inner[-1][0],
     }
     if known_ms or gap_ms:
-        fields |= {"energy_wh": fsum((*energies, *gaps)), "energy_known_s": known_ms / 1000}
-    if gap_ms:
-        fields |= {"energy_gap_wh": fsum(gaps), "energy_gap_s": gap_ms / 1000}
+        # without a gap they are 0: late readings close gaps, and a field that was written stays
+        fields |= {
+            "energy_wh": fsum((*energies, *gaps)),
+            "energy_known_s": known_ms / 1000,
+            "energy_gap_wh": fsum(gaps),
+            "energy_gap_s": gap_ms / 1000,
+        }
     return fields
 
 

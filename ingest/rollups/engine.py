@@ -21,11 +21,11 @@ from exchange import health
 from exchange.dictionary import dictionary
 from exchange.errors import StoreError
 from exchange.trouble import Trouble
-from ingest.days import HOUR_NS, Day, day_of, days
+from ingest.days import DAY_NS, HOUR_NS, Day, day_of, days
 from ingest.rollups.counted import Closed
 from ingest.rollups.settings import DEFAULTS, SiteSettings
-from ingest.rollups.site_days import MEASUREMENTS, Place, SiteDays
-from ingest.stores import Store, StoreRejected, StoreUnavailable
+from ingest.rollups.site_days import MEASUREMENTS, SiteDays
+from ingest.stores import Place, Store, StoreRejected, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,17 @@ LATEST_NS = 3 * HOUR_NS
 LATE_EVERY_S = 3600.0
 """How often it looks at all of the latest hours, for samples that came late."""
 WHOLE_EVERY_S = 86_400.0
-RAW_BESIDE = ("command", "device", "device_day", "incident", "site_day_state", "site_now")
+RAW_BESIDE = (
+    "command",
+    "county_now",
+    "device",
+    "device_day",
+    "incident",
+    "site_day_state",
+    "site_hour_state",
+    "site_now",
+)
 """What is kept as long as raw rows, beside each domain's."""
-_DAY_NS = 24 * HOUR_NS
 _REJECTED = "the store rejects a roll-up"
 
 T = TypeVar("T")
@@ -98,14 +106,19 @@ class Engine:
         pace: Pace,
         retention: Retention = FOR_EVER,
         vendor_metrics: Sequence[str] = (),
+        patience_s: float = math.inf,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`zones` are those of the counties; `sites` has settings by `county/site` or `county`."""
+        """`zones` are those of the counties; `sites` has settings by `county/site` or `county`.
+
+        After `patience_s` without a store everything raises StoreUnavailable.
+        """
         self.counts = Counts()
         self._raw, self._kept, self._zones, self._sites = raw, kept, zones, sites
         self._pace, self._retention, self._vendor = pace, retention, vendor_metrics
         self._now_ns = now_ns
-        self._rested_s = time.monotonic()
+        self._patience_s = patience_s
+        self._answered_s = self._rested_s = time.monotonic()
         self._recent_due_s = 0.0
         self._late_s = -math.inf
         self._told: set[str] = set()
@@ -205,7 +218,7 @@ class Engine:
     def _closed(self) -> Closed:
         now_ns = self._now_ns()
         # A day before they are deleted raw rows are not looked at any more: a pass may take long.
-        since_ns = now_ns - self._retention.raw_ns + _DAY_NS if self._retention.raw_ns else 0
+        since_ns = now_ns - self._retention.raw_ns + DAY_NS if self._retention.raw_ns else 0
         return Closed(since_ns, now_ns - self._pace.settle_ns)
 
     # A store that is away or busy
@@ -218,6 +231,8 @@ class Engine:
                 done = await work()
             except StoreUnavailable as error:
                 self._trouble.report(str(error), kind=error.kind)
+                if time.monotonic() - self._answered_s > self._patience_s:
+                    raise
                 tries += await self.judge() == health.WELL
                 if tries >= TRIES:
                     self.counts.skipped += 1
@@ -236,6 +251,7 @@ class Engine:
                     log.error("hours and days could not be made: %s", words, exc_info=error)
                 return None
             else:
+                self._answered_s = time.monotonic()
                 self._trouble.over()
                 return done
 

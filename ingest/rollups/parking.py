@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ingest.rollups.samples import Fields, pieces, samples
 from ingest.rollups.settings import SiteSettings
-from ingest.rollups.spans import Bounds, Span
+from ingest.rollups.spans import Span
 
 MIN_STAYS = 5
 MIN_BAYS = 3
@@ -51,23 +51,21 @@ class Digest(NamedTuple):
     lots: dict[str, Lot]
 
 
-def digest(span: Span, device: str, site: SiteSettings) -> Digest:
+def digest(span: Span, site: SiteSettings) -> Digest:
     """Return what a device adds to its site's hour or day: figures that are never stored."""
-    del device
     return Digest(
         bay(span, site) if samples(span, "occupied") else None,
         {name: lot(span, name, site) for name in CLASSES if samples(span, f"free_{name}")},
     )
 
 
-def combine(digests: Sequence[Digest], bounds: Bounds, site: SiteSettings) -> Fields:
+def combine(digests: Sequence[Digest]) -> Fields:
     """Return a site's hour or day.
 
     Shape: `occupancy` (0 to 1) of bays and of a lot's car places; of other classes `occupancy_{class}`; `bays`, and
         from MIN_BAYS on `arrivals`, `turnover` (arrivals a bay) and `stays` (that ended); `dwell_median_s` and
         `dwell_p90_s` of the cars that came, from MIN_STAYS on; `full_s` of the lot that was full the longest.
     """
-    del bounds, site
     bays = [one.bay for one in digests if one.bay is not None]
     fields: Fields = {"bays": len(bays)}
     if len(bays) >= MIN_BAYS:

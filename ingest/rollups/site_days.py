@@ -24,17 +24,17 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 from exchange.dictionary import dictionary
-from ingest.days import HOUR_NS, Day, beside, date_of, noon_ns
+from ingest.days import DAY_NS, HOUR_NS, MS_NS, Day, beside, date_of, noon_ns
 from ingest.rollups import statistics
 from ingest.rollups.counted import ALL, Closed, Counted, Made, aligned, total
 from ingest.rollups.derivations import CHAINED_HOURS, DERIVATIONS, NONE
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.spans import BEFORE_NS, Bounds, GoodRows
-from ingest.stores import DeviceRows, FieldValue, Part, Point, Series, Store
+from ingest.stores import DeviceRows, FieldValue, Part, Place, Point, Series, Store
 
 HOUR, DAY, SITE_HOUR, SITE_DAY = "rollup_hour", "rollup_day", "site_hour", "site_day"
 FAULT_DAY = "fault_day"
@@ -55,21 +55,11 @@ _MADE = ("rows", "basis")
 _STUCK = "stuck"
 """Of a device's hour 1 where its gateway doubted that a value moves; of a site's, how many devices."""
 _STUCK_MARK = re.compile(r"(^|;)[a-z]+:stuck(\(|;|$)")
-_MS_NS = 1_000_000
-_DAY_NS = 24 * HOUR_NS
 
 Row: TypeAlias = dict[str, FieldValue]
 Rest: TypeAlias = Callable[[], Awaitable[None]]
 ByHour: TypeAlias = dict[int, dict[str, Row]]
 """What a site's rows need of its devices', by hour and device."""
-
-
-class Place(NamedTuple):
-    """A domain's devices at a site."""
-
-    county: str
-    site: str
-    domain: str
 
 
 class SiteDays:
@@ -113,7 +103,7 @@ class SiteDays:
         hours = hours[max(0, bisect_right(hours, start_ns - self._reach_ns) - 1) :]
         self._counted = await self._count(hours, after.start_ns, by_device=False)
         # A night reaches a day back and to the next noon.
-        site_hours = await self._stored(SITE_HOUR, before.start_ns - _DAY_NS, after.end_ns)
+        site_hours = await self._stored(SITE_HOUR, before.start_ns - DAY_NS, after.end_ns)
         site_days = await self._stored(SITE_DAY, before.start_ns, after.start_ns)
         self._site_hours, self._site_days = site_hours.get(ALL, {}), site_days.get(ALL, {})
         await self._rest()
@@ -183,15 +173,14 @@ class SiteDays:
             part = self._part(HOUR, *bounds)
             async for found in self._kept.device_rows(part, self._of_site):
                 for row in _by_row(found):
-                    start_ns = int(row["start_ms"]) * _MS_NS
+                    start_ns = int(row["start_ms"]) * MS_NS
                     if found.device in expected.get(start_ns, ()):
                         fresh[start_ns].setdefault(found.device, row)
         for start_ns in hours:
             if rows := fresh[start_ns]:
                 whole = self._counted.expected(start_ns)[ALL]
                 basis = max(0, whole.basis - short[start_ns])
-                within = Bounds(start_ns // _MS_NS, day.hour_end_ns(start_ns) // _MS_NS)
-                fields = self._site(rows, basis, digests[start_ns], within, hour=True)
+                fields = self._site(rows, basis, digests[start_ns], hour=True)
                 await self._write([self._point(SITE_HOUR, ALL, start_ns, fields)])
                 self._site_hours[start_ns] = Made(int(fields["rows"]), basis)
 
@@ -213,7 +202,7 @@ class SiteDays:
         earlier = self._earlier(bounds, stale)
         async for found, known in _beside(raw, earlier):
             hours = stale.get(found.device, ())
-            chained = {int(row["start_ms"]) * _MS_NS: row for row in _by_row(known)}
+            chained = {int(row["start_ms"]) * MS_NS: row for row in _by_row(known)}
             good = GoodRows(found, self._metrics)
             for start_ns in hours:
                 end_ns = day.hour_end_ns(start_ns)
@@ -227,7 +216,7 @@ class SiteDays:
                     fields |= derived.hour(values, settings)
                 basis = counted.before(found.device, start_ns)
                 if derived.chain:
-                    own: Row = {"device": found.device, "start_ms": start_ns // _MS_NS, **fields}
+                    own: Row = {"device": found.device, "start_ms": start_ns // MS_NS, **fields}
                     back = [chained[each] for each in counted.reached(start_ns) if each in chained]
                     basis = sum(int(row["rows"]) for row in back)
                     fields |= derived.chain([*back, own], date_of(self._zone, day), settings)
@@ -240,7 +229,7 @@ class SiteDays:
                 points.append(self._point(HOUR, found.device, start_ns, fields))
                 fresh[start_ns][found.device] = self._reduced(found.device, start_ns, fields)
                 if derived.digest:
-                    digests[start_ns].append(derived.digest(values, found.device, settings))
+                    digests[start_ns].append(derived.digest(values, settings))
             if len(points) >= POINTS_A_WRITE:
                 await self._write(points)
         await self._write(points)
@@ -282,10 +271,10 @@ class SiteDays:
                 for row in _by_row(found):
                     fresh.setdefault(found.device, row)
         if fresh:
-            digests, within = [], Bounds(day.start_ns // _MS_NS, day.end_ns // _MS_NS)
+            digests = []
             if self._derived.digest:
                 digests = [each async for each in self._digests(day)]
-            fields = self._site(fresh, expected.basis, digests, within, hour=False)
+            fields = self._site(fresh, expected.basis, digests, hour=False)
             await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
             self._site_days[day.start_ns] = Made(int(fields["rows"]), expected.basis)
         await self._rest()
@@ -294,7 +283,7 @@ class SiteDays:
         """Return from when to when the day's row looks at hours."""
         if not self._derived.night:
             return day.start_ns, day.end_ns
-        return day.start_ns - _DAY_NS, min(self._night_end_ns(day), self._closed.until_ns)
+        return day.start_ns - DAY_NS, min(self._night_end_ns(day), self._closed.until_ns)
 
     def _night_end_ns(self, day: Day) -> int:
         return noon_ns(self._zone, beside(self._zone, day)[1])
@@ -344,8 +333,8 @@ class SiteDays:
     ) -> dict[str, Row]:
         """Make days of devices, of all where none are named; return what the site's row needs of them."""
         derived, domain = self._derived, self._place.domain
-        within = Bounds(day.start_ns // _MS_NS, day.end_ns // _MS_NS)
-        night = Bounds(noon_ns(self._zone, day) // _MS_NS, self._night_end_ns(day) // _MS_NS)
+        within = Bounds(day.start_ns // MS_NS, day.end_ns // MS_NS)
+        night = Bounds(noon_ns(self._zone, day) // MS_NS, self._night_end_ns(day) // MS_NS)
         on = date_of(self._zone, day)
         grown = () if stale is None else [device for device, grew in stale.items() if grew]
         fresh: dict[str, Row] = {}
@@ -411,7 +400,6 @@ class SiteDays:
         devices: Mapping[str, Row],
         basis: int,
         digests: Sequence[Any],
-        within: Bounds,
         *,
         hour: bool,
     ) -> Row:
@@ -426,7 +414,7 @@ class SiteDays:
         if combined:
             fields |= combined(rows, settings)
         if derived.combine:
-            fields |= derived.combine(digests, within, settings)
+            fields |= derived.combine(digests)
         return fields
 
     async def _digests(self, day: Day) -> AsyncIterator[Any]:
@@ -439,7 +427,7 @@ class SiteDays:
             if rows := good.rows(day.start_ns, day.end_ns):
                 self.raw_rows += rows
                 values = good.span(day.start_ns, day.end_ns)
-                yield self._derived.digest(values, found.device, self._settings)
+                yield self._derived.digest(values, self._settings)
 
     # Rows and counts
 
@@ -485,7 +473,7 @@ class SiteDays:
 
     def _reduced(self, device: str, start_ns: int, fields: Mapping[str, FieldValue]) -> Row:
         """Return what a site's row needs of a device's."""
-        row: Row = {"device": device, "start_ms": start_ns // _MS_NS}
+        row: Row = {"device": device, "start_ms": start_ns // MS_NS}
         for name in self._of_site:
             if name in fields:
                 row[name] = fields[name]
@@ -514,7 +502,7 @@ async def _beside(
 def _by_row(found: DeviceRows) -> list[Row]:
     """Return rows as functions of a domain take them: with `device` and `start_ms`, without what is absent."""
     rows: list[Row] = [
-        {"device": found.device, "start_ms": time_ns // _MS_NS} for time_ns in found.times_ns
+        {"device": found.device, "start_ms": time_ns // MS_NS} for time_ns in found.times_ns
     ]
     for name, column in found.columns.items():
         for row, value in zip(rows, column, strict=True):

@@ -9,16 +9,16 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from exchange import QUALITY_MARK
+from ingest.days import HOUR_NS, MS_NS
 from ingest.stores import DeviceRows, FieldValue
 
-BEFORE_NS = 3600 * 10**9
+BEFORE_NS = HOUR_NS
 """How far back the row before a span may be. What a device said earlier than that says nothing any more."""
 
 Sample: TypeAlias = tuple[int, float]
 """When, in ms, and what."""
 
 _MARK = re.compile(QUALITY_MARK)
-_MS_NS = 1_000_000
 
 
 class Bounds(NamedTuple):
@@ -53,7 +53,7 @@ class GoodRows:
 
     def __init__(self, rows: DeviceRows, metrics: Sequence[str]) -> None:
         self._times_ns = rows.times_ns
-        self._times_ms = [time_ns // _MS_NS for time_ns in rows.times_ns]
+        self._times_ms = [time_ns // MS_NS for time_ns in rows.times_ns]
         self._marks = rows.columns.get("quality")
         self._columns: dict[str, _Column] = {}
         bad = [bad_metrics(str(mark or "")) for mark in self._marks or ()]
@@ -90,7 +90,7 @@ class GoodRows:
                 value = values[first - 1]
                 if value is not None:
                     before[metric] = time_ms, value
-        return Span(start_ns // _MS_NS, end_ns // _MS_NS, tracks, before)
+        return Span(start_ns // MS_NS, end_ns // MS_NS, tracks, before)
 
     def _places(self, start_ns: int, end_ns: int) -> tuple[int, int]:
         first = bisect_left(self._times_ns, start_ns)

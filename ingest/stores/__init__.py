@@ -63,6 +63,14 @@ class Series(NamedTuple):
     domain: str = ""
 
 
+class Place(NamedTuple):
+    """A domain's devices at a site."""
+
+    county: str
+    site: str
+    domain: str
+
+
 class Point(msgspec.Struct, frozen=True, gc=False):
     """One row. Its key is the series and `time_ns`: milliseconds and (epoch mod 10^6) nanoseconds."""
 

@@ -52,12 +52,12 @@ class Alarms:
 
     # One device
 
-    def changed(self, watched: Watched, before: Status, cause: Cause, now: Now) -> None:
-        """A device has another status."""
+    def changed(self, watched: Watched, before: Status, cause: Cause | None, now: Now) -> None:
+        """A device has another status; it is down of a `cause`."""
         known, status = watched.known, watched.status
         if status is Status.DOWN and before in ALIVE:
             self._note_drop(watched, now)
-        if status is Status.DOWN and not watched.flapping:
+        if cause is not None and not watched.flapping:
             self.down(known, cause, now)
         elif status in (*ALIVE, Status.MAINTENANCE):
             own: Kind = "gateway_down" if known.is_gateway else "device_down"
@@ -79,12 +79,12 @@ class Alarms:
         elif self.open("device_down", cause, known, now):
             self._say(logging.WARNING, "%s is down", device, now=now)
 
-    def calm(self, watched: Watched, cause: Cause, now: Now) -> None:
+    def calm(self, watched: Watched, cause: Cause | None, now: Now) -> None:
         """A device has stopped to come and go."""
         watched.flapping, watched.drops = False, None
         self.end("flapping", watched.name, now)
         self._show(watched.name)
-        if watched.status is Status.DOWN:
+        if cause is not None:
             self.down(watched.known, cause, now)
 
     def is_damped(self, watched: Watched) -> bool:
@@ -94,7 +94,7 @@ class Alarms:
 
     def retired(self, name: DeviceId, now: Now) -> None:
         """A device is no more, and neither is what was wrong with it."""
-        for kind in ("device_down", "gateway_down", "flapping", "sequence_clash", "two_gateways"):
+        for kind in ("device_down", "gateway_down", "flapping", "row_clash", "two_gateways"):
             self.end(kind, name, now)
 
     # What is wrong between devices
@@ -123,7 +123,7 @@ class Alarms:
         for incident in self.book:
             name, kind = incident.key
             watched = self._devices.get(name)
-            if kind in ("sequence_clash", "two_gateways"):
+            if kind in ("row_clash", "two_gateways"):
                 over = now.s - self._seen_s.get(incident.key, now.s) >= QUIET_S
             elif kind == "gateway_gone":
                 gateway = gateways.get(name)
@@ -144,7 +144,7 @@ class Alarms:
         asked: list[tuple[DeviceId, Kind]] = []
         if known.is_gateway or watched.status is Status.UNKNOWN:
             asked = [(gateway, "gateway_down"), (gateway, "gateway_gone"), (gateway, "flapping")]
-        own: tuple[Kind, ...] = ("device_down", "flapping", "two_gateways", "sequence_clash")
+        own: tuple[Kind, ...] = ("device_down", "flapping", "two_gateways", "row_clash")
         asked += [(known.name, kind) for kind in own]
         found = (self.book.get(name, kind) for name, kind in asked)
         return next((incident.id for incident in found if incident is not None), "")

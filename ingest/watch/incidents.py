@@ -11,8 +11,10 @@ from ingest.registry import DeviceId
 from ingest.stores import FieldValue, Point, Series
 
 MEASUREMENT = "incident"
+KEPT_MS = 366 * 86_400_000
+"""So far back one may have begun that is still open."""
 
-Kind = Literal["gateway_down", "gateway_gone", "device_down", "flapping", "sequence_clash", "two_gateways"]  # fmt: skip
+Kind = Literal["gateway_down", "gateway_gone", "device_down", "flapping", "row_clash", "two_gateways"]  # fmt: skip
 Cause = Literal[
     "gateway_offline",
     "gateway_silent",

@@ -63,30 +63,30 @@ class Judge:
         self._registry = registry
         self._devices = devices
 
-    def status(self, watched: Watched, now: Now) -> tuple[Status, Cause]:
+    def status(self, watched: Watched, now: Now) -> tuple[Status, Cause | None]:
         """Return how a device is, and what it is down of, if it is."""
         known, gateway = watched.known, watched.gateway
         county, device = known.name
         if self.schedule.covers(county, known.site, known.gateway, device, now.ms):
-            return Status.MAINTENANCE, "silent"
+            return Status.MAINTENANCE, None
         if known.is_gateway:
             if not known.online:
                 return Status.DOWN, "gateway_offline"
             if gateway.is_silent:
                 return Status.DOWN, "gateway_silent"
-            return Status.UP, "silent"
+            return Status.UP, None
         if self.is_away(watched):
-            return Status.UNKNOWN, "silent"
+            return Status.UNKNOWN, None
         if not known.online:
             return Status.DOWN, "gateway_says"
         # Compared as `next_s` adds, to the last bit: who is looked at when it is due, is due.
         if now.s < watched.heard_s + late_s(known.interval_s):
-            return Status.UP, "silent"
+            return Status.UP, None
         patience_s = watched.patience_s
         if now.s < watched.heard_s + patience_s:
-            return Status.LATE, "silent"
+            return Status.LATE, None
         if now.s < self.listened_since_s(watched) + patience_s:
-            return Status.UNKNOWN, "silent"
+            return Status.UNKNOWN, None
         return Status.DOWN, "silent"
 
     def next_s(self, watched: Watched, now_s: float) -> float:

@@ -23,9 +23,10 @@ FALSE_DOWNS_A_DAY = 3e-6
 BROADCAST = frozenset({"ble", "bluetooth", "lora", "lorawan", "zigbee"})
 """Transports by which samples get lost on the way to the gateway."""
 PROVEN_AFTER = 100
-"""Intervals after which the losses of such a device are believed to be known; until then it has all patience."""
-_DOUBT = 20
-"""So many missed intervals weigh as much as the belief that losses are independent."""
+"""Samples after which the losses of such a device are believed to be known; until then it has all patience."""
+_UNUSUAL = 1.5
+"""A silence of so many times the usual one: something was lost."""
+_TOO_SHORT = 1e-6
 MEMORY = 4096
 """Intervals that are remembered; then what is old counts half."""
 _DAY_S = 86_400
@@ -52,39 +53,38 @@ ALIVE = (Status.UP, Status.LATE)
 
 
 class Losses(msgspec.Struct, gc=False):
-    """What is lost of a device on a radio: intervals lived through, those without a sample, and in how many gaps."""
+    """What is lost of a device on a radio: how often it was heard in how many intervals, and how often not."""
 
     lived: float = 0.0
+    heard: int = 0
     missed: int = 0
-    gaps: int = 0
 
     def note(self, silence_s: float, interval_s: float) -> None:
         """Take the silence between two samples; one that is longer than any patience was no loss."""
         intervals = silence_s / interval_s
-        if intervals > MOST_PATIENCE + 0.5:
+        if not 0.0 <= intervals <= MOST_PATIENCE + 0.5:
             return
+        if intervals * self.heard > _UNUSUAL * self.lived and self.heard:
+            self.missed += 1
         self.lived += intervals
-        if intervals > 1.5:
-            self.missed += round(intervals) - 1
-            self.gaps += 1
+        self.heard += 1
         if self.lived > MEMORY:
-            self.lived, self.missed, self.gaps = self.lived / 2, self.missed // 2, self.gaps // 2
+            self.lived, self.heard, self.missed = self.lived / 2, self.heard // 2, self.missed // 2
 
     def patience(self, interval_s: float) -> int:
-        """Return how many intervals of silence are no news."""
-        if self.lived < PROVEN_AFTER:
+        """Return how many intervals of silence are no news.
+
+        Shape: it speaks every `step` intervals, and each time is lost with a `chance` of its own.
+        """
+        if self.heard < PROVEN_AFTER or self.lived < _TOO_SHORT:
             return MOST_PATIENCE
-        if not self.missed:
-            return LEAST_PATIENCE
-        # How often a gap begins, and how likely it goes on for another interval: losses may come in bursts.
-        gaps_a_day = max(self.gaps, 1) / self.lived * max(_DAY_S / interval_s, 1.0)
-        likely = self.missed / (self.lived + 1)
-        goes_on = (self.missed - self.gaps + _DOUBT * likely) / (self.missed + _DOUBT)
-        if goes_on >= 1.0:
-            return MOST_PATIENCE
-        allowed = FALSE_DOWNS_A_DAY / gaps_a_day
-        intervals = 1 + math.ceil(math.log(min(allowed, 1.0)) / math.log(goes_on))
-        return min(max(intervals, LEAST_PATIENCE), MOST_PATIENCE)
+        chance = self.missed / self.heard
+        if not 0.0 < chance < 1.0:
+            return LEAST_PATIENCE if not chance else MOST_PATIENCE
+        step = self.lived / self.heard * (1.0 - chance)
+        heard_a_day = self.heard / self.lived * max(_DAY_S / interval_s, 1.0)
+        losses = math.log(min(FALSE_DOWNS_A_DAY / heard_a_day, 1.0)) / math.log(chance)
+        return min(max(math.ceil(step * losses), LEAST_PATIENCE), MOST_PATIENCE)
 
 
 def late_s(interval_s: float) -> float:

@@ -19,7 +19,7 @@ from exchange.topics import Topic
 from ingest.continuity import Findings
 from ingest.days import Day, Days
 from ingest.registry import Change, DeviceId, Registered, Registry
-from ingest.stores import Point
+from ingest.stores import Place, Point
 from ingest.watch.alarms import FLAP_REST_S, Alarms
 from ingest.watch.clearances import ORPHANS_FOR_S, Clearances, Orphans
 from ingest.watch.figures import Calendar, Figures
@@ -29,7 +29,7 @@ from ingest.watch.liveness import Losses, Status, losses_by
 from ingest.watch.maintenance import Schedule, Window
 from ingest.watch.moments import DAY_EVERY_S, NEVER_S, SETTLED_AFTER_S, Now
 from ingest.watch.remarks import Remarks
-from ingest.watch.rows import Place, Shown, device_day_row, device_row, retired_row
+from ingest.watch.rows import Shown, device_day_row, device_row, retired_row
 from ingest.watch.sites import SITE_EVERY_S, Site, Sites
 from ingest.watch.wheel import Wheel
 
@@ -46,6 +46,8 @@ class Counts(msgspec.Struct):
     bad_states: int = 0
     disputes: int = 0
     missing: int = 0
+    rejected: int = 0
+    """Rows that the store would not have."""
     findings: Findings = msgspec.field(default_factory=Findings)
 
 
@@ -89,6 +91,7 @@ class Lookout:
         self._left: dict[DeviceId, _Left] = {}
         self._wheel: Wheel[Watched] = Wheel(TICK_S)
         self._due_rows: dict[DeviceId, None] = {}
+        self._writing: Iterator[DeviceId] = iter(())
         self._last_rows: dict[tuple[str, DeviceId], Point] = {}
         self._round: Iterator[DeviceId] = iter(())
         self._round_credit = 0.0
@@ -142,7 +145,8 @@ class Lookout:
             return
         if watched.losses is not None and self._judge.is_steady(watched):
             watched.losses.note(now.s - watched.heard_s, known.interval_s)
-        watched.heard_s = gateway.heard_s = now.s
+        watched.heard_s = max(watched.heard_s, now.s)
+        gateway.heard_s = max(gateway.heard_s, now.s)
         if gateway.is_silent:
             gateway.is_silent, gateway.back_s = False, now.s
             self._look_behind(known, now)
@@ -234,13 +238,15 @@ class Lookout:
         found += self._last_rows.values()
         self._last_rows.clear()
         found += self.sites.rows(now)
-        while self._due_rows and len(found) < limit:
-            name, _ = self._due_rows.popitem()
-            watched = self._watched.get(name)
-            if watched is not None:
+        while len(found) < limit:
+            name = next(self._writing, None)
+            if name is None:
+                if not self._due_rows:
+                    break
+                # In the order in which they came: who waits longest is not passed over for ever.
+                self._writing, self._due_rows = iter(self._due_rows), {}
+            elif (watched := self._watched.get(name)) is not None:
                 found.append(self._row(watched, now))
-        if not self._due_rows:
-            self._due_rows = {}  # one that was large stays so
         return found
 
     def day_rows(self, now: Now, for_s: float) -> list[Point]:
@@ -408,13 +414,13 @@ class Lookout:
         """Judge a device, and see when to look again."""
         if self._judge.seeing_s is not None:
             status, cause = self._judge.status(watched, now)
-            if cause == "silent" and self._is_its_gateways(watched, status, now):
+            if self._is_its_gateways(watched, status, cause, now):
                 watched.gateway.is_silent = True
                 self._look_behind(watched.known, now)
                 return
             if status is not watched.status:
                 self._change(watched, status, cause, now)
-            elif status is Status.DOWN and watched.known.is_gateway and not watched.flapping:
+            elif cause is not None and watched.known.is_gateway and not watched.flapping:
                 self._alarms.down(watched.known, cause, now)
             if watched.flapping and now.s - watched.changed_s >= FLAP_REST_S:
                 self._alarms.calm(watched, cause, now)
@@ -426,15 +432,17 @@ class Lookout:
             due_s = min(due_s, watched.changed_s + FLAP_REST_S)
         self._plan(watched, min(due_s, max(watched.written_s + self._every_s, now.s)))
 
-    def _is_its_gateways(self, watched: Watched, status: Status, now: Now) -> bool:
+    def _is_its_gateways(
+        self, watched: Watched, status: Status, cause: Cause | None, now: Now
+    ) -> bool:
         """Whether it shows only now, by this device, that its gateway is silent."""
-        if watched.gateway.is_silent:
+        if watched.gateway.is_silent or status is Status.MAINTENANCE:
             return False
         if watched.known.is_gateway:
-            return self._judge.says_nothing(watched, now.s)
-        return status is Status.DOWN and self._judge.gateway_is_silent(watched, now.s)
+            return status is Status.UP and self._judge.says_nothing(watched, now.s)
+        return cause == "silent" and self._judge.gateway_is_silent(watched, now.s)
 
-    def _change(self, watched: Watched, status: Status, cause: Cause, now: Now) -> None:
+    def _change(self, watched: Watched, status: Status, cause: Cause | None, now: Now) -> None:
         before = watched.status
         self._spend(watched, now)
         self.sites.step(watched.site, before, -1, now)
@@ -472,7 +480,7 @@ class Lookout:
         known = watched.known
         if found.clashes:
             self.remarks.once("two samples claim one row", known.name.device, str(known.topic))
-            self._alarms.occurred("sequence_clash", "row_claimed_twice", known, now)
+            self._alarms.occurred("row_clash", "row_claimed_twice", known, now)
         if found.epochs:
             words = "a new epoch: an unknown number of samples may be lost"
             self.remarks.once(words, known.name.device)

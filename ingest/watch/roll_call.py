@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from time import monotonic
 
 from exchange.errors import UplinkError, UplinkRefused
@@ -24,6 +24,8 @@ STATES_A_TURN = 25_000
 FIRST_FILTERS, MOST_FILTERS = 10, 500
 RESTS_S = 0.15
 """A turn is over when nothing new came for so long."""
+TURN_S = 15.0
+"""... or when this has passed: states that change all the time hold up nobody."""
 _LOOK_EVERY_S = 0.05
 _AGAIN_AFTER_S = 0.5
 _DEADLINE_S = 60.0
@@ -39,20 +41,20 @@ def live(counties: Iterable[str]) -> list[Subscription]:
 
 
 class RollCall:
-    """Calls gateways, then the devices of each, once a session. `heard` says how many states came so far.
+    """Calls gateways, then the devices of each, once a session.
 
     Shape: while a gateway's devices are called, what is new of them may come twice.
     """
 
-    def __init__(self, client: Client, counties: Collection[str], heard: Callable[[], int]) -> None:
+    def __init__(self, client: Client, counties: Collection[str]) -> None:
         self._client = client
         self._counties = counties
-        self._heard = heard
+        self._heard = 0
         self._called: set[tuple[str, str]] = set()
         self._waiting: dict[str, None] = {}
         self._there = asyncio.Event()
         self._generation = 0
-        self._trouble = Trouble(log, "states cannot be asked for", "states are asked for again")
+        self._trouble = Trouble(log, "the states of a gateway cannot be asked for", "")
 
     @property
     def is_over(self) -> bool:
@@ -78,6 +80,10 @@ class RollCall:
             self._waiting[f"{PREFIX}/{county}/+/{gateway}/+/+/state"] = None
             self._there.set()
 
+    def hear(self) -> None:
+        """Take notice of a state."""
+        self._heard += 1
+
     async def run(self) -> None:
         """Call, for ever."""
         turn = FIRST_FILTERS
@@ -89,13 +95,14 @@ class RollCall:
                 try:
                     each = await self._call(called) / len(called)
                 except UplinkRefused as error:
-                    self._trouble.report(str(error))
+                    if len(called) > 1:  # one of them: ask for each alone
+                        turn = 1
+                        continue
+                    self._trouble.report(f"{called[0]}: {error}")
                     each = 0.0
                 except UplinkError:  # the connection is gone: again on the next one
                     await asyncio.sleep(_AGAIN_AFTER_S)
                     continue
-                else:
-                    self._trouble.over()
                 if generation == self._generation:
                     for key in called:
                         del self._waiting[key]
@@ -103,12 +110,22 @@ class RollCall:
 
     async def _call(self, filters: Sequence[str]) -> int:
         """Return how many states came when these were asked for. Raises: UplinkError."""
-        before = heard = self._heard()
-        await self._client.subscribe([Subscription(one) for one in filters], _DEADLINE_S)
-        since_s = monotonic()
-        while monotonic() - since_s < RESTS_S:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            if (now := self._heard()) != heard:
-                heard, since_s = now, monotonic()
+        before = self._heard
+        try:
+            await self._client.subscribe([Subscription(one) for one in filters], _DEADLINE_S)
+        except UplinkRefused:  # of one, while others are granted
+            await self._client.unsubscribe(filters, _DEADLINE_S)
+            raise
+        await self._until_rest()
         await self._client.unsubscribe(filters, _DEADLINE_S)
-        return heard - before
+        return self._heard - before
+
+    async def _until_rest(self) -> None:
+        """Return when no state came for a while."""
+        heard, began_s = self._heard, monotonic()
+        since_s = now_s = began_s
+        while now_s - since_s < RESTS_S and now_s - began_s < TURN_S:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            now_s = monotonic()
+            if self._heard != heard:
+                heard, since_s = self._heard, now_s

@@ -10,20 +10,12 @@ from exchange.moments import rfc3339
 from exchange.topics import Topic
 from ingest.days import Day
 from ingest.registry import Registered
-from ingest.stores import FieldValue, Point, Series
+from ingest.stores import FieldValue, Place, Point, Series
 from ingest.watch.figures import Figures
 from ingest.watch.liveness import Losses, Status
 
-DEVICE_DAY, SITE_DAY, SITE_HOUR = "device_day", "site_day_state", "site_hour_state"
+DEVICE_DAY, SITE_DAY_STATE, SITE_HOUR_STATE = "device_day", "site_day_state", "site_hour_state"
 _IN_AN_HOUR = (Status.DOWN, Status.LATE, Status.UNKNOWN)
-
-
-class Place(NamedTuple):
-    """What is summed: the devices of one domain in one site."""
-
-    county: str
-    site: str
-    domain: str
 
 
 class Shown(NamedTuple):
@@ -101,20 +93,21 @@ def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses
     """Return a device's day."""
     fields = _day_fields(figures)
     if losses is not None:
-        heard = max(round(losses.lived) - losses.missed, 0)
-        fields |= {"heard": heard, "missed": losses.missed, "gaps": losses.gaps}
+        fields |= {"lived": losses.lived, "heard": losses.heard, "missed": losses.missed}
     return Point(series_of(known, DEVICE_DAY), day.start_ns, fields)
 
 
 def site_day_row(place: Place, day: Day, figures: Figures) -> Point:
     """Return the sum of a site's days."""
-    return Point(_series(SITE_DAY, place), day.start_ns, _day_fields(figures))
+    return Point(_series(SITE_DAY_STATE, place), day.start_ns, _day_fields(figures))
 
 
 def site_hour_row(place: Place, start_ms: int, most: Sequence[int], devices: int) -> Point:
     """Return the most devices of a site that were down, late or unknown at once, in an hour."""
     fields: dict[str, FieldValue] = {status.word: most[status] for status in _IN_AN_HOUR}
-    return Point(_series(SITE_HOUR, place), start_ms * 1_000_000, fields | {"devices": devices})
+    return Point(
+        _series(SITE_HOUR_STATE, place), start_ms * 1_000_000, fields | {"devices": devices}
+    )
 
 
 def most_of(point: Point) -> tuple[list[int], int]:
@@ -130,8 +123,10 @@ def figures_of(point: Point) -> Figures:
 
 def losses_of(point: Point) -> Losses:
     """Return what a day's row knows of a device's losses."""
-    heard, missed = _whole(point, "heard"), _whole(point, "missed")
-    return Losses(float(heard + missed), missed, min(_whole(point, "gaps"), missed))
+    lived = point.fields.get("lived", 0.0)
+    if isinstance(lived, str):
+        return Losses()
+    return Losses(float(lived), _whole(point, "heard"), _whole(point, "missed"))
 
 
 def _whole(point: Point, name: str, factor: int = 1) -> int:

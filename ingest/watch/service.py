@@ -19,19 +19,18 @@ from exchange.states import decode_state
 from exchange.topics import Topic, parse_topic
 from exchange.trouble import Trouble
 from ingest.config import Config, broker_settings, broker_tls, load_config, store_of
-from ingest.days import Days
+from ingest.days import HOUR_MS, Days
 from ingest.registry import DeviceId, Registry
-from ingest.stores import Point, Store, StoreRejected, StoreUnavailable
-from ingest.watch.incidents import MEASUREMENT, Incident, incident_of
+from ingest.stores import Place, Point, Store, StoreRejected, StoreUnavailable
+from ingest.watch.incidents import KEPT_MS, MEASUREMENT, Incident, incident_of
 from ingest.watch.lookout import Counts, Lookout, Restored
 from ingest.watch.maintenance import WindowFile
 from ingest.watch.moments import DAY_EVERY_S, Now
 from ingest.watch.roll_call import RollCall, live
 from ingest.watch.rows import (
     DEVICE_DAY,
-    SITE_DAY,
-    SITE_HOUR,
-    Place,
+    SITE_DAY_STATE,
+    SITE_HOUR_STATE,
     figures_of,
     losses_of,
     most_of,
@@ -49,10 +48,9 @@ FLUSH_DEADLINE_S = 10.0
 WINDOWS_EVERY_S = 2.0
 LOADED_AFTER_S, LOADED_AT_LATEST_S = 2.0, 120.0
 RESTORE_PAUSE_S, RESTORE_ATTEMPTS = 5.0, 3
-INCIDENTS_BACK_MS = 90 * 86_400_000
 MAX_EARLY = 20_000
 """Readings that are kept until the states of their devices have come."""
-LATE_DAY_MS = HOUR_MS = 3_600_000
+LATE_DAY_MS = HOUR_MS
 """So long after midnight the day before is read back, too."""
 
 
@@ -102,7 +100,7 @@ class Watch:
             on_disconnect=self._on_disconnect,
             tls=broker_tls(config, file=file),
         )
-        self._roll_call = RollCall(self.client, config.counties, lambda: self.counts.states)
+        self._roll_call = RollCall(self.client, config.counties)
 
     @property
     def counts(self) -> Counts:
@@ -173,6 +171,7 @@ class Watch:
                 topic = self._known_topic(message.topic) or parse_topic(message.topic)
                 if topic.channel == "state":
                     self._roll_call.name(topic.county, topic.gateway)
+                    self._roll_call.hear()
                     self.lookout.take_state(topic, decode_state(message.payload), moment)
                 else:
                     self._take_readings(topic, decode_pack(message.payload, topic), moment)
@@ -182,9 +181,7 @@ class Watch:
                     once("a state cannot be taken", message.topic, str(error))
                 # Readings that break the contract are ingest's to refuse.
             except Exception as error:  # noqa: BLE001 - said once, and the watch goes on
-                # One message must not end the watch of a town, whatever our own mistake is.
-                what = "a message could not be judged"
-                once(what, type(error).__name__, message.topic, mistake=error)
+                self._mistaken(error, message.topic)
         if len(self.registry.devices) != devices:
             self._newest_s = moment.s
         self.client.acknowledge([message.packet_id for message in messages], generation)
@@ -213,7 +210,15 @@ class Watch:
         if self._early and self._roll_call.is_over:
             early, self._early = self._early, []
             for topic, pack, moment in early:
-                self.lookout.take_readings(topic, pack.samples, moment)
+                try:
+                    self.lookout.take_readings(topic, pack.samples, moment)
+                except Exception as error:  # noqa: BLE001 - said once, and the watch goes on
+                    self._mistaken(error, str(topic))
+
+    def _mistaken(self, error: Exception, topic: str) -> None:
+        """Say a mistake of ours: one message must not end the watch of a town."""
+        what = "a message could not be judged"
+        self.lookout.remarks.once(what, type(error).__name__, topic, mistake=error)
 
     def _read_windows(self, moment: Now) -> None:
         if moment.s - self._windows_s < WINDOWS_EVERY_S:
@@ -261,7 +266,7 @@ class Watch:
         starts = [days.of(moment.ms - LATE_DAY_MS).start_ms for days in self._days.values()]
         begin_ns = min(starts) * 1_000_000
         incidents: list[Incident] = []
-        since_ns = (moment.ms - INCIDENTS_BACK_MS) * 1_000_000
+        since_ns = (moment.ms - KEPT_MS) * 1_000_000
         async for point in self._store.rows(MEASUREMENT, start_ns=since_ns):
             found = incident_of(point)
             if found is not None and not found.ended_ms and found.county in self._days:
@@ -273,9 +278,9 @@ class Watch:
                 one = Restored(day, figures_of(point), losses_of(point))
                 self.lookout.restore_day(DeviceId(county, point.series.device), one)
         # Kept until all is read: what fails is begun again, and must not be added twice.
-        days = [point async for point in self._store.rows(SITE_DAY, start_ns=begin_ns)]
+        days = [point async for point in self._store.rows(SITE_DAY_STATE, start_ns=begin_ns)]
         hour_ns = (moment.ms - HOUR_MS) * 1_000_000
-        hours = [point async for point in self._store.rows(SITE_HOUR, start_ns=hour_ns)]
+        hours = [point async for point in self._store.rows(SITE_HOUR_STATE, start_ns=hour_ns)]
         moment = self._now()
         self.lookout.restore_incidents(incidents, moment)
         for point in days:
@@ -305,13 +310,10 @@ class Watch:
 
     def _say_when_loaded(self, moment: Now) -> None:
         """Say, once for each connection, how many devices there are: when no more came for a while."""
-        rests_s = moment.s - self._newest_s
-        if (
-            self._loaded.is_set()
-            or not self.client.connected
-            or not self._roll_call.is_over
-            or (rests_s < LOADED_AFTER_S and moment.s - self._begun_s < LOADED_AT_LATEST_S)
-        ):
+        if self._loaded.is_set() or not self.client.connected:
+            return
+        is_over = self._roll_call.is_over and moment.s - self._newest_s >= LOADED_AFTER_S
+        if not is_over and moment.s - self._begun_s < LOADED_AT_LATEST_S:
             return
         self._loaded.set()
         load_s = round(self._newest_s - self._begun_s, 2)
@@ -332,7 +334,8 @@ class Watch:
             self._rows += self.lookout.day_rows(moment, since_s)
         while True:
             # While the roll is called, more changes than anybody reads: devices' rows come after it.
-            limit = POINTS_A_WRITE if self._roll_call.is_over else 0
+            is_over = self._roll_call.is_over or self._loaded.is_set()
+            limit = POINTS_A_WRITE if is_over else 0
             self._rows += self.lookout.rows(self._now(), limit, incidents=self.restored)
             if not self._rows or not await self._write_in_hand():
                 return
@@ -342,19 +345,31 @@ class Watch:
         while self._rows:
             part = self._rows[:POINTS_A_WRITE]
             try:
-                await self._store.write(part)
+                await self._write_rows(part)
             except StoreUnavailable as error:
                 rest_s = max(STORE_PATIENCE_S, error.retry_after_s or 0.0)
                 self._store_rest_until_s = self._now().s + rest_s
                 self._store_trouble.report(str(error), kind=error.kind)
-                self._rows = _newest(self._rows)
+                self._rows = newest(self._rows)
                 return False
-            except StoreRejected as error:
-                self.lookout.remarks.once("the store rejects rows of devices", "device", str(error))
             else:
                 self._store_trouble.over()
             del self._rows[:POINTS_A_WRITE]
         return True
+
+    async def _write_rows(self, rows: list[Point]) -> None:
+        """Write rows; of those that the store rejects none is lost but itself. Raises: StoreUnavailable."""
+        try:
+            await self._store.write(rows)
+        except StoreRejected as error:
+            if len(rows) == 1:
+                self.counts.rejected += 1
+                what = "the store rejects a row of the watch"
+                self.lookout.remarks.once(what, rows[0].series.measurement, str(error))
+                return
+            half = len(rows) // 2
+            await self._write_rows(rows[:half])
+            await self._write_rows(rows[half:])
 
     async def _flush(self) -> None:
         """Write what is left; nothing when the store is away."""
@@ -366,7 +381,7 @@ class Watch:
             return
         left = self.lookout.last_rows(moment)
         while part := list(islice(left, POINTS_A_WRITE)):
-            await self._store.write(part)
+            await self._write_rows(part)
 
 
 def main(config_path: Path) -> int:
@@ -403,6 +418,11 @@ async def _announce(watch: Watch) -> None:
     runtime.notify("READY=1")
 
 
-def _newest(rows: list[Point]) -> list[Point]:
-    """Return the last row of each device and day, so that an outage piles nothing up."""
-    return list({(row.series, row.fields.get("id")): row for row in rows}.values())
+def newest(rows: list[Point]) -> list[Point]:
+    """Return the last row of each device, incident, day and hour, so that an outage piles nothing up."""
+
+    def key(row: Point) -> tuple[object, ...]:
+        keeps_its_time = row.series.measurement in (DEVICE_DAY, SITE_DAY_STATE, SITE_HOUR_STATE)
+        return row.series, row.fields.get("id"), row.time_ns if keeps_its_time else 0
+
+    return list({key(row): row for row in rows}.values())

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from ingest.days import Day, Days
+from ingest.days import HOUR_MS, Day, Days
 from ingest.registry import Registered
-from ingest.stores import Point
+from ingest.stores import Place, Point
 from ingest.watch.figures import Calendar, Figures
 from ingest.watch.liveness import Status
 from ingest.watch.moments import DAY_EVERY_S, NEVER_S, Now
-from ingest.watch.rows import Place, county_row, site_day_row, site_hour_row, site_row
+from ingest.watch.rows import county_row, site_day_row, site_hour_row, site_row
 
 SITE_EVERY_S, SITE_REST_S = 60.0, 5.0
-_HOUR_MS = 3_600_000
 
 
 class Sum(msgspec.Struct, eq=False):
@@ -158,7 +157,7 @@ class Sites:
         if not self._is_seeing or now.s < self._settled_s:
             return
         hour = site.hour
-        if hour is not None and now.ms >= hour.start_ms + _HOUR_MS:
+        if hour is not None and now.ms >= hour.start_ms + HOUR_MS:
             yield _hour_row(site.place, hour)
             hour = site.hour = None
         if hour is None:
@@ -168,7 +167,7 @@ class Sites:
 
     def _hour(self, site: Site, now: Now) -> Hour:
         """Return this hour, which begins with how things are."""
-        start_ms = now.ms - now.ms % _HOUR_MS
+        start_ms = now.ms - now.ms % HOUR_MS
         if site.hour is None or site.hour.start_ms < start_ms:
             site.hour = Hour(start_ms)
         if now.s >= self._settled_s:

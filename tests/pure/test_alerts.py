@@ -21,9 +21,10 @@ from exchange.errors import ConfigError
 from exchange.topics import parse_topic
 from exchange.towns import Town, read_town, read_towns
 from ingest.days import Day
+from ingest.stores import Place
 from ingest.watch.figures import Figures
 from ingest.watch.liveness import Status
-from ingest.watch.rows import Place, retired_row, site_day_row, site_row
+from ingest.watch.rows import retired_row, site_day_row, site_row
 from tests.alert_engine import COMPARISONS, rules_of
 
 ROOT = Path(__file__).parents[2]

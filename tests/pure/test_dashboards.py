@@ -269,6 +269,15 @@ def test_pages_about_many_devices_read_rows_of_sites() -> None:
             assert sources(select).isdisjoint(EVERY_DEVICE), f"{page.name}.{panel.name}"
 
 
+def test_no_page_shows_a_bay_over_time() -> None:
+    """Neither whether it is taken nor what is above it: it would be a car's diary."""
+    for page, panel in shown():
+        for select in panel.asks:
+            words = str(select)
+            if re.search(r'"(occupied|distance)"', words):
+                assert select.by == () and INTERVAL not in words, f"{page.name}.{panel.name}"
+
+
 def test_pages_of_one_site_choose_one() -> None:
     for page in PAGES:
         several = {variable.name: variable.several for variable in page.variables}
@@ -284,7 +293,7 @@ def test_rows_that_are_not_grouped_are_limited() -> None:
             if not any("(" in column.expression.text for column in one.columns):
                 assert one.limit, f"{page.name}.{panel.name}"
             if one.every:
-                assert one.every in (INTERVAL, "1d")
+                assert one.every in (INTERVAL, "1h", "1d")
                 assert bool(one.series) is bool(one.by), "so many lines nobody tells apart"
 
 
@@ -319,15 +328,19 @@ def test_charts_of_a_device_show_every_metric_with_the_dictionarys_unit() -> Non
 def test_links_keep_what_is_chosen() -> None:
     for _, text in page_files():
         page = json.loads(text)
-        others = [link for link in page["links"] if link["icon"] == "dashboard"]
-        assert len(others) == len(PAGES) - 1
-        *_, language, wall = page["links"]
-        assert len(page["links"]) == len(others) + 2
+        others, *of_one, language, wall = page["links"]
+        assert (others["type"], others["asDropdown"]) == ("dashboards", True)
+        one_site = page["title"] in {say(name, "en") for name in ONE_SITE} | {
+            say(name, "zh-TW") for name in ONE_SITE
+        }
+        assert (set(others["tags"]) < set(page["tags"])) is not one_site
+        assert len(of_one) == len(ONE_SITE) - one_site
+        for link in of_one:  # all sites must not go along to a page of one
+            assert link["includeVars"] is one_site
         assert language["url"].removesuffix("-zh") == f"/d/{page['uid'].removesuffix('-zh')}"
         assert (wall["url"], page["refresh"]) == (f"/d/{page['uid']}?kiosk", "1m")
-        for link in page["links"]:
-            assert link["includeVars"]
-            assert link["keepTime"]
+        assert all(link["includeVars"] for link in (others, language, wall))
+        assert all(link["keepTime"] for link in page["links"])
         urls = re.findall(r'"(/d/[^"]+var-[^"]+)"', text)
         assert bool(urls) is not page["uid"].startswith("onestreet-device")
         for url in urls:

@@ -59,6 +59,13 @@ def test_a_county_has_its_own_days(tmp_path: Path) -> None:
         load_config(wrong)
 
 
+@pytest.mark.parametrize("key", ["raw_retention_days", "retention_days"])
+def test_rows_are_kept_for_as_long_as_a_night_needs_them(tmp_path: Path, key: str) -> None:
+    assert load_config(written(tmp_path, f"{MINIMAL}[rollups]\n{key} = 5\n"))
+    with pytest.raises(ConfigError, match=rf"rollups.{key} = 4.*>= 5"):
+        load_config(written(tmp_path, f"{MINIMAL}[rollups]\n{key} = 4\n"))
+
+
 def test_a_password_may_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from exchange.requirements import REQUIREMENTS
 from ingest.intake import Intake
 from ingest.metrics import Metrics
 from ingest.quarantine import Quarantine
+from ingest.rollups import metrics as rollups
+from ingest.rollups.engine import Engine, Pace
 from ingest.stores import Point, Series
 from ingest.stores.sqlite import SqliteStore
 from ingest.writer import Writer
@@ -25,7 +27,7 @@ from tests.pure.test_fuzz_corpus import KNOWN, carried
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| `(onestreet_\w+)` \| (\w+) \| ([^|]*) \| (.+?) \|$", re.MULTILINE)
-USED = re.compile(r"\bonestreet_ingest_\w+")
+USED = re.compile(r"\bonestreet_(?:ingest|rollups)_\w+")
 
 
 class Parts(NamedTuple):
@@ -36,6 +38,7 @@ class Parts(NamedTuple):
     writer: Writer
     quarantine: Quarantine
     client: Client
+    rollups: rollups.Metrics
 
 
 @pytest.fixture
@@ -47,10 +50,12 @@ def parts(tmp_path: Path) -> Parts:
     writer = Writer(intake, store, quarantine, max_points=10**6, on_write=metrics.on_write)
     client = Client(Settings(host="broker", client_id="ingest"), [], writer.on_messages)
     metrics.attach(intake=intake, writer=writer, quarantine=quarantine, client=client)
-    return Parts(metrics, intake, writer, quarantine, client)
+    pace = Pace(every_s=600.0, recent_ns=0, whole_ns=0, settle_ns=0, share=1.0)
+    engine = Engine(store, store, {}, sites={}, pace=pace)
+    return Parts(metrics, intake, writer, quarantine, client, rollups.Metrics(engine))
 
 
-def scraped(metrics: Metrics) -> dict[str, Metric]:
+def scraped(metrics: Metrics | rollups.Metrics) -> dict[str, Metric]:
     """What Prometheus' own parser makes of the answer."""
     text = generate_latest(metrics.registry).decode()
     return {family.name: family for family in text_string_to_metric_families(text)}
@@ -62,7 +67,12 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return found
 
 
-def ours(metrics: Metrics) -> dict[str, Metric]:
+def all_of_ours(parts: Parts) -> list[Metric]:
+    """Ingest's and the roll-ups'."""
+    return [*ours(parts.metrics).values(), *ours(parts.rollups).values()]
+
+
+def ours(metrics: Metrics | rollups.Metrics) -> dict[str, Metric]:
     return {name: one for name, one in scraped(metrics).items() if name.startswith("onestreet_")}
 
 
@@ -71,8 +81,8 @@ def documented_as(family: Metric) -> str:
 
 
 def test_names_follow_the_conventions(parts: Parts) -> None:
-    for family in ours(parts.metrics).values():
-        assert re.fullmatch(r"onestreet_ingest_[a-z_]+", family.name)
+    for family in all_of_ours(parts):
+        assert re.fullmatch(r"onestreet_(ingest|rollups)_[a-z_]+", family.name)
         assert family.documentation.endswith(".")
         for one in family.samples:
             if family.type == "counter":
@@ -83,8 +93,7 @@ def test_names_follow_the_conventions(parts: Parts) -> None:
 
 def test_every_metric_is_documented_and_no_other(parts: Parts) -> None:
     wanted = {
-        documented_as(family): (family.type, family.documentation)
-        for family in ours(parts.metrics).values()
+        documented_as(family): (family.type, family.documentation) for family in all_of_ours(parts)
     }
     english = {
         name: (kind, words)
@@ -100,14 +109,14 @@ def test_every_metric_is_documented_and_no_other(parts: Parts) -> None:
 @pytest.mark.parametrize("name", ["metrics.md", "metrics.zh-TW.md"])
 def test_what_the_documents_use_is_there(parts: Parts, name: str) -> None:
     text = (DOCS / name).read_text("utf-8")
-    known = {documented_as(family) for family in ours(parts.metrics).values()}
-    known |= {one.name for family in ours(parts.metrics).values() for one in family.samples}
+    known = {documented_as(family) for family in all_of_ours(parts)}
+    known |= {one.name for family in all_of_ours(parts) for one in family.samples}
     assert set(USED.findall(text)) <= known
-    assert text.count("alert:") == 4
+    assert text.count("alert:") == 5
 
 
 def test_counts_are_read_when_asked(parts: Parts) -> None:
-    metrics, intake, writer, quarantine, client = parts
+    metrics, intake, writer, quarantine, client, _ = parts
     intake.counts.messages, intake.counts.points, intake.counts.refused_samples = 7, 20, 3
     intake.counts.late, intake.counts.over_budget, intake.counts.misjudged = 5, 2, 1
     intake.counts.refused["sample", "EX-R-008"] = 3

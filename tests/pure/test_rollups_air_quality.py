@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange.air_quality_index import BEYOND, Scale, Table, band_of, bands, table_on
+from exchange.air_quality_index import BEYOND, Scale, Table, bands, table_on
 from exchange.dictionary import dictionary
+from ingest.days import HOUR_MS
 from ingest.rollups import air_quality
-from ingest.rollups.air_quality import HOUR_MS, HOURS_BACK, corrected_pm2_5, index, sub_index
+from ingest.rollups.air_quality import HOURS_BACK, corrected_pm2_5, index, sub_index
 from ingest.rollups.samples import Row
 from ingest.rollups.settings import DEFAULTS, SiteSettings
 from ingest.rollups.spans import Bounds, Span
@@ -177,8 +178,8 @@ def test_every_table_is_whole() -> None:
             assert low == high + 1
             assert round(value_low - value_high, 9) == round(10**-scale.decimals, 9)
     assert [band.low for band in bands()] == [0, 51, 101, 151, 201, 301]
-    assert band_of(100).zh_tw == "普通"
-    assert band_of(BEYOND).en == "Hazardous"
+    assert [band.high + 1 for band in bands()[:-1]] == [band.low for band in bands()[1:]]
+    assert (bands()[1].zh_tw, bands()[-1].en) == ("普通", "Hazardous")
 
 
 def test_a_day_keeps_the_table_that_was_in_force() -> None:

@@ -62,7 +62,19 @@ def over(readings: Readings, bounds: Bounds, hours_: range = range(24)) -> Field
 def test_a_counter_says_what_was_used_between_its_readings() -> None:
     found = measured({-5: 100, 5: 110, 15: 120, 25: 130})
     assert (found["energy_wh"], found["energy_known_s"]) == (30, 1800)
-    assert "energy_gap_wh" not in found
+    assert (found["energy_gap_wh"], found["energy_gap_s"]) == (0, 0)
+
+
+@given(
+    st.dictionaries(st.integers(-14, 59), st.floats(0, 1e6), max_size=12),
+    st.sets(st.integers(-14, 59)),
+)
+def test_what_is_written_of_an_hour_is_not_taken_back_by_late_readings(
+    readings: Readings, late: set[int]
+) -> None:
+    """Stores merge a row that is written again: a field that is absent then would stay as it was."""
+    early = {minute: value for minute, value in readings.items() if minute not in late}
+    assert measured(early).keys() <= measured(readings).keys()
 
 
 def test_a_counter_that_falls_began_again_at_0() -> None:

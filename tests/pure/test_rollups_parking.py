@@ -36,8 +36,7 @@ def span(samples: Sequence[tuple[int, float]], metric: str = "occupied", hours: 
 
 def over(spans: Sequence[Span], site: SiteSettings) -> Fields:
     """What a site's row says of these devices."""
-    digests = [parking.digest(one, "", site) for one in spans]
-    return parking.combine(digests, Bounds(START_MS, START_MS + HOUR_MS), site)
+    return parking.combine([parking.digest(one, site) for one in spans])
 
 
 def minutes(*values: tuple[int, int, float]) -> list[tuple[int, float]]:

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchange.dictionary import dictionary
+from ingest.days import HOUR_MS
 from ingest.rollups import statistics
 from ingest.rollups.spans import GoodRows, Span, bad_metrics
 from ingest.stores import DeviceRows, FieldValue
-
-HOUR_MS = 3_600_000
 
 
 def rows(**columns: list[float | int | str | None]) -> DeviceRows:
@@ -135,3 +134,12 @@ def test_seconds_are_counted_while_a_value_is_known() -> None:
     within = Span(0, HOUR_MS, {"lit": track}, {"lit": (-100_000, 1.0)})
     assert statistics.hour("streetlight", within, 900)["lit_s"] == 600 + 100 + 600
     assert statistics.hour("streetlight", within, 300)["lit_s"] == 200 + 100 + 300
+
+
+def test_every_counter_of_the_dictionary_is_known_to_only_grow() -> None:
+    assert {
+        name
+        for domain in dictionary().values()
+        for name, metric in domain.metrics.items()
+        if "cumulative" in metric.en or metric.unit == "Wh" or name.endswith("_hours")
+    } == statistics.CUMULATIVE

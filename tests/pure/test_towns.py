@@ -108,6 +108,8 @@ def test_a_written_file_is_what_was_meant(tmp_path: Path) -> None:
         ("store.url", "influxdbs://:8086/o/b", "a host is missing"),
         ("store.url", "sqlite:///", "must be influxdbs://"),
         ("store.retention_days", -1, ">= 0"),
+        ("store.retention_days", 1, "must be 0, for ever, or 5 at least"),
+        ("store.rollups_retention_days", 4, "must be 0, for ever, or 5 at least"),
         ("store.rollups_retention_days", 40_000, "<= 36500"),
         ("store.workers", 0, ">= 1"),
         ("store.workers", 65, "<= 64"),

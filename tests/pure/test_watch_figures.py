@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.states import Location
 from ingest.days import Days
 from ingest.registry import DeviceId
 from ingest.stores import Point
 from ingest.watch.lookout import Restored
 from ingest.watch.rows import figures_of, losses_of
+from ingest.watch.service import newest
 from tests.lookouts import COUNTY, EPOCH, Street
 
 HOUR_MS = 3_600_000
@@ -210,3 +214,45 @@ def test_another_run_goes_on_where_one_stopped() -> None:
     watched = other.lookout._watched[NAME]
     assert watched.losses is not None
     assert watched.losses.patience(60.0) == 2
+
+
+def test_a_store_that_is_away_over_midnight_misses_no_day() -> None:
+    one = Street(begun_ms=ms("2026-11-23T15:50"))  # ten minutes before midnight in Taipei
+    one.state("gw-1")
+    one.state("aq-1")
+    held: list[Point] = []
+    for _ in range(40):
+        one.hear("aq-1")
+        one.now_s += 60.0
+        one.lookout.sweep(one.now)
+        held = newest([*held, *one.lookout.rows(one.now, 1000), *one.lookout.day_rows(one.now, 60)])
+    mine = [row for row in held if row.series.device == "aq-1"]
+    days = [row.time_ms for row in mine if row.series.measurement == "device_day"]
+    assert days == [ms("2026-11-22T16:00"), ms("2026-11-23T16:00")]
+    assert len([row for row in mine if row.series.measurement == "device"]) == 1
+    sites = [row.time_ms for row in held if row.series[::4] == ("site_day_state", "air")]
+    assert sites == days
+    hours = [row.time_ms for row in held if row.series[::4] == ("site_hour_state", "air")]
+    assert hours == [ms("2026-11-23T15:00"), ms("2026-11-23T16:00")]
+
+
+def test_what_the_watch_writes_is_in_the_contract() -> None:
+    one = Street(begun_ms=ms("2026-11-23T15:50"))
+    one.state("gw-1")
+    one.state("aq-1", transport="ble", location=Location(lat=25.0, lon=121.5))
+    one.state("aq-2", online=False)
+    for _ in range(20):
+        one.hear("aq-1")
+        one.pass_time(60.0, step_s=5.0)
+    one.written += one.lookout.last_rows(one.now)
+    rows: dict[str, set[str]] = {}
+    for point in one.written:
+        rows.setdefault(point.series.measurement, set()).update(point.fields)
+    text = (Path(__file__).parents[2] / "docs/exchange/store.md").read_text()
+    told = {
+        name: set(re.findall(r"`(\w+)`", fields))
+        for name, fields in re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    }
+    told["site_day_state"] = told["device_day"] - {"lived", "heard", "missed"}
+    assert rows == {name: told.get(name) for name in rows}
+    assert len(rows) == 7

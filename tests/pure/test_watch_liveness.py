@@ -45,23 +45,21 @@ def test_a_wheel_hands_out_each_once_and_in_time(dues_s: list[float], step_s: fl
     assert sorted(seen) == list(range(len(dues_s)))
 
 
-@given(st.floats(0.01, 7 * DAY_S), st.floats(0, 5000), st.integers(0, 5000), st.integers(0, 5000))
+@given(st.floats(0.01, 7 * DAY_S), st.floats(0, 5000), st.integers(0, 9000), st.integers(0, 9000))
 def test_patience_is_bounded_and_late_comes_before_down(
-    interval_s: float, lived: float, missed: int, gaps: int
+    interval_s: float, lived: float, heard: int, missed: int
 ) -> None:
-    losses = Losses(lived, min(missed, int(lived)), min(gaps, missed, int(lived)))
+    losses = Losses(lived, heard, min(heard, missed))
     assert LEAST_PATIENCE <= losses.patience(interval_s) <= MOST_PATIENCE
     assert late_s(interval_s) < down_s(interval_s, None) <= down_s(interval_s, losses)
 
 
 @given(st.lists(st.floats(0.001, 2000), max_size=300))
-def test_whatever_the_silences_are_gaps_are_not_more_than_what_is_missed(
-    silences_s: list[float],
-) -> None:
+def test_whatever_the_silences_are_not_more_is_missed_than_heard(silences_s: list[float]) -> None:
     losses = Losses()
     for silence_s in silences_s:
         losses.note(silence_s, INTERVAL_S)
-        assert 0 <= losses.gaps <= losses.missed <= losses.lived + 1
+        assert 0 <= losses.missed <= losses.heard
         losses.patience(INTERVAL_S)
 
 
@@ -85,21 +83,30 @@ def test_who_is_heard_often_is_known_as_soon() -> None:
 
 
 def test_an_outage_is_no_loss_and_neither_is_a_burst() -> None:
-    losses = Losses(lived=100.0)
+    losses = Losses(lived=100.0, heard=100)
     losses.note(3600.0, INTERVAL_S)
     losses.note(0.6, INTERVAL_S)
     assert losses.lived == pytest.approx(100.01)
-    assert (losses.missed, losses.gaps) == (0, 0)
+    assert (losses.heard, losses.missed) == (101, 0)
 
 
 @pytest.mark.parametrize(
-    ("missed", "in_a_row", "expected"),
-    [(1, 1, 3), (41, 1, 4), (410, 1.11, 9), (410, 1.5, 10), (2048, 2, 10)],
+    ("adverts", "loss", "expected"),
+    [
+        (1, 0.0003, 3),
+        (1, 0.01, 5),
+        (1, 0.1, 9),
+        (2, 0.1, 5),
+        (4, 0.1, 3),
+        (5, 0.1, 2),
+        (20, 0.2, 2),
+    ],
 )
-def test_patience_grows_with_losses_and_with_their_bursts(
-    missed: int, in_a_row: float, expected: int
+def test_patience_grows_with_losses_and_falls_with_adverts(
+    adverts: int, loss: float, expected: int
 ) -> None:
-    losses = Losses(4096.0, missed, round(missed / in_a_row))
+    heard = round(4000 * adverts * (1 - loss))
+    losses = Losses(4000.0, heard, round(heard * loss))
     assert losses.patience(INTERVAL_S) == expected
 
 

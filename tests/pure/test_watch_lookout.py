@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.readings import Sample
 from exchange.states import Location
 from ingest.registry import DeviceId
-from ingest.stores import Point
+from ingest.stores import Place, Point
 from ingest.watch.incidents import incident_of
 from ingest.watch.liveness import Status
 from ingest.watch.maintenance import Window, utc
-from ingest.watch.rows import Place, most_of
+from ingest.watch.moments import Now
+from ingest.watch.rows import most_of
 from ingest.watch.sites import Hour
 from tests.lookouts import COUNTY, EPOCH, SITE, Street
 
@@ -470,6 +472,43 @@ def test_whatever_comes_nobody_silent_is_up_and_every_incident_ends(
     assert one.incidents(still=True) == []
     counted = [row for row in one.rows("site_now") if row.series.domain == "air"][-1]
     assert (counted.fields["devices"], counted.fields["up"]) == (3, 3)
+
+
+def test_a_window_over_a_gateway_is_its_devices_too() -> None:
+    one = street("aq-1", "aq-2")
+    windows = [Window(id="m-1", county=COUNTY, device="gw-1", begin=utc(0), end=utc(2**42))]
+    one.lookout.set_windows(windows, one.now)
+    one.pass_time(3600.0, step_s=5.0)
+    assert {one.status(name) for name in ("gw-1", "aq-1", "aq-2")} == {Status.MAINTENANCE}
+    assert one.incidents() == []
+    one.lookout.set_windows([], one.now)
+    one.pass_time(300.0, step_s=1.0)
+    assert {row.series.device for row in one.incidents()} == {"aq-1", "aq-2"}
+
+
+def test_a_store_that_is_too_slow_passes_nobody_over() -> None:
+    """One is written where one changes again."""
+    names = [f"aq-{number}" for number in range(10)]
+    one = Street()
+    for name in names:
+        one.state(name)
+    seen: set[str] = set()
+    for turn in range(20):
+        one.state("aq-9", epoch=EPOCH + turn + 1)
+        rows = one.lookout.rows(one.now, 1 + (turn == 0) * 2)  # of the site and the county, too
+        seen |= {row.series.device for row in rows if row.series.measurement == "device"}
+    assert seen == set(names)
+
+
+def test_what_is_taken_late_puts_no_clock_back() -> None:
+    """Readings may have waited for the state of their device."""
+    one = street("aq-1")
+    before = Now(one.now.s - 0.5, one.now.ms - 500)
+    one.hear("aq-1")
+    watched = one.lookout._watched[DeviceId(COUNTY, "aq-1")]
+    samples = [Sample(before.ms, EPOCH, 9, {})]
+    one.lookout.take_readings(one.topic("aq-1", "gw-1", "readings"), samples, before)
+    assert watched.heard_s == watched.gateway.heard_s == one.now.s
 
 
 def test_another_run_goes_on_with_an_incident_and_ends_one_of_a_device_that_is_no_more() -> None:

@@ -176,7 +176,7 @@ EMPTY = {
     "site.incomplete",  # and in the hour that the watch sees, nothing is lost
 }
 ABSENT = {
-    "parking.lots": {"free_motorcycle", "free_accessible", "free_ev"},
+    "parking.lots": {"free_motorcycle"},
     "air.stations": {"aqi_pm10", "aqi_o3", "aqi_co", "aqi_so2", "aqi_no2"},
     "gateways.outbox_hours_left": {"outbox_hours_left"},
     "gateways.dropped": {"dropped"},

@@ -140,8 +140,8 @@ def test_a_window_is_added_shown_and_ended(alone: Path, capsys: pytest.CaptureFi
     [left] = json.loads(capsys.readouterr().out)
     assert left["id"] == now.id
     assert read_windows(kept, load_config(alone).zone)[0].end_ms <= now_ms()
-    assert windows(alone, "end", "m-none") == 1
-    assert "no window m-none 沒有這個時段" in capsys.readouterr().err
+    assert windows(alone, "end", "m-none") == 2
+    assert "m-none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,18 @@ import msgspec
 import pytest
 
 from exchange.dictionary import dictionary
-from ingest.days import HOUR_NS, day_of
+from exchange.towns import LEAST_RETENTION_DAYS
+from ingest.days import DAY_NS, HOUR_NS, day_of
+from ingest.registry import DeviceId, Registered
 from ingest.rollups import engine as engine_module
 from ingest.rollups.derivations import DERIVATIONS
-from ingest.rollups.engine import FOR_EVER, Engine, Pace, Retention
+from ingest.rollups.engine import FOR_EVER, RAW_BESIDE, Engine, Pace, Retention
 from ingest.rollups.settings import SiteSettings
 from ingest.rollups.site_days import DAY, FAULT_DAY, HOUR, MEASUREMENTS, SITE_DAY, SITE_HOUR
 from ingest.rollups.statistics import names
 from ingest.stores import (
     Part,
+    Place,
     Point,
     Series,
     Store,
@@ -34,6 +37,11 @@ from ingest.stores import (
     StoreUnavailable,
     open_store,
 )
+from ingest.watch import rows as watch_rows
+from ingest.watch.figures import Figures
+from ingest.watch.incidents import Incident
+from ingest.watch.liveness import Status
+from ingest.watch.rows import Shown
 from tests.brokers import Broker
 from tests.gateways import COUNTY, Ingest, until
 from tests.influx import Influx
@@ -44,7 +52,6 @@ BERLIN = ZoneInfo("Europe/Berlin")
 MINUTE_NS = 60 * 10**9
 FIRST = date(2026, 10, 24)
 """Before the night in which Berlin's clocks are put back."""
-DAY_NS = 24 * HOUR_NS
 EPOCH = 1_790_000_000_123
 
 
@@ -548,21 +555,49 @@ async def test_what_the_store_rejects_is_said_and_left(
     assert len(await rows(local, HOUR)) == 24
 
 
+class Clock:
+    """Time of the engine that goes on by hand: while it rests, and when a store is asked."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.worked_s: list[float] = []
+        """Between one rest and the next."""
+        self.rested_s: list[float] = []
+        self._since_s = self.now_s
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.worked_s.append(self.now_s - self._since_s)
+        self.rested_s.append(seconds)
+        self.now_s += seconds
+        self._since_s = self.now_s
+
+
+class Slow(Away):
+    """A store that takes half a second to write."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        super().__init__(store, StoreUnavailable(""), 0, "")
+        self._clock = clock
+
+    async def write(self, points: Sequence[Point]) -> None:
+        self._clock.now_s += 0.5
+        await self._store.write(points)
+
+
 async def test_it_leaves_the_store_to_others(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    rested: list[float] = []
-    sleep = asyncio.sleep
-
-    async def rest(seconds: float) -> None:
-        rested.append(seconds)
-        await sleep(0)
-
-    monkeypatch.setattr(asyncio, "sleep", rest)
-    begun = time.monotonic()
-    await engine((local, local), AFTER_NS, share=0.25).once()
-    took_s = time.monotonic() - begun
-    assert (
-        took_s < sum(rested) <= 3 * took_s + 0.1
-    )  # three times what it worked, rests themselves aside
+    clock = Clock()
+    for name in ("time", "asyncio"):  # all that it takes of them
+        monkeypatch.setattr(engine_module, name, clock)
+    pair: tuple[Store, Store] = (local, Slow(local, clock))  # type: ignore[assignment]  # as above
+    await engine(pair, AFTER_NS, share=0.25).once()
+    assert sum(clock.worked_s) > 0
+    assert clock.rested_s == pytest.approx([3 * worked_s for worked_s in clock.worked_s])
 
 
 async def test_old_rows_go_when_both_retentions_say_so(local: Store) -> None:
@@ -582,6 +617,66 @@ async def test_old_rows_go_when_both_retentions_say_so(local: Store) -> None:
     await asyncio.gather(*left)
     running_again.cancel()
     await asyncio.wait([running, running_again])
+
+
+async def test_what_the_watch_says_goes_with_raw_rows(local: Store) -> None:
+    day, place = day_of(TAIPEI, FIRST), Place("tw-tpe", "street", "air")
+    known = Registered(
+        name=DeviceId("tw-tpe", "aq-1"),
+        site="street",
+        gateway="gw-1",
+        domain="air",
+        online=True,
+        interval_s=60.0,
+        epoch=EPOCH,
+        label="",
+        asset_id="",
+        lat=None,
+        lon=None,
+        transport="",
+    )
+    shown = Shown(Status.UP, day.start_ms, 1.0, "", flapping=False, gateway_up=True)
+    counts = [0] * len(Status)
+    said = {
+        "device_row": watch_rows.device_row(known, shown, day.start_ms),
+        "retired_row": watch_rows.retired_row(known.topic, day.start_ms),
+        "site_row": watch_rows.site_row(place, counts, Figures(), None, day.start_ms),
+        "county_row": watch_rows.county_row("tw-tpe", "air", counts, day.start_ms),
+        "device_day_row": watch_rows.device_day_row(known, day, Figures(), None),
+        "site_day_row": watch_rows.site_day_row(place, day, Figures()),
+        "site_hour_row": watch_rows.site_hour_row(place, day.start_ms, counts, 1),
+    }
+    assert set(said) == {name for name in vars(watch_rows) if name.endswith("_row")}
+    incident = Incident(
+        kind="device_down",
+        cause="silent",
+        county="tw-tpe",
+        site="street",
+        device="aq-1",
+        label="",
+        began_ms=day.start_ms,
+    )
+    points = [*said.values(), incident.point(day.end_ms)]
+    await local.write(points)
+    measurements = {point.series.measurement for point in points}
+    assert measurements | {"command"} == set(RAW_BESIDE)
+    made = engine((local, local), AFTER_NS + 5 * DAY_NS, retention=Retention(5 * DAY_NS, 0))
+    running = asyncio.create_task(made.run())
+    await asyncio.gather(
+        *[until(lambda name=name: none_left(local, name)) for name in measurements]  # type: ignore[misc]  # its default is its type
+    )
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_a_night_is_made_of_what_is_kept_for_the_least_time(local: Store) -> None:
+    retention = Retention(LEAST_RETENTION_DAYS * DAY_NS, LEAST_RETENTION_DAYS * DAY_NS)
+    midnight_ns = day_of(TAIPEI, FIRST).end_ns
+    for late_h in (13, 36):  # when it is over, and when the roll-ups were away for a day
+        made = engine((local, local), midnight_ns + late_h * HOUR_NS, retention=retention)
+        await made.once(anew=True)
+        [day] = await rows(local, DAY)
+        assert "night_burning_s" in day.fields
 
 
 async def none_left(store: Store, measurement: str) -> bool:

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -24,77 +22,11 @@ from provisioning.files import write_private, write_public
 from provisioning.store import places, rotate, set_up
 from tests.influx import Influx, influxd
 from tests.ports import free_port
+from tests.store_doors import AUTHORIZATIONS, TOKENS, WHAT_EACH_MAY_DO, As
 
 TOWNS = Path(__file__).parents[2] / "towns"
 POINT = Point(Series("air", "tw-tpe", "xinyi", "aq-1"), 1_795_000_000_000_000_001, {"co2": 420.0})
-LINE = "air,county=tw-tpe co2=1 1795000000000000000"
-WHAT_EACH_MAY_DO = {
-    ("ingest", "influx.token"): [("write", "")],
-    ("watch", "influx.token"): [("write", "")],
-    ("watch", "influx.read.token"): [("read", "")],
-    ("rollups", "influx.token"): [("write", "_rollups")],
-    ("rollups", "influx.read.token"): [("read", ""), ("read", "_rollups")],
-    ("grafana", "influx.token"): [("read", ""), ("read", "_rollups")],
-}
-AUTHORIZATIONS = ("/api/v2/authorizations", "/private/legacy/authorizations")
-TOKENS = (
-    ("ingest", "influx.token"),
-    ("watch", "influx.token"),
-    ("watch", "influx.read.token"),
-    ("rollups", "influx.token"),
-    ("rollups", "influx.read.token"),
-    ("grafana", "influx.token"),
-)
 SERVICES = ("ingest", "watch", "rollups", "grafana")
-
-
-class As:
-    """What a token gets done at the server, at every door that takes its kind."""
-
-    def __init__(self, server: Influx, token: str) -> None:
-        self._server, self._token = server, token
-
-    def get(self, path: str, **query: str) -> Any:
-        """Return an answer; nothing, where the door is closed."""
-        path = f"{path}?{urlencode(query)}" if query else path
-        try:
-            return self._server.call("GET", path, token=self._token)
-        except HTTPError as error:
-            assert error.code in (401, 403), error
-            return {}
-
-    def status(self, method: str, path: str, body: object = None) -> int:
-        try:
-            self._server.call(method, path, body, token=self._token)
-        except HTTPError as error:
-            return error.code
-        return 200
-
-    def writes(self, bucket: str) -> bool:
-        """Whether it gets a row into a bucket, by any way."""
-        ways = (f"/write?db={bucket}", f"/api/v2/write?org=onestreet&bucket={bucket}")
-        return 200 in [self.status("POST", way, LINE) for way in ways]
-
-    def rows(self, bucket: str, query: str = "SELECT * FROM air") -> int:
-        """Return how many rows it gets to see."""
-        results = self.get("/query", db=bucket, q=query).get("results", [])
-        return sum(
-            len(series["values"]) for result in results for series in result.get("series", [])
-        )
-
-    def bucket(self, name: str) -> dict[str, Any]:
-        [found] = self.get("/api/v2/buckets", name=name)["buckets"]
-        return dict(found)
-
-    def authorizations(self, bucket: str) -> list[dict[str, Any]]:
-        """Return those of both kinds that are about one bucket."""
-        found = [
-            one
-            for path in AUTHORIZATIONS
-            for one in self.get(path).get("authorizations", [])
-            if one["description"].endswith(f": {bucket}")
-        ]
-        return sorted(found, key=lambda one: str(one["description"]))
 
 
 @pytest.fixture(scope="module")
