@@ -68,39 +68,54 @@ class Change(Enum):
     """Another gateway than the owner speaks for the device; the newest epoch owns it."""
 
 
+_EMPTIED = -1
+"""The epoch of a device whose state was emptied: any other is newer."""
+MAX_DISPUTED, MAX_OTHERS = 20_000, 4
+"""Devices of which states of other gateways than the owner's are kept, and how many of each."""
+
+
 class Registry:
     """Every device that a state told of and none retired."""
 
     def __init__(self) -> None:
         self.devices: dict[DeviceId, Registered] = {}
+        self._others: dict[DeviceId, dict[str, Registered]] = {}
+        """What other gateways than the owner state, too: one of them owns it when the owner no longer does."""
         self._behind: dict[tuple[str, str], set[DeviceId]] = {}
 
     def apply(self, topic: Topic, state: State | None) -> Change:
-        """Take a state, None for the empty payload that retires."""
+        """Take a state, None for the empty payload that retires; a device that another gateway states is its."""
         name = DeviceId(intern(topic.county), topic.device)
         known = self.devices.get(name)
         mine = known is not None and known.gateway == topic.gateway
         if state is None:
             # A replaced gateway clears its old state after the new one has spoken.
             if known is None or not mine:
+                self._forget(name, topic.gateway)
                 return Change.NONE
+            heir = self._heir(name)
+            if heir is not None:
+                self._set(heir)
+                return Change.SET
             del self.devices[name]
             self._leave(known)
             return Change.RETIRED
-        if known is not None and not mine and state.epoch <= known.epoch:
-            return Change.DISPUTED
         said = _registered(name if known is None else known.name, topic, state)
+        if known is not None and not mine:
+            if state.epoch <= known.epoch:
+                self._keep(said)
+                return Change.DISPUTED
+            if known.epoch != _EMPTIED:
+                self._keep(known)
         if known == said:
             return Change.NONE
-        if known is not None and not mine:
-            self._leave(known)
-        self.devices[said.name] = said
-        self._behind.setdefault(said.behind, set()).add(said.name)
+        self._forget(name, topic.gateway)
+        self._set(said)
         return Change.SET
 
     def adopt(self, name: DeviceId, known: Registered) -> None:
         """Keep a device whose state was emptied; any gateway that speaks for it owns it."""
-        self.devices[name] = msgspec.structs.replace(known, online=False, epoch=-1)
+        self.devices[name] = msgspec.structs.replace(known, online=False, epoch=_EMPTIED)
         self._behind.setdefault(known.behind, set()).add(name)
 
     def behind(self, county: str, gateway: str) -> Collection[DeviceId]:
@@ -115,6 +130,36 @@ class Registry:
         """Say whether a gateway is online; None when it has not said."""
         known = self.devices.get(DeviceId(county, gateway))
         return None if known is None else known.online
+
+    def _set(self, said: Registered) -> None:
+        known = self.devices.get(said.name)
+        if known is not None and known.behind != said.behind:
+            self._leave(known)
+        self.devices[said.name] = said
+        self._behind.setdefault(said.behind, set()).add(said.name)
+
+    def _keep(self, other: Registered) -> None:
+        """Remember what a gateway states that is not the owner; of too many the oldest go."""
+        others = self._others.setdefault(other.name, {})
+        others[other.gateway] = other
+        if len(others) > MAX_OTHERS:
+            del others[next(iter(others))]
+        if len(self._others) > MAX_DISPUTED:
+            del self._others[next(iter(self._others))]
+
+    def _heir(self, name: DeviceId) -> Registered | None:
+        """Take out of the others the one with the newest epoch."""
+        others = self._others.get(name)
+        if others is None:
+            return None
+        heir = max(others.values(), key=lambda other: other.epoch)
+        self._forget(name, heir.gateway)
+        return heir
+
+    def _forget(self, name: DeviceId, gateway: str) -> None:
+        others = self._others.get(name)
+        if others is not None and others.pop(gateway, None) is not None and not others:
+            del self._others[name]
 
     def _leave(self, known: Registered) -> None:
         devices = self._behind[known.behind]

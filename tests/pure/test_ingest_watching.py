@@ -10,7 +10,14 @@ from exchange.readings import Sample
 from exchange.states import State
 from exchange.topics import Topic
 from ingest.continuity import MAX_GAPS, Continuity
-from ingest.registry import Change, DeviceId, Registry
+from ingest.registry import (
+    MAX_DISPUTED,
+    MAX_OTHERS,
+    Change,
+    DeviceId,
+    Registered,
+    Registry,
+)
 
 EPOCH = 1_795_000_000_777
 
@@ -152,6 +159,57 @@ def test_a_device_belongs_to_the_gateway_with_the_newest_epoch() -> None:
     assert registry.apply(topic("gw-1"), None) is Change.NONE
     assert registry.apply(topic("gw-2"), None) is Change.RETIRED
     assert registry.devices == {}
+
+
+def test_a_device_that_its_owner_gives_up_is_the_other_gateways_that_states_it() -> None:
+    registry = Registry()
+    name = DeviceId("tw-tpe", "aq-1")
+    for gateway, epoch in (("gw-1", 5), ("gw-2", 3), ("gw-3", 4), ("gw-4", 9)):
+        registry.apply(topic(gateway), state(epoch))
+    owners = []
+    for _ in range(4):
+        known = registry.devices[name]
+        owners.append(known.gateway)
+        assert registry.gateways() == {known.behind}
+        change = registry.apply(known.topic, None)
+        assert change is (Change.SET if len(owners) < 4 else Change.RETIRED)
+    assert owners == ["gw-4", "gw-1", "gw-3", "gw-2"]
+    assert (registry.devices, list(registry.gateways())) == ({}, [])
+
+
+def test_what_a_gateway_took_back_is_nobodys() -> None:
+    registry = Registry()
+    registry.apply(topic("gw-1"), state(5))
+    registry.apply(topic("gw-2"), state(3))
+    registry.apply(topic("gw-2"), None)
+    assert registry.apply(topic("gw-1"), None) is Change.RETIRED
+    registry.adopt(DeviceId("tw-tpe", "aq-1"), _known(registry, "gw-1"))
+    registry.apply(topic("gw-2"), state(1))
+    assert registry.apply(topic("gw-2"), None) is Change.RETIRED
+
+
+def test_of_disputes_no_more_are_kept_than_memory_bears() -> None:
+    registry = Registry()
+    for number in range(MAX_DISPUTED + 10):
+        registry.apply(topic("gw-1", f"aq-{number}"), state(5))
+        registry.apply(topic("gw-2", f"aq-{number}"), state(3))
+    assert registry.apply(topic("gw-1", "aq-0"), None) is Change.RETIRED
+    assert registry.apply(topic("gw-1", f"aq-{MAX_DISPUTED}"), None) is Change.SET
+    for number in range(MAX_OTHERS + 10):
+        registry.apply(topic(f"gw-{number}", "aq-x"), state(100 - number))
+    changes = [
+        registry.apply(registry.devices[DeviceId("tw-tpe", "aq-x")].topic, None)
+        for _ in range(MAX_OTHERS + 1)
+    ]
+    assert changes == [Change.SET] * MAX_OTHERS + [Change.RETIRED]
+
+
+def _known(registry: Registry, gateway: str) -> Registered:
+    """Return the device as a gateway stated it, which it then emptied."""
+    registry.apply(topic(gateway), state(5))
+    known = registry.devices[DeviceId("tw-tpe", "aq-1")]
+    registry.apply(topic(gateway), None)
+    return known
 
 
 def test_a_gateway_may_speak_for_itself_with_an_older_epoch() -> None:

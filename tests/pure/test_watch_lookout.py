@@ -305,6 +305,24 @@ def test_two_gateways_that_speak_for_one_device_are_an_incident_that_ends() -> N
     assert one.incidents(still=True) == []
 
 
+def test_a_device_taken_out_of_one_of_two_gateways_is_the_others_at_once() -> None:
+    one = street("aq-1", "aq-2")
+    one.state("gw-2", "gw-2")
+    one.state("aq-1", "gw-2", epoch=1)
+    one.hear("aq-1", "gw-2", epoch=1)
+    one.pass_time(60.0)
+    one.empty("aq-1")
+    one.hear("aq-1", "gw-2", epoch=1)
+    one.pass_time(5.0)
+    last = one.rows("device", "aq-1")[-1].fields
+    assert (last["status"], last["gateway"]) == ("up", "gw-2")
+    one.state("gw-1", online=False)
+    assert (one.status("aq-1"), one.status("aq-2")) == (UP, UNKNOWN)
+    one.empty("aq-1", "gw-2")
+    one.pass_time(1.0)
+    assert one.rows("device", "aq-1")[-1].fields["status"] == "retired"
+
+
 def test_a_site_says_how_many_are_how() -> None:
     one = street("aq-1", "aq-2", "aq-3")
     one.state("aq-3", online=False)
