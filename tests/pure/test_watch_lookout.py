@@ -219,6 +219,40 @@ def test_while_the_watch_hears_nothing_it_judges_nobody() -> None:
     assert figures.judged_ms <= 140_000
 
 
+def test_a_watch_that_was_held_blames_nobody_for_what_it_did_not_hear() -> None:
+    """What was sent meanwhile waits in the socket, and whoever is due is looked at first."""
+    one = street("aq-1", "aq-2", interval_s=5.0)
+    hear_for(one, 60, "aq-1", "aq-2", interval_s=5.0)
+    one.lookout.wake(one.now)
+    one.now_s += 40.0
+    one.lookout.wake(one.now)
+    one.lookout.sweep(one.now)
+    one.hear("aq-1")
+    one.pass_time(2.0)
+    assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, UP, UNKNOWN]
+    assert one.incidents() == []
+    assert one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now).judged_ms <= 64_000
+    for _ in range(3):
+        one.pass_time(4.0)
+        one.hear("aq-1")
+    assert one.status("aq-2") is DOWN
+
+
+def test_a_watch_that_is_late_by_little_was_not_held() -> None:
+    one = street("aq-1", "aq-2", interval_s=5.0)
+    for _ in range(5):
+        one.now_s += 4.0
+        one.lookout.wake(one.now)
+        one.lookout.sweep(one.now)
+        one.hear("aq-2")
+    assert one.status("aq-1") is DOWN
+    one.lookout.blind(one.now)
+    one.now_s += 40.0
+    one.lookout.wake(one.now)
+    one.pass_time(60.0)
+    assert one.lookout.figures(DeviceId(COUNTY, "aq-2"), one.now).judged_ms <= 22_000
+
+
 def test_maintenance_is_neither_up_nor_down() -> None:
     one = street("aq-1", "aq-2")
     begin_ms = one.now.ms + 60_000
