@@ -160,8 +160,6 @@ class Store(_Table, frozen=True, kw_only=True):
 class Alerts(_Table, frozen=True, kw_only=True):
     """Limits that dashboards and alert rules go by."""
 
-    silent_intervals: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 3.0
-    """A device is silent after so many of its intervals without a sample."""
     completeness_percent: Percent = 90.0
     """A device's day is incomplete below this part of its expected samples."""
     aqi: Annotated[int, msgspec.Meta(ge=0, le=500)] = 100

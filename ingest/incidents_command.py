@@ -1,7 +1,7 @@
 """`onestreet incidents`: what is broken, since when and whose fault it is; and windows in which silence is meant.
 
-Exit status: 0 done; 1 it could not be done (a store that is away or lets nobody read, no such window); 2 a wrong
-command line or configuration.
+Exit status: 0 done; 1 it could not be done (a store that is away, is none or lets nobody read); 2 a wrong command line
+(no such window, too) or configuration.
 """
 
 from __future__ import annotations
@@ -12,26 +12,31 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from exchange.errors import ConfigError
+from exchange.errors import ConfigError, OnestreetError
 from exchange.moments import rfc3339
 from exchange.topics import COUNTY, LEVEL
 from ingest.config import Config, load_config, store_of
+from ingest.days import HOUR_MS
 from ingest.watch.incidents import KEPT_MS, KINDS, MEASUREMENT, Incident, incident_of
 from ingest.watch.maintenance import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    WHY,
     Window,
     add_window,
+    aware,
+    end_window,
     moment,
     new_id,
     read_windows,
     span_ms,
     utc,
-    write_windows,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +44,9 @@ if TYPE_CHECKING:
 
 CONFIG = Path("/etc/onestreet/ingest.toml")
 SINCE = "7d"
-KEPT = timedelta(days=90)
-"""So long a window that is over stays in the file."""
+LOOK_DEADLINE_S = 5.0
+LOOK_BACK_MS = 24 * HOUR_MS
+"""So long the store is asked whether there is what a window is for, and so far back."""
 _KINDS = {
     "gateway_down": "gateway down 閘道器斷線",
     "gateway_gone": "gateway removed 閘道器已移除",
@@ -209,40 +215,89 @@ def _line(one: Incident, config: Config, now_ms: int) -> str:
 
 
 def _add(config: Config, asked: argparse.Namespace) -> int:
-    county, _, site = asked.which.partition("/")
+    county, slash, site = asked.which.partition("/")
     if county not in config.counties:
         allowed = f"one of {', '.join(config.counties)}, as the configuration has them 縣市"
         raise ConfigError("command line", "COUNTY", county, allowed)
-    for key, level in (("SITE", site), ("--device", asked.device)):
-        if level and not LEVEL.fullmatch(level):
-            raise ConfigError("command line", key, level, f"must match {LEVEL.pattern}")
-    zone = config.zone(county)
-    begin = (
-        utc(_now_ms()) if asked.begin is None else _moment(asked.begin, "--from", config, county)
-    )
-    if asked.end is not None:
-        end = _moment(asked.end, "--to", config, county)
-    else:
-        try:
-            end = begin + timedelta(milliseconds=span_ms(asked.span))
-        except ValueError as error:
-            raise ConfigError("command line", "--for", asked.span, str(error)) from error
-    if end <= begin:
-        raise ConfigError(
-            "command line", "--to", str(end), "must be after its beginning 須晚於開始"
-        )
+    # One that is empty is wrong, too: a shell's variable that is not set, and nobody means the county by it.
+    for key, level in (("SITE", site if slash else None), ("--device", asked.device)):
+        if level is not None and not LEVEL.fullmatch(level):
+            raise ConfigError("command line", key, level, f"must match {LEVEL.pattern} 格式不符")
+    if not WHY.fullmatch(asked.why):
+        allowed = "one line of at most 200 letters 一行，最多 200 字"
+        raise ConfigError("command line", "--why", asked.why, allowed)
+    begin, end = _begin_and_end(config, asked, county)
     window = Window(
         id=new_id(),
         county=county,
         site=site or None,
         device=asked.device,
-        begin=begin.astimezone(zone),
-        end=end.astimezone(zone),
+        begin=begin,
+        end=end,
         why=asked.why,
     )
     add_window(config.watch.maintenance, window, config.zone)
     _say(f"{window.id}  {_window(window, config)}")
+    if doubt := asyncio.run(_doubt(config, asked.config, window)):
+        sys.stderr.write(f"{doubt}\n")
     return 0
+
+
+def _begin_and_end(
+    config: Config, asked: argparse.Namespace, county: str
+) -> tuple[datetime, datetime]:
+    zone, now = config.zone(county), utc(_now_ms())
+    begin = now if asked.begin is None else _moment(asked.begin, "--from", config, county)
+    if asked.end is not None:
+        key, text = "--to", asked.end
+        end = _moment(text, key, config, county)
+    else:
+        key, text = "--for", asked.span
+        try:
+            end = begin.astimezone(UTC) + timedelta(milliseconds=span_ms(text))
+            end = aware(end, zone)
+        except ValueError as error:
+            raise ConfigError("command line", key, text, str(error)) from error
+    if end.astimezone(UTC) <= begin.astimezone(UTC):
+        allowed = "must be after its beginning 須晚於開始"
+        raise ConfigError("command line", key, text, allowed)
+    if end <= now:
+        allowed = "it would be over already 時段已過"
+        raise ConfigError("command line", key, text, allowed)
+    return begin.astimezone(zone), end.astimezone(zone)
+
+
+async def _doubt(config: Config, file: Path, window: Window) -> str:
+    """Return what is to be said of a window for what the store has not; nothing where it cannot be asked."""
+    if window.site is None and window.device is None:
+        return ""
+    try:
+        async with asyncio.timeout(LOOK_DEADLINE_S):
+            sites = await _sites(config, file, window)
+    except (OnestreetError, OSError):  # a time-out, too: a window needs no store
+        return ""
+    if window.site in sites or (window.site is None and sites):
+        return ""
+    name, name_zh = ("device", "設備") if window.device else ("site", "場域")
+    where = f"; it is at 它位於 {', '.join(sorted(sites))}" if window.device and sites else ""
+    return (
+        f"beware 注意: the watch knows no such {name}{where}; the window holds all the same"
+        f" 監看服務查無此{name_zh}，時段仍已新增"
+    )
+
+
+async def _sites(config: Config, file: Path, window: Window) -> set[str]:
+    """Return the sites at which its device is, or all of its county. Raises: ConfigError, StoreError."""
+    store = store_of(config, file)
+    try:
+        if window.device is None:
+            return set(await store.sites("device", window.county))
+        since_ns = (_now_ms() - LOOK_BACK_MS) * 1_000_000
+        rows = store.rows("device", device=window.device, start_ns=since_ns)
+        named = {row.series async for row in rows}
+        return {series.site for series in named if series.county == window.county}
+    finally:
+        await store.close()
 
 
 def _list_windows(config: Config, asked: argparse.Namespace) -> int:
@@ -261,22 +316,7 @@ def _list_windows(config: Config, asked: argparse.Namespace) -> int:
 
 
 def _end(config: Config, asked: argparse.Namespace) -> int:
-    file, now = config.watch.maintenance, utc(_now_ms())
-    windows = read_windows(file, config.zone)
-    if asked.which not in [one.id for one in windows]:
-        known = ", ".join(one.id for one in windows) or "none 無"
-        raise ConfigError(
-            str(file), "id", asked.which, f"is no window; there are 沒有這個時段，現有: {known}"
-        )
-    left = []
-    for one in windows:
-        ends = one.id == asked.which and one.end > now
-        if ends and one.begin >= now:
-            continue
-        short = msgspec.structs.replace(one, end=now.astimezone(one.end.tzinfo)) if ends else one
-        if short.begin < short.end and short.end > now - KEPT:
-            left.append(short)
-    write_windows(file, left)
+    end_window(config.watch.maintenance, asked.which, config.zone, utc(_now_ms()))
     _say(f"{asked.which}: ended 已結束")
     return 0
 
@@ -302,7 +342,10 @@ def _moment(text: str, key: str, config: Config, county: str) -> datetime:
     try:
         return moment(text, config.zone(county))
     except ValueError as error:
-        allowed = "a time such as 2026-11-22T08:00 (the county's) or 2026-11-22T00:00Z 時間"
+        allowed = (
+            "a time such as 2026-11-22T08:00 (the county's) or 2026-11-22T00:00Z,"
+            f" in the years {FIRST_YEAR} to {LAST_YEAR} 時間，年份須在此範圍"
+        )
         raise ConfigError("command line", key, text, allowed) from error
 
 

@@ -168,6 +168,8 @@ class SqliteStore:
         return await self._run(lambda: self._delete(measurement, time_ns, most))
 
     async def ping(self) -> None:
+        if self._connection is None:
+            await self.open()
         async for _ in self.rows("gateway", start_ns=_INT64 - 2):
             break
 
@@ -180,7 +182,7 @@ class SqliteStore:
     async def _pages(self, query: str, asked: tuple[Any, ...]) -> AsyncIterator[list[Any]]:
         """Yield an answer's rows, some at a time."""
         if self._connection is None:
-            await self.open()
+            await self._run(lambda: self._open(reading=True))
         # A connection of its own: a long read holds up no write.
         reader = await asyncio.to_thread(self._connect)
         with closing(reader), self._translated():
@@ -191,8 +193,11 @@ class SqliteStore:
     async def _run(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
-    def _open(self) -> None:
+    def _open(self, *, reading: bool = False) -> None:
+        """Open the file, and make it; but whoever only reads has mistaken the path of one that is not there."""
         with self._translated():
+            if reading and not self.path.exists():
+                raise StoreUnavailable(f"{self.path}: there is no such store 沒有這個資料庫")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connect()
             try:

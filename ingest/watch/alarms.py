@@ -49,6 +49,9 @@ class Alarms:
                 self._show(name)
                 if watched.status is Status.DOWN and kind in ("device_down", "gateway_down"):
                     watched.since_ms = incident.began_ms
+                if kind == "flapping" and watched.status is not Status.MAINTENANCE:
+                    # Whether it has calmed down is not known: its rest begins anew.
+                    watched.flapping, watched.changed_s = True, now.s
 
     # One device
 

@@ -36,6 +36,8 @@ from ingest.watch.wheel import Wheel
 __all__ = ["Counts", "Lookout", "Now", "Restored"]
 
 TICK_S = 0.05
+HELD_S = 5.0
+"""Who was not there for so long (paused, swapped out) has not heard yet what was sent meanwhile."""
 _MOST_DAYS_AT_ONCE = 1000.0
 
 
@@ -96,6 +98,7 @@ class Lookout:
         self._round: Iterator[DeviceId] = iter(())
         self._round_credit = 0.0
         self._swept: Now | None = None
+        self._awake: Now | None = None
         self._minute_s = NEVER_S
         self._judge = Judge(self.registry, self._watched)
         self._alarms = Alarms(
@@ -171,6 +174,16 @@ class Lookout:
             if not continued:
                 watched.continuity.interrupt()
             self._plan(watched, now.s + self._random.uniform(0.0, 1.0))
+
+    def wake(self, now: Now) -> None:
+        """Note that the watch is there, before it takes or judges anything: while it was held it was blind."""
+        before, self._awake = self._awake, now
+        if before is None or now.s - before.s <= HELD_S or self._judge.seeing_s is None:
+            return
+        self.blind(before)
+        self.seeing(now, continued=True)
+        words = "the watch was held for %.0f s: nobody is judged by it"
+        self.remarks.change(logging.WARNING, words, now.s - before.s, now_s=now.s)
 
     def set_windows(self, windows: Sequence[Window], now: Now) -> None:
         """Take other maintenance windows."""

@@ -1,15 +1,22 @@
 """Maintenance windows: times in which silence is meant. One TOML file, edited by hand or by `onestreet incidents`.
 
-The file is read again when it has changed; a wrong one changes nothing and is named in the log.
+The file is read again when it has changed; a wrong one changes nothing and is named in the log. A command writes only
+what is read again, and one command at a time.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, TypeAlias
 from zoneinfo import ZoneInfo
@@ -20,7 +27,15 @@ from exchange.configuration import located, read_toml, toml_table
 from exchange.errors import ConfigError
 from exchange.topics import END, County, Level
 
-_Text = Annotated[str, msgspec.Meta(max_length=200, pattern=rf"^[^\x00-\x1f\x7f]*{END}")]
+# TOML writes neither control characters nor halves of a letter, which a terminal may send.
+WHY = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,200}")
+_Text = Annotated[str, msgspec.Meta(pattern=f"^{WHY.pattern}{END}")]
+FIRST_YEAR, LAST_YEAR = 2000, 2199
+"""Of times that somebody writes: before them zones have seconds, which TOML has not; stores end in 2262."""
+KEPT = timedelta(days=90)
+"""So long a window that is over stays in the file."""
+LOCK_DEADLINE_S = 15.0
+_LOCK_LOOK_S = 0.02
 _HEAD = "# Maintenance windows. Also: onestreet incidents maintenance add|list|end 維護時段\n"
 _SPAN = re.compile(r"(\d{1,5})(m|h|d)")
 _SPAN_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -68,33 +83,69 @@ def read_windows(path: Path, zones: Zones) -> list[Window]:
     if not path.exists():
         return []
     with located(path):
-        found = []
-        for index, window in enumerate(read_toml(path, _File).window):
-            zone = zones(window.county)
-            aware = msgspec.structs.replace(
-                window, begin=_aware(window.begin, zone), end=_aware(window.end, zone)
-            )
-            if aware.end <= aware.begin:
-                raise ConfigError(
-                    str(path),
-                    f"window[{index}].to",
-                    str(window.end),
-                    "must be after from 須晚於 from",
-                )
-            found.append(aware)
-        return found
+        found = read_toml(path, _File).window
+        return [_aware_window(one, zones, str(path), index) for index, one in enumerate(found)]
+
+
+def _aware_window(window: Window, zones: Zones, file: str, index: int) -> Window:
+    times = {}
+    for key, name in (("from", "begin"), ("to", "end")):
+        value = getattr(window, name)
+        try:
+            times[name] = aware(value, zones(window.county))
+        except ValueError as error:
+            raise ConfigError(file, f"window[{index}].{key}", str(value), str(error)) from error
+    found = msgspec.structs.replace(window, **times)
+    if found.end_ms <= found.begin_ms:
+        allowed = "must be after from 須晚於 from"
+        raise ConfigError(file, f"window[{index}].to", str(window.end), allowed)
+    return found
 
 
 def add_window(path: Path, window: Window, zones: Zones) -> None:
     """Put a window at the end of the file, which stays as it is otherwise. Raises: ConfigError, OSError."""
-    read_windows(path, zones)
-    text = path.read_text(encoding="utf-8-sig").rstrip("\n") if path.exists() else _HEAD
-    _replace(path, f"{text}\n\n{_table(window)}")
+    with _held(path) as file:
+        read_windows(file, zones)
+        text = file.read_text(encoding="utf-8-sig").rstrip("\n") if file.exists() else _HEAD
+        _replace(file, f"{text}\n\n{_table(window)}", zones)
 
 
-def write_windows(path: Path, windows: Sequence[Window]) -> None:
-    """Write the file anew. Raises: OSError."""
-    _replace(path, "\n".join([_HEAD, *map(_table, windows)]))
+def end_window(path: Path, name: str, zones: Zones, now: datetime) -> None:
+    """End a window, or cancel one that has not begun; those that are long over go. Raises: ConfigError, OSError."""
+    with _held(path) as file:
+        windows = read_windows(file, zones)
+        if name not in [one.id for one in windows]:
+            known = ", ".join(one.id for one in windows) or "none 無"
+            allowed = f"is no window; there are 沒有這個時段，現有: {known}"
+            raise ConfigError(str(path), "id", name, allowed)
+        short = [_ended(one, now) if one.id == name and one.end > now else one for one in windows]
+        left = [one for one in short if one.begin_ms < one.end_ms and one.end > now - KEPT]
+        _replace(file, "\n".join([_HEAD, *map(_table, left)]), zones)
+
+
+def _ended(window: Window, now: datetime) -> Window:
+    return msgspec.structs.replace(window, end=now.astimezone(window.end.tzinfo))
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[Path]:
+    """Keep every other command from the file, and yield it itself where `path` is a link. Raises: OSError."""
+    file = Path(os.path.realpath(path))
+    handle = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline_s = time.monotonic() + LOCK_DEADLINE_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    words = "another command holds it 另一個指令正在使用"
+                    raise OSError(errno.EBUSY, words, str(path)) from None
+                threading.Event().wait(_LOCK_LOOK_S)
+        yield file
+    finally:
+        os.close(handle)
 
 
 def _table(window: Window) -> str:
@@ -103,20 +154,38 @@ def _table(window: Window) -> str:
     values |= {"site": window.site} if window.site else {}
     values |= {"device": window.device} if window.device else {}
     values |= {
-        "from": begin.isoformat("T", "milliseconds"),
-        "to": end.isoformat("T", "milliseconds"),
+        "from": begin.isoformat(),
+        "to": end.isoformat(),
     }
     return toml_table("[[window]]", **values, why=window.why)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+def _replace(path: Path, text: str, zones: Zones) -> None:
+    """Write a file, whole or not at all, when it can be read again. Raises: ConfigError, OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            _give_rights(file.fileno(), path)
+            os.fsync(file.fileno())
+        read_windows(draft, zones)
+        draft.replace(path)
+    except ConfigError as error:
+        raise error.elsewhere(str(path), error.key, line=error.line) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _give_rights(handle: int, path: Path) -> None:
+    """Give a file those of the one it replaces; a new one holds no secret, and the watch may be somebody else."""
+    mode = 0o644
+    if path.exists():
+        old = path.stat()
+        mode = stat.S_IMODE(old.st_mode)
+        with suppress(PermissionError):
+            os.fchown(handle, old.st_uid, old.st_gid)
+    os.fchmod(handle, mode)
 
 
 def new_id() -> str:
@@ -126,7 +195,7 @@ def new_id() -> str:
 
 def moment(text: str, zone: ZoneInfo) -> datetime:
     """Return a time as an operator writes it, without an offset in `zone`. Raises: ValueError."""
-    return _aware(datetime.fromisoformat(text), zone)
+    return aware(datetime.fromisoformat(text), zone)
 
 
 def span_ms(text: str) -> int:
@@ -137,8 +206,15 @@ def span_ms(text: str) -> int:
     return int(match[1]) * _SPAN_MS[match[2]]
 
 
-def _aware(value: datetime, zone: ZoneInfo) -> datetime:
-    return value.replace(tzinfo=zone) if value.tzinfo is None else value
+def aware(value: datetime, zone: ZoneInfo) -> datetime:
+    """Return a time that there is: without an offset in `zone`, one that a clock skips as it stands after it.
+
+    Raises: ValueError.
+    """
+    if not FIRST_YEAR <= value.year <= LAST_YEAR:
+        raise ValueError(f"a time in the years {FIRST_YEAR} to {LAST_YEAR} 年份須在此範圍")
+    found = value.replace(tzinfo=zone) if value.tzinfo is None else value
+    return found.astimezone(UTC).astimezone(found.tzinfo)
 
 
 class Schedule:
@@ -162,27 +238,41 @@ class Schedule:
         return any(before_ms < edge <= now_ms for edge in self._edges)
 
 
+_NOTHING = (-1, -1, -1)
+
+
 class WindowFile:
     """The file, read again when it has changed."""
 
     def __init__(self, path: Path, zones: Zones) -> None:
         self.path = path
         self._zones = zones
-        self._seen: tuple[int, int, int] | None = (-1, -1, -1)
+        self._seen: tuple[int, int, int] | None = _NOTHING
+        self._holds = "no window holds until then 修正前沒有任何時段生效"
 
     def changed(self) -> list[Window] | None:
-        """Return the windows when the file is another one than at the last call, else None. Raises: ConfigError."""
+        """Return the windows when the file is another one than at the last call, else None.
+
+        Raises: ConfigError; it says what holds meanwhile.
+        """
         try:
-            now = self.path.stat()
-            seen = (now.st_ino, now.st_mtime_ns, now.st_size)
-        except FileNotFoundError:
-            seen = None
-        except OSError as error:
-            raise ConfigError(str(self.path), "file", str(error), "must be readable") from error
-        if seen == self._seen:
-            return None
-        self._seen = seen
-        return read_windows(self.path, self._zones)
+            try:
+                now = self.path.stat()
+                seen = (now.st_ino, now.st_mtime_ns, now.st_size)
+            except FileNotFoundError:
+                seen = None
+            except OSError as error:
+                self._seen = _NOTHING
+                raise ConfigError(str(self.path), "file", str(error), "must be readable") from error
+            if seen == self._seen:
+                return None
+            self._seen = seen
+            windows = read_windows(self.path, self._zones)
+        except ConfigError as error:
+            error.allowed = f"{error.allowed}; {self._holds}"
+            raise
+        self._holds = "the windows read before hold until then 修正前沿用先前的時段"
+        return windows
 
 
 def utc(time_ms: int) -> datetime:

@@ -150,6 +150,12 @@ class Watch:
             return f"waiting for the store: {error}"
         return health.WELL
 
+    def _wake(self) -> Now:
+        """Return this moment, as everything begins that judges by it."""
+        moment = self._now()
+        self.lookout.wake(moment)
+        return moment
+
     # What comes in
 
     def _on_connect(self, session_present: bool) -> None:
@@ -158,13 +164,13 @@ class Watch:
         self.connected.set()
         self._begun_s = self._newest_s = self._now().s
         self._loaded.clear()
-        self.lookout.seeing(self._now(), continued=session_present)
+        self.lookout.seeing(self._wake(), continued=session_present)
 
     def _on_disconnect(self, _error: UplinkError) -> None:
-        self.lookout.blind(self._now())
+        self.lookout.blind(self._wake())
 
     def _on_messages(self, messages: list[Message], generation: int) -> None:
-        moment, devices = self._now(), len(self.registry.devices)
+        moment, devices = self._wake(), len(self.registry.devices)
         once = self.lookout.remarks.once
         for message in messages:
             try:
@@ -299,7 +305,7 @@ class Watch:
     async def _sweep_for_ever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            moment = self._now()
+            moment = self._wake()
             self._read_windows(moment)
             self._take_early()
             if moment.s - self._touched_s >= self._every_s:
@@ -326,7 +332,7 @@ class Watch:
 
     async def _write(self) -> None:
         """Write what is due. What a failing store misses is written anew when it is back."""
-        moment = self._now()
+        moment = self._wake()
         if moment.s < self._store_rest_until_s:
             return
         since_s, self._written_s = min(moment.s - self._written_s, DAY_EVERY_S), moment.s

@@ -117,7 +117,7 @@ def test_a_written_file_is_what_was_meant(tmp_path: Path) -> None:
         ("intervals.air", 0, ">= 0.01"),
         ("intervals.power", "60", "Expected `float`"),
         ("alerts.completeness_percent", 101, "<= 100"),
-        ("alerts.silent", 3, "unknown key; allowed are silent_intervals, completeness_percent"),
+        ("alerts.silent_intervals", 3, "unknown key; allowed are completeness_percent, aqi"),
         ("site", [], "length >= 1"),
         ("site[0].township", "daan", "one of banqiao, sanchong"),
         ("site[0].location.lat", 22.0, "must be in the county's extent, 24.67 to 25.3"),

@@ -14,21 +14,21 @@ from exchange.readings import Sample
 from exchange.states import Location
 from ingest.registry import DeviceId
 from ingest.stores import Place, Point
-from ingest.watch.incidents import incident_of
+from ingest.watch.incidents import Incident, incident_of
 from ingest.watch.liveness import Status
 from ingest.watch.maintenance import Window, utc
 from ingest.watch.moments import Now
 from ingest.watch.rows import most_of
 from ingest.watch.sites import Hour
-from tests.lookouts import COUNTY, EPOCH, SITE, Street
+from tests.lookouts import COUNTY, EPOCH, NOON_MS, SITE, Street
 
 UP, LATE, DOWN, UNKNOWN = Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN
 BOUND_S = 5.0
 
 
-def street(*devices: str, interval_s: float = 60.0) -> Street:
+def street(*devices: str, interval_s: float = 60.0, begun_ms: int = NOON_MS) -> Street:
     """Return a street whose gateway stands behind these devices, each heard once."""
-    one = Street()
+    one = Street(begun_ms=begun_ms)
     one.state("gw-1")
     for device in devices:
         one.state(device, interval_s=interval_s)
@@ -217,6 +217,40 @@ def test_while_the_watch_hears_nothing_it_judges_nobody() -> None:
     assert one.status("aq-1") is DOWN
     figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
     assert figures.judged_ms <= 140_000
+
+
+def test_a_watch_that_was_held_blames_nobody_for_what_it_did_not_hear() -> None:
+    """What was sent meanwhile waits in the socket, and whoever is due is looked at first."""
+    one = street("aq-1", "aq-2", interval_s=5.0)
+    hear_for(one, 60, "aq-1", "aq-2", interval_s=5.0)
+    one.lookout.wake(one.now)
+    one.now_s += 40.0
+    one.lookout.wake(one.now)
+    one.lookout.sweep(one.now)
+    one.hear("aq-1")
+    one.pass_time(2.0)
+    assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, UP, UNKNOWN]
+    assert one.incidents() == []
+    assert one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now).judged_ms <= 64_000
+    for _ in range(3):
+        one.pass_time(4.0)
+        one.hear("aq-1")
+    assert one.status("aq-2") is DOWN
+
+
+def test_a_watch_that_is_late_by_little_was_not_held() -> None:
+    one = street("aq-1", "aq-2", interval_s=5.0)
+    for _ in range(5):
+        one.now_s += 4.0
+        one.lookout.wake(one.now)
+        one.lookout.sweep(one.now)
+        one.hear("aq-2")
+    assert one.status("aq-1") is DOWN
+    one.lookout.blind(one.now)
+    one.now_s += 40.0
+    one.lookout.wake(one.now)
+    one.pass_time(60.0)
+    assert one.lookout.figures(DeviceId(COUNTY, "aq-2"), one.now).judged_ms <= 22_000
 
 
 def test_maintenance_is_neither_up_nor_down() -> None:
@@ -527,6 +561,51 @@ def test_what_is_taken_late_puts_no_clock_back() -> None:
     samples = [Sample(before.ms, EPOCH, 9, {})]
     one.lookout.take_readings(one.topic("aq-1", "gw-1", "readings"), samples, before)
     assert watched.heard_s == watched.gateway.heard_s == one.now.s
+
+
+def test_another_run_knows_who_comes_and_goes() -> None:
+    one = street("aq-1", "aq-2")
+    for _ in range(8):
+        one.state("aq-1", online=False)
+        one.pass_time(10.0)
+        one.state("aq-1")
+        one.hear("aq-1")
+        one.hear("aq-2")
+        one.pass_time(10.0)
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    assert [found.kind for found in kept] == ["flapping"]
+    other = street("aq-1", "aq-2", begun_ms=one.now.ms)
+    other.lookout.restore_incidents(kept, other.now)
+    for _ in range(10):  # so slowly that a run of its own would not call it that
+        hear_for(other, 780, "aq-1", "aq-2")
+        other.state("aq-1", online=False)
+        other.pass_time(1.0)
+        other.state("aq-1")
+        other.hear("aq-1")
+    assert [row.fields["id"] for row in other.incidents("flapping")] == [kept[0].id]
+    assert other.incidents("device_down") == []
+    assert other.rows("device", "aq-1")[-1].fields["flapping"] == 1
+    hear_for(other, 2400, "aq-1", "aq-2")
+    assert other.incidents(still=True) == []
+    assert other.rows("device", "aq-1")[-1].fields["flapping"] == 0
+
+
+def test_who_comes_and_goes_and_is_in_maintenance_at_a_restart_is_in_maintenance() -> None:
+    one = street("aq-1", "aq-2")
+    windows = [Window(id="m-1", county=COUNTY, device="aq-1", begin=utc(0), end=utc(2**42))]
+    one.lookout.set_windows(windows, one.now)
+    before = Incident(
+        kind="flapping",
+        cause="changes_often",
+        county=COUNTY,
+        site=SITE,
+        device="aq-1",
+        label="",
+        began_ms=one.now.ms - 600_000,
+    )
+    one.lookout.restore_incidents([before], one.now)
+    one.pass_time(200.0)
+    assert one.incidents("flapping", still=True) == []
 
 
 def test_another_run_goes_on_with_an_incident_and_ends_one_of_a_device_that_is_no_more() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ingest.config import load_config
+from ingest.stores import Point, Series
 from ingest.watch.incidents import Cause, Incident, Kind
 from ingest.watch.maintenance import read_windows
 from onestreet.cli import main
@@ -153,6 +154,15 @@ def test_a_window_is_added_shown_and_ended(alone: Path, capsys: pytest.CaptureFi
         (["tw-khh", "--for", "1h"], "COUNTY = 'tw-khh'"),
         ([f"{COUNTY}/A B", "--for", "1h"], "SITE = 'A B'"),
         ([COUNTY, "--device", "#", "--for", "1h"], "--device = '#'"),
+        ([COUNTY, "--device", "", "--for", "1h"], "--device = ''"),
+        ([f"{COUNTY}/", "--for", "1h"], "SITE = ''"),
+        ([COUNTY, "--for", "1h", "--why", "a\nb"], "--why = 'a\\nb'"),
+        ([COUNTY, "--for", "1h", "--why", "x" * 201], "--why = 'xxx"),
+        ([COUNTY, "--for", "1h", "--why", "\udcff"], "--why = "),
+        ([COUNTY, "--from", "0001-01-01T00:00", "--to", "2099-12-12"], "--from = '0001"),
+        ([COUNTY, "--from", "9999-12-31T23:00Z", "--for", "1h"], "--from = '9999"),
+        ([COUNTY, "--for", "99999d"], "--for = '99999d'"),
+        ([COUNTY, "--from", "2020-01-01T00:00", "--to", "2020-01-02T00:00"], "時段已過"),
     ],
 )
 def test_a_wrong_word_is_named(
@@ -161,6 +171,72 @@ def test_a_wrong_word_is_named(
     assert windows(alone, "add", *words) == 2
     assert named in capsys.readouterr().err
     assert not alone.with_name("maintenance.toml").exists()
+
+
+def test_a_window_between_two_moments_that_are_one_is_refused(
+    alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On 2099-03-29 Berlin has no half past two."""
+    text = alone.read_text()
+    alone.write_text(f'timezones = {{ {COUNTY} = "Europe/Berlin" }}\n{text}')
+    gap = ["--from", "2099-03-29T02:30", "--to", "2099-03-29T03:30"]
+    assert windows(alone, "add", COUNTY, *gap) == 2
+    assert "須晚於開始" in capsys.readouterr().err
+    day = ["--from", "2099-03-28T12:00", "--for", "24h"]
+    assert windows(alone, "add", COUNTY, *day) == 0
+    assert "2099-03-28 12:00 – 2099-03-29 13:00" in capsys.readouterr().out
+
+
+def test_a_time_beyond_every_store_is_named(
+    alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["incidents", "list", str(alone), "--since", "9999-12-31"]) == 2
+    assert "--since = '9999-12-31'" in capsys.readouterr().err
+
+
+def test_who_lists_makes_no_store(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone.write_text(alone.read_text().replace("rows.sqlite", "mistyped/rows.sqlite"))
+    assert main(["incidents", "list", str(alone)]) == 1
+    said = capsys.readouterr()
+    assert "there is no such store 沒有這個資料庫" in said.err
+    assert not said.out
+    assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([COUNTY], ""),
+        ([f"{COUNTY}/{SITE}"], ""),
+        ([f"{COUNTY}/daann"], "knows no such site"),
+        ([COUNTY, "--device", "aq-1"], ""),
+        ([f"{COUNTY}/{SITE}", "--device", "aq-1"], ""),
+        ([COUNTY, "--device", "aq-9"], "knows no such device; the window"),
+        ([f"{COUNTY}/daann", "--device", "aq-1"], f"no such device; it is at 它位於 {SITE};"),
+    ],
+)
+def test_a_window_for_what_nobody_knows_is_taken_with_a_word(
+    ingest: Ingest, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    async def write() -> None:
+        store = ingest.open_store()
+        series = Series("device", COUNTY, SITE, "aq-1", "air")
+        try:
+            await store.write([Point(series, now_ms() * 1_000_000, {"up": 1})])
+        finally:
+            await store.close()
+
+    asyncio.run(write())
+    assert windows(ingest.file, "add", *words, "--for", "1h") == 0
+    beware = capsys.readouterr().err
+    assert said in beware
+    assert bool(said) == bool(beware)
+    assert (
+        len(read_windows(ingest.file.with_name("maintenance.toml"), load_config(ingest.file).zone))
+        == 1
+    )
 
 
 def test_a_file_that_is_wrong_stays_as_it_is(

@@ -504,6 +504,18 @@ async def test_what_is_old_is_deleted_in_small_steps(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_who_only_reads_makes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "mistyped" / "rows.sqlite"
+    store = SqliteStore(path)
+    for asked in (rows(store, "air"), store.sites("air", "tw-tpe")):
+        with pytest.raises(StoreUnavailable, match="no such store 沒有這個資料庫"):
+            await asked
+    assert not path.parent.exists()
+    await store.ping()  # who will write asks so
+    assert await rows(store, "air") == []
+    await store.close()
+
+
 async def test_a_file_of_version_1_keeps_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.sqlite"
     with closing(sqlite3.connect(path)) as old:

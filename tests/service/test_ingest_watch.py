@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from exchange.readings import Sample
 from exchange.states import Descriptor, Label, Location, State, encode_state
 from exchange.topics import Topic
 from ingest.stores import Point
+from ingest.watch.moments import Now
 from tests.brokers import Mosquitto
 from tests.gateways import COUNTY, DEADLINE_S, EPOCH, SITE, Gateway, Ingest, now_ms, until
 
@@ -250,6 +252,32 @@ async def test_another_start_goes_on_with_incidents_and_figures(
             row.fields for row in await ingest.rows("site_day_state") if row.series.domain == "air"
         ]
         assert site["received"] == 4
+
+
+async def test_a_watch_that_was_held_blames_nobody(
+    local: Ingest, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock goes on at once as after a pause of its process."""
+    rows, held_s = Rows(local), 0.0
+    async with local.running(with_watch=True), Gateway(broker, "gw-1") as gateway:
+        watch = local.watch
+        assert watch is not None
+        monkeypatch.setattr(watch, "_now", lambda: Now(time.monotonic() + held_s, now_ms()))
+        await gateway.tell("gw-1", state(interval_s=60.0), domain="gateway")
+        await gateway.tell("aq-1", state(interval_s=60.0))
+        await gateway.send("aq-1", sample(0))
+        await rows.until_status("aq-1", "up")
+
+        async def restored() -> bool:
+            return watch.restored
+
+        await until(restored)
+        held_s = 600.0
+        await rows.until_status("aq-1", "unknown")
+        await gateway.send("aq-1", sample(1))
+        await rows.until_status("aq-1", "up")
+    assert await local.rows("incident") == []
+    assert "down" not in [row.fields["status"] for row in await rows.of("gw-1")]
 
 
 async def test_a_maintenance_window_is_taken_from_its_file_while_the_watch_runs(
