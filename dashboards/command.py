@@ -14,7 +14,7 @@ from dashboards.judgement import Store, findings, queries, refusals
 from dashboards.panels import Source, bucket_of
 from dashboards.publishing import Grafana, StoreAddress
 from exchange.errors import ConfigError
-from exchange.tls import is_loopback
+from exchange.tls import check_https
 from exchange.towns import Store as TownStore
 from exchange.towns import read_towns
 
@@ -99,7 +99,7 @@ def _build(chosen: argparse.Namespace) -> int:
 
 def _check(chosen: argparse.Namespace) -> int:
     pages = dict(page_files()) if chosen.folder is None else read(chosen.folder)
-    found = findings(list(pages.values()))
+    found = findings(pages)
     store, asked = _store(chosen), 0
     if store is not None and not found:
         buckets = {source.value: bucket_of(source, store.bucket) for source in Source}
@@ -119,8 +119,12 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _push(chosen: argparse.Namespace) -> int:
-    _check_encrypted("url", chosen.url)
-    grafana = Grafana(chosen.url, _line(chosen.token_file), ca_file=str(chosen.ca_file or ""))
+    check_https("command line", "url", chosen.url)
+    grafana = Grafana(
+        chosen.url,
+        _text("--token-file", chosen.token_file).strip(),
+        ca_file=str(chosen.ca_file or ""),
+    )
     for words in grafana.push(_store(chosen)):
         sys.stdout.write(f"{words}\n")
     return 0
@@ -137,18 +141,14 @@ def _store(chosen: argparse.Namespace) -> StoreAddress | None:
         raise ConfigError("command line", "--store", chosen.store, "Grafana reads an InfluxDB only")
     if chosen.store_token_file is None:
         raise ConfigError("command line", "--store-token-file", None, "must be given with --store")
-    ca = chosen.store_ca_file.read_text(encoding="ascii") if chosen.store_ca_file else ""
-    return StoreAddress(bucket.url, bucket.bucket, _line(chosen.store_token_file), ca)
+    ca = _text("--store-ca-file", chosen.store_ca_file) if chosen.store_ca_file else ""
+    return StoreAddress(
+        bucket.url, bucket.bucket, _text("--store-token-file", chosen.store_token_file).strip(), ca
+    )
 
 
-def _check_encrypted(key: str, url: str) -> None:
-    """Hold tokens back from plain HTTP to another machine. Raises: ConfigError."""
-    scheme, _, rest = url.partition("://")
-    host = rest.partition("/")[0].rpartition(":")[0] or rest.partition("/")[0]
-    if scheme != "https" and not (scheme == "http" and is_loopback(host.strip("[]"))):
-        allowed = "must be https://HOST:PORT (http:// on loopback): a token goes there"
-        raise ConfigError("command line", key, url, allowed)
-
-
-def _line(file: Path) -> str:
-    return file.read_text(encoding="utf-8").strip()
+def _text(key: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), key, None, f"must be readable text: {error}") from None

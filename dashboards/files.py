@@ -38,11 +38,19 @@ def write(folder: Path) -> list[Path]:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Return the pages of a folder by path. Raises: ConfigError where there are none."""
+    """Return the pages of a folder by path. Raises: ConfigError where there are none, or one is no text."""
     files = _found(folder)
     if not files:
         raise ConfigError(str(folder), "folder", str(folder), "must hold pages: dashboards build")
-    return {str(file.relative_to(folder)): file.read_text(encoding="utf-8") for file in files}
+    pages = {}
+    for file in files:
+        try:
+            pages[str(file.relative_to(folder))] = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                str(file), "page", str(file), f"must be readable text: {error}"
+            ) from None
+    return pages
 
 
 def _found(folder: Path) -> list[Path]:

@@ -81,19 +81,21 @@ class Store:
         return series
 
 
-def findings(pages: Sequence[str]) -> list[str]:
-    """Return what is wrong with pages, a line each, naming page and panel."""
+def findings(pages: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with pages, given by file, a line each, naming page and panel; first what is none."""
     found: list[str] = []
     read: list[PageJson] = []
-    for text in pages:
+    for file, text in pages.items():
         try:
             page: PageJson = json.loads(text)
             check_model(text)
             _ = (page["uid"], page["title"], page["panels"], page["links"], page["templating"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            found.append(f"{text[:40]!r}…: no page of Grafana's: {error!r}")
+            found.append(f"{file}: no page of Grafana's: {error!r}")
         else:
             read.append(page)
+    if found:
+        return found
     uids = [page["uid"] for page in read]
     found += [f"{uid}: two pages have this uid" for uid in sorted(set(uids)) if uids.count(uid) > 1]
     for page in read:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -77,6 +79,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def check_https(config: str, key: str, url: str) -> None:
+    """Check that a token sent to this URL stays secret: HTTPS, or HTTP to this machine. Raises: ConfigError."""
+    scheme = host = ""
+    with suppress(ValueError):  # a port that is none, half a bracket
+        parts = urlsplit(url)
+        if parts.port != 0:
+            scheme, host = parts.scheme, parts.hostname or ""
+    if not host or not (scheme == "https" or (scheme == "http" and is_loopback(host))):
+        allowed = "must be https://HOST:PORT (http:// on loopback): a token goes there"
+        raise ConfigError(config, key, url, allowed)
 
 
 def check_plain(config: str, table: str, host: str, tls: Tls | None) -> None:

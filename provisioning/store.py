@@ -19,14 +19,13 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from exchange.configuration import check_private
 from exchange.errors import ConfigError, StoreError
-from exchange.tls import Tls, is_loopback
+from exchange.tls import Tls, check_https
 from exchange.towns import Bucket, Town
 from provisioning.files import write_private
 
@@ -93,10 +92,7 @@ async def _set_up(office: Path, towns: Sequence[Town], url: str, *, rotate: bool
         allowed = "must be one server: an office has one InfluxDB, with as many buckets as it likes"
         raise ConfigError(str(office / "towns"), "store.url", ", ".join(servers), allowed)
     first, address = stores[0][1], url.rstrip("/") or servers[0]
-    parts = urlsplit(address)
-    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-        allowed = "must be https://HOST:PORT (http:// on loopback): tokens go there"
-        raise ConfigError("command line", "url", url, allowed)
+    check_https("command line", "url", address)
     folder, written = office / "store", []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     connector = aiohttp.TCPConnector(ssl=_tls(folder, address))

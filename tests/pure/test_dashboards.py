@@ -407,7 +407,7 @@ def test_build_writes_what_changed_and_takes_away_what_is_no_page_any_more(tmp_p
 
 
 def test_the_pages_have_no_findings() -> None:
-    assert findings([text for _, text in page_files()]) == []
+    assert findings(dict(page_files())) == []
 
 
 PageJson = dict[str, Any]
@@ -504,8 +504,47 @@ def test_check_finds_what_is_wrong(
 
 
 def test_two_pages_with_one_uid_are_found() -> None:
-    texts = [text for _, text in page_files()]
-    assert "two pages have this uid" in findings([*texts, texts[0]])[0]
+    pages = dict(page_files())
+    first = next(iter(pages.values()))
+    assert "two pages have this uid" in findings({**pages, "copy.json": first})[0]
+
+
+def test_a_file_that_is_no_page_is_named_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path)
+    name = "zh-TW/onestreet-overview-zh.json"
+    (tmp_path / name).write_text("{bad", encoding="utf-8")
+    assert run(["check", str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}: no page of Grafana's")
+    (tmp_path / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="must be readable text") as told:
+        run(["check", str(tmp_path)])
+    assert told.value.file == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:abc",
+        "https://grafana.example:0",
+        "https://[::1",
+        "http://grafana.example",
+        "grafana.example",
+    ],
+)
+def test_a_token_goes_to_no_url_that_is_none(url: str, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t", encoding="ascii")
+    with pytest.raises(ConfigError, match="must be https://HOST:PORT"):
+        run(["push", url, "--token-file", str(token)])
+
+
+def test_a_token_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file") as told:
+        run(["push", "https://grafana.example:3000", "--token-file", str(tmp_path / "none")])
+    assert told.value.file == str(tmp_path / "none")
 
 
 def test_check_says_that_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

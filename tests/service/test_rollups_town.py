@@ -123,4 +123,10 @@ async def test_where_no_night_is_known_that_is_said(tmp_path: Path) -> None:
     days = "--from", FIRST.isoformat(), "--to", LAST.isoformat()
     status, out, err = await rollups("baseline", str(file), *days)
     assert (status, out) == (1, "")
+    assert "a.sqlite: there is no such store" in err
+    store = open_store(f"sqlite:///{tmp_path}/a.sqlite")
+    await store.open()
+    await store.close()
+    status, out, err = await rollups("baseline", str(file), *days)
+    assert (status, out) == (1, "")
     assert "no night of a lamp is known" in err

@@ -86,7 +86,8 @@ def write_by_hand(office: Path) -> None:
     """Have in the office what its people keep there: a maintenance window, and how mail is sent."""
     begin = datetime.now(UTC)
     window = Window(id="m-1", county=COUNTY, begin=begin, end=begin + timedelta(hours=4), why="燈")
-    add_window(office / "services" / "watch" / "maintenance.toml", window, ZoneInfo)
+    zone = ZoneInfo("Asia/Taipei")
+    add_window(office / "services" / "watch" / "maintenance.toml", window, lambda _: zone)
     for name in OWN:
         file = office / "services" / "grafana" / name
         file.write_text("GF_SMTP_ENABLED=true\n")
