@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 QUEUED = 1000
 BATCH = 500
-GATHER_S = 0.03  # what comes shortly after a batch goes together: each wakes up the outbox, the uplink and ingest
+GATHER_S = 0.03  # what comes shortly after a sample goes with it: each batch wakes up the outbox, the uplink and ingest
 RETRY_FIRST_S = 0.2
 RETRY_LAST_S = 10.0
 ASK_S = 1.0  # whether samples that wait for the clock have got their time
@@ -70,7 +70,6 @@ class Intake:
             self._in_hand = 0
             for _ in batch:
                 self._queue.task_done()
-            await asyncio.sleep(GATHER_S)
 
     async def _next(self) -> list[Taken]:
         """Return what was handed in; nothing now and then, while samples wait for the clock."""
@@ -79,6 +78,7 @@ class Intake:
                 batch = [await self._queue.get()]
         except TimeoutError:
             return []
+        await asyncio.sleep(GATHER_S)
         while len(batch) < BATCH and not self._queue.empty():
             batch.append(self._queue.get_nowait())
         return batch

@@ -56,7 +56,7 @@ SLEW_MS = 100
 then goes on from its predecessor's. More is a clock that was set back."""
 SPILL_AFTER_MS = 1500  # a sample without a receipt goes to the disk then
 SPILL_SAMPLES = 5000  # in one write
-TEND_EVERY_S = 0.25  # so that with the sync itself it is there within two seconds
+TEND_LEAST_S = 0.25  # between two looks at what is due, so that with the sync itself it is there within two seconds
 RETRY_MS = 1000  # a disk that took nothing is asked again
 STAGE_BYTES = 1 << 20  # then the stage is written anew, without what has left
 STAGE_MOST_BYTES = 4 << 20
@@ -262,14 +262,18 @@ class Outbox:
         """Note that nothing is retained there any more."""
         await self._run(lambda: self._set_topics(self._topics - set(topics)))
 
-    async def tend(self) -> None:
-        """Do what is due by now: to the disk with what has waited long enough, away with what is too old."""
-        await self._run(self._tend)
+    async def tend(self) -> float:
+        """Do what is due by now: to the disk with what has waited long enough, away with what is too old.
+
+        Return in how many seconds something may be due again.
+        """
+        return await self._run(self._tend)
 
     async def _tend_always(self) -> None:
         while True:
+            wait_s = TEND_LEAST_S
             try:
-                await self.tend()
+                wait_s = max(wait_s, await self.tend())
             except OutboxBlocked as error:  # reading what is to be dropped may fail as well
                 self._complain(str(error))
             except (
@@ -278,7 +282,7 @@ class Outbox:
                 if not self._has_failed:
                     log.exception("the outbox was not tended")
                 self._has_failed = True
-            await asyncio.sleep(TEND_EVERY_S)
+            await asyncio.sleep(wait_s)
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Raises: OutboxBlocked."""
@@ -728,7 +732,7 @@ class Outbox:
 
     # ------------------------------------------------------------------------------------------------- spilling
 
-    def _tend(self) -> None:
+    def _tend(self) -> float:
         if self._is_open and self._is_begun:
             self._spill_what_is_due()
             self._segments.note()
@@ -737,6 +741,7 @@ class Outbox:
                     self._write_mark(self._counters, self._token)
                     self._segments.release()
             self._keep_within_limits()
+        return self._spill_in_ms(self._clock.boot_ms()) / 1000
 
     def _spill_what_is_due(self) -> None:
         """Bring what is old enough to the disk, and the book, once it takes something again."""
@@ -744,7 +749,7 @@ class Outbox:
         now_ms = self._clock.boot_ms()
         if self._blocked_by and now_ms < self._retry_ms:
             return
-        is_due = self._stage is not None and self._is_spill_due(now_ms)
+        is_due = self._stage is not None and self._spill_in_ms(now_ms) <= 0
         try:
             if is_due:
                 self._spill()
@@ -759,11 +764,12 @@ class Outbox:
                 self._blocked_by = ""
                 self._trouble.over()
 
-    def _is_spill_due(self, now_ms: int) -> bool:
+    def _spill_in_ms(self, now_ms: int) -> int:
+        """Return when the oldest sample goes to the disk; one that comes from now on goes no sooner than the last."""
         came_ms = [fresh.boot_ms for fresh in _first(self._fresh.values())]
         last_id = self._undated_file.last_id
         came_ms += _first(ms for one, ms in self._undated.values() if one.id > last_id)
-        return bool(came_ms) and now_ms - min(came_ms) >= SPILL_AFTER_MS
+        return min(came_ms, default=now_ms) + SPILL_AFTER_MS - now_ms
 
     def _shorten_stage(self) -> None:
         """Write the stage anew when it has become much longer than what it holds, whatever the disk does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -352,11 +352,20 @@ async def test_the_intake_waits_for_the_disk_and_the_buses_wait_for_it(
     assert caplog.text.count("samples cannot be kept") == 1, "said once, not at every retry"
 
 
-async def test_what_was_handed_in_is_kept_although_the_agent_ends(outbox: Outbox) -> None:
+async def test_what_was_handed_in_is_kept_although_the_agent_ends(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, in_hand = outbox.take, asyncio.Event()
+
+    async def taking(readings: Sequence[Taken]) -> list[Waiting]:
+        in_hand.set()  # the disk has nothing of it yet
+        return await take(readings)
+
+    monkeypatch.setattr(outbox, "take", taking)
     intake = Intake(outbox, lambda _: None)
     await intake.put("air", "a", {"pm2_5": 1.0})
     async with running(intake.run()):
-        await asyncio.sleep(0)  # it has the batch in hand now, the disk has not
+        await in_hand.wait()
     async with asyncio.timeout(DEADLINE_S):
         while not await outbox.after(0, 1):  # noqa: ASYNC110 - the outbox tells when asked
             await asyncio.sleep(0.005)

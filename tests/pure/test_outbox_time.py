@@ -12,6 +12,7 @@ import pytest
 from edge_agent.clock import KNOWN_FROM_MS
 from edge_agent.intake import Intake
 from edge_agent.outbox import Outbox, OutboxSettings, Taken, Waiting
+from edge_agent.outbox.outbox import SPILL_AFTER_MS
 from tests.outboxes import Machine, key, taken
 from tests.stepped_time import T0_MS, SteppedTime
 
@@ -121,6 +122,24 @@ async def test_those_of_an_earlier_boot_go_out_marked(machine: Machine, time: St
     assert times[0] >= KNOWN_FROM_MS
     (now,) = await outbox.take([taken("a", None, after.boot_ms())])
     assert (now.sample.quality, now.sample.time_ms) == ("", after.true_ms)
+    await outbox.close()
+
+
+async def test_it_says_when_something_is_due_again(tmp_path: Path, time: SteppedTime) -> None:
+    learn(time)
+    outbox = await Machine(tmp_path, time.clock(by_kernel=True)).start(tends=False)
+    rest_s = await outbox.tend()
+    assert rest_s == SPILL_AFTER_MS / 1000
+    time.step(1)
+    [one] = await outbox.take([taken("a", None, time.boot_ms())])
+    time.step(0.5)
+    assert await outbox.tend() == rest_s - 0.5
+    await outbox.take([taken("a", None, time.boot_ms())])
+    assert await outbox.tend() == rest_s - 0.5, "the oldest counts"
+    await outbox.forget([key(one)])
+    assert await outbox.tend() == rest_s
+    time.step(rest_s)
+    assert await outbox.tend() == rest_s, "it is on the disk"
     await outbox.close()
 
 
