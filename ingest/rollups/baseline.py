@@ -14,7 +14,7 @@ from ingest.rollups.site_days import DAY
 from ingest.stores import Part, Store
 
 DOMAIN = "streetlight"
-_FIELDS = ["night_energy_wh", "night_energy_gap_wh", "night_burning_s"]
+_FIELDS = ["night_energy_wh", "night_energy_gap_wh", "night_energy_known_s", "night_burning_s"]
 
 
 class Baseline(NamedTuple):

@@ -68,7 +68,8 @@ def measured(span: Span, counter: str, power: str, hold_s: float, most_w: float)
     if not inner:
         return _integrated(samples(span, power), hold_ms)
     energies, known_ms, gaps, gap_ms = [], 0, [], 0
-    for earlier, later in pairwise(samples(span, counter)):
+    pairs = list(pairwise(samples(span, counter)))
+    for earlier, later in pairs:
         passed_ms = later[0] - earlier[0]
         used_wh = _difference(earlier, later, most_w)
         if used_wh is None:
@@ -85,8 +86,9 @@ def measured(span: Span, counter: str, power: str, hold_s: float, most_w: float)
         "energy_last": inner[-1][1],
         "energy_last_ms": inner[-1][0],
     }
-    if known_ms or gap_ms:
-        # without a gap they are 0: late readings close gaps, and a field that was written stays
+    if pairs:
+        # What is not known is 0: late readings close gaps, or show that a counter was replaced; and a field that was
+        # written stays.
         fields |= {
             "energy_wh": fsum((*energies, *gaps)),
             "energy_known_s": known_ms / 1000,
@@ -189,7 +191,7 @@ class MeasuredWatts:
     def add(self, day: Row) -> None:
         """Take the row of a lamp's day: the night that begins on it."""
         energy_wh, burning_s = number(day, "night_energy_wh"), number(day, "night_burning_s")
-        if energy_wh is None or not burning_s:
+        if energy_wh is None or not burning_s or not number(day, "night_energy_known_s"):
             return
         # What a gap's counter counted has no burning time to be divided by.
         energy_wh -= number(day, "night_energy_gap_wh") or 0.0

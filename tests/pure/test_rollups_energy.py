@@ -6,7 +6,7 @@ import random
 from math import sqrt
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.rollups import energy, lamps
@@ -69,6 +69,8 @@ def test_a_counter_says_what_was_used_between_its_readings() -> None:
     st.dictionaries(st.integers(-14, 59), st.floats(0, 1e6), max_size=12),
     st.sets(st.integers(-14, 59)),
 )
+@example({0: 0.0, 1: 35.0, 2: 34.0}, {0})
+@example({0: 0.0, 1: 35.0, 2: 34.0}, {1})
 def test_what_is_written_of_an_hour_is_not_taken_back_by_late_readings(
     readings: Readings, late: set[int]
 ) -> None:
@@ -231,6 +233,7 @@ def test_the_first_nights_give_each_lamps_watts() -> None:
             "device": lamp.id,
             "start_ms": 0,
             "night_energy_wh": 850.0,
+            "night_energy_known_s": 36_000.0,
             "night_burning_s": 36_000.0,
         },
         {
@@ -238,6 +241,14 @@ def test_the_first_nights_give_each_lamps_watts() -> None:
             "start_ms": 24 * HOUR_MS,
             "night_energy_wh": 1150.0,
             "night_energy_gap_wh": 200.0,
+            "night_energy_known_s": 36_000.0,
+            "night_burning_s": 36_000.0,
+        },
+        {
+            "device": lamp.id,
+            "start_ms": 48 * HOUR_MS,
+            "night_energy_wh": 0.0,  # of a counter that was replaced nothing is known
+            "night_energy_known_s": 0.0,
             "night_burning_s": 36_000.0,
         },
         {"device": "silent", "start_ms": 0},
