@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -38,16 +37,12 @@ class Arbiter:
         """How many wait for their turn."""
         return len(self._queue)
 
-    @asynccontextmanager
-    async def turn(self, urgency: Urgency, deadline_s: float) -> AsyncIterator[None]:
+    def turn(self, urgency: Urgency, deadline_s: float) -> AbstractAsyncContextManager[None]:
         """Hold the bus. Raises: TimeoutError when the turn did not come within `deadline_s`, or too many wait."""
-        await self._take(urgency, deadline_s)
-        try:
-            yield
-        finally:
-            self._hand_on()
+        return _Turn(self, urgency, deadline_s)
 
-    async def _take(self, urgency: Urgency, deadline_s: float) -> None:
+    async def take(self, urgency: Urgency, deadline_s: float) -> None:
+        """Wait for the turn. Raises: TimeoutError."""
         if not self._held:
             self._held = True
             return
@@ -61,7 +56,7 @@ class Arbiter:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._hand_on()  # it came in the moment of giving up
+                self.hand_on()  # it came in the moment of giving up
             elif place in self._queue:
                 self._queue.remove(place)
                 heapify(self._queue)
@@ -69,10 +64,26 @@ class Arbiter:
                 raise TimeoutError(f"the bus was not free within {deadline_s:g} s") from error
             raise
 
-    def _hand_on(self) -> None:
+    def hand_on(self) -> None:
+        """Give the bus to the next one."""
         while self._queue:
             *_, turn = heappop(self._queue)
             if not turn.done():
                 turn.set_result(None)
                 return
         self._held = False
+
+
+class _Turn(AbstractAsyncContextManager[None]):
+    """A turn on the bus: a generator would cost each poll twice as much."""
+
+    __slots__ = ("_arbiter", "_deadline_s", "_urgency")
+
+    def __init__(self, arbiter: Arbiter, urgency: Urgency, deadline_s: float) -> None:
+        self._arbiter, self._urgency, self._deadline_s = arbiter, urgency, deadline_s
+
+    async def __aenter__(self) -> None:
+        await self._arbiter.take(self._urgency, self._deadline_s)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._arbiter.hand_on()
