@@ -11,6 +11,7 @@ from exchange.topics import Topic
 from ingest.days import Days
 from ingest.registry import DeviceId
 from ingest.stores import Point
+from ingest.watch.figures import Figures
 from ingest.watch.liveness import Status
 from ingest.watch.lookout import Lookout, Now
 
@@ -18,6 +19,12 @@ COUNTY, SITE = "tw-tpe", "street"
 NOON_MS = 1_795_000_000_000
 EPOCH = 1_790_000_000_777
 LIMIT = 1_000_000
+
+
+def status_of(lookout: Lookout, device: str) -> Status | None:
+    """Return how a device of the county is, None when it is not known."""
+    watched = lookout._watched.get(DeviceId(COUNTY, device))
+    return None if watched is None else watched.status
 
 
 class Street:
@@ -92,7 +99,13 @@ class Street:
             self.written += self.lookout.day_rows(self.now, step_s)
 
     def status(self, device: str) -> Status | None:
-        return self.lookout.status(DeviceId(COUNTY, device))
+        return status_of(self.lookout, device)
+
+    def figures(self, device: str) -> Figures:
+        """Return a device's figures of today so far."""
+        watched = self.lookout._watched[DeviceId(COUNTY, device)]
+        self.lookout._spend(watched, self.now)
+        return watched.calendar.today
 
     def rows(self, measurement: str, device: str | None = None) -> list[Point]:
         """Return what was written, as a store holds it: one row a key."""

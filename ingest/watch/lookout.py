@@ -232,17 +232,6 @@ class Lookout:
             self._look_at_what_passes(now, self._judge.seeing_s)
         self.remarks.say_how_many(now.s)
 
-    def status(self, name: DeviceId) -> Status | None:
-        """Return how a device is, None when it is not known."""
-        watched = self._watched.get(name)
-        return None if watched is None else watched.status
-
-    def figures(self, name: DeviceId, now: Now) -> Figures:
-        """Return a device's figures of today so far."""
-        watched = self._watched[name]
-        self._spend(watched, now)
-        return watched.calendar.today
-
     # What is written
 
     def rows(self, now: Now, limit: int, *, incidents: bool = True) -> list[Point]:

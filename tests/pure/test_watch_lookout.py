@@ -215,7 +215,7 @@ def test_while_the_watch_hears_nothing_it_judges_nobody() -> None:
     assert one.status("aq-1") is UNKNOWN
     one.pass_time(130.0)
     assert one.status("aq-1") is DOWN
-    figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
+    figures = one.figures("aq-1")
     assert figures.judged_ms <= 140_000
 
 
@@ -231,7 +231,7 @@ def test_a_watch_that_was_held_blames_nobody_for_what_it_did_not_hear() -> None:
     one.pass_time(2.0)
     assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, UP, UNKNOWN]
     assert one.incidents() == []
-    assert one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now).judged_ms <= 64_000
+    assert one.figures("aq-1").judged_ms <= 64_000
     for _ in range(3):
         one.pass_time(4.0)
         one.hear("aq-1")
@@ -250,7 +250,7 @@ def test_a_watch_that_is_late_by_little_was_not_held() -> None:
     one.now_s += 40.0
     one.lookout.wake(one.now)
     one.pass_time(60.0)
-    assert one.lookout.figures(DeviceId(COUNTY, "aq-2"), one.now).judged_ms <= 22_000
+    assert one.figures("aq-2").judged_ms <= 22_000
 
 
 def test_maintenance_is_neither_up_nor_down() -> None:
@@ -270,7 +270,7 @@ def test_maintenance_is_neither_up_nor_down() -> None:
     assert one.incidents() == []
     one.pass_time(110.0)
     assert (one.status("gw-1"), one.status("aq-1")) == (DOWN, UNKNOWN)
-    figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
+    figures = one.figures("aq-1")
     assert figures.maintenance_ms == pytest.approx(600_000, abs=1000)
     assert figures.down_ms == 0
 
