@@ -344,9 +344,9 @@ class Lookout:
     def _keep(self, orphans: Orphans, now: Now) -> None:
         """Keep devices whose states were emptied with their gateway's: they wait for another one."""
         devices = [one for one in orphans.devices if one.name not in self.registry.devices]
-        if not devices:
-            return
         gone = orphans.gateway
+        if not devices or gone.name in self.registry.devices:
+            return
         self._gateway(gone).gone_s = now.s
         count = len(devices)
         self._alarms.open("gateway_gone", "states_emptied", gone, now, devices=count)

@@ -320,6 +320,17 @@ def test_between_two_gateways_a_device_is_unknown_and_not_retired_for_ever() -> 
     assert one.incidents(still=True) == []
 
 
+def test_a_gateway_that_is_emptied_and_stated_again_is_not_gone() -> None:
+    one = street("aq-1", "aq-2")
+    for name in ("gw-1", "aq-1", "aq-2"):
+        one.empty(name)
+    one.state("gw-1")
+    one.state("aq-2")
+    hear_for(one, 180, "aq-2")
+    assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, None, UP]
+    assert one.incidents() == []
+
+
 def test_nobody_waits_for_another_gateway_for_ever() -> None:
     one = street("aq-1")
     one.empty("aq-1")
