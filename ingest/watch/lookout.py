@@ -100,10 +100,10 @@ class Lookout:
         self._swept: Now | None = None
         self._awake: Now | None = None
         self._minute_s = NEVER_S
-        self._judge = Judge(self.registry, self._watched)
         self._alarms = Alarms(
             self.registry, self._watched, self.remarks, flaps_per_h=flaps_per_h, show=self._show
         )
+        self._judge = Judge(self.registry, self._watched, self.book)
 
     @property
     def book(self) -> Book:
@@ -195,6 +195,14 @@ class Lookout:
     def restore_incidents(self, incidents: Iterable[Incident], now: Now) -> None:
         """Go on with what an earlier run left open."""
         self._alarms.restore(incidents, now)
+        for incident in self.book:
+            watched = self._watched.get(incident.key[0])
+            if watched is None or not watched.known.is_gateway:
+                continue
+            if incident.cause == "gateway_silent" and watched.gateway.heard_s == NEVER_S:
+                # It is connected, as it was: it is silent until something is heard.
+                watched.gateway.is_silent = True
+                self._look_behind(watched.known, now)
 
     def restore_day(self, name: DeviceId, one: Restored) -> None:
         """Add what an earlier run counted of a device's day, once however often it is told."""
@@ -418,6 +426,8 @@ class Lookout:
             status, cause = self._judge.status(watched, now)
             if self._is_its_gateways(watched, status, cause, now):
                 watched.gateway.is_silent = True
+                silent_s = now.s - self._judge.nothing_since_s(watched)
+                self._alarms.take_along(watched.known, now.ms - round(1000 * silent_s), now)
                 self._look_behind(watched.known, now)
                 return
             if status is not watched.status:

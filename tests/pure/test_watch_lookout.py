@@ -464,6 +464,117 @@ def test_many_changes_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     assert "and 470 further changes of devices" in caplog.text
 
 
+def again(one: Street, *devices: str, interval_s: float = 60.0) -> Street:
+    """Return the street as another run of the watch finds it a minute later, with the incidents left open."""
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    other = Street(begun_ms=one.now.ms + 60_000)
+    other.state("gw-1")
+    for device in devices:
+        other.state(device, interval_s=interval_s)
+        other.pass_time(0.5)
+    other.lookout.restore_incidents(kept, other.now)
+    return other
+
+
+AIR = ("aq-1", "aq-2", "aq-3")
+
+
+def test_a_gateway_that_is_silent_at_a_restart_is_the_same_incident() -> None:
+    one = street(*AIR, interval_s=5.0)
+    hear_for(one, 60, *AIR, interval_s=5.0)
+    one.pass_time(30.0)
+    (before,) = one.incidents()
+    other = again(one, *AIR, interval_s=5.0)
+    other.pass_time(300.0)
+    assert [other.status(name) for name in ("gw-1", *AIR)] == [DOWN, UNKNOWN, UNKNOWN, UNKNOWN]
+    (incident,) = other.incidents()
+    assert (incident.fields["id"], incident.fields["open"]) == (before.fields["id"], 1)
+    since = one.rows("device", "gw-1")[-1].fields["since"]
+    assert other.rows("device", "gw-1")[-1].fields["since"] == since
+    other.hear("aq-1")
+    other.pass_time(1.0)
+    assert [other.status(name) for name in ("gw-1", *AIR)] == [UP, UP, UNKNOWN, UNKNOWN]
+    assert other.incidents(still=True) == []
+
+
+def test_a_gateway_that_was_heard_before_its_silence_was_read_back_is_not_silent() -> None:
+    one = street(*AIR, interval_s=5.0)
+    hear_for(one, 60, *AIR, interval_s=5.0)
+    one.pass_time(30.0)
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    other = street(*AIR, begun_ms=one.now.ms + 60_000)
+    other.lookout.restore_incidents(kept, other.now)
+    assert other.status("gw-1") is UP
+
+
+def test_a_gateway_that_fell_silent_while_the_watch_was_away_is_one_incident() -> None:
+    one = street(*AIR)
+    hear_for(one, 600, *AIR)
+    other = again(one, *AIR)
+    other.pass_time(300.0)
+    (incident,) = other.incidents()
+    assert (incident.fields["kind"], incident.fields["cause"]) == ("gateway_down", "gateway_silent")
+    assert {other.status(name) for name in AIR} == {UNKNOWN}
+
+
+def test_a_gateway_that_died_while_the_broker_was_away_is_one_incident() -> None:
+    one = Street()
+    one.state("gw-1", interval_s=300.0)
+    for name in AIR:
+        one.state(name)
+    for name in ("gw-1", *AIR):
+        one.hear(name)
+    one.pass_time(1.0)
+    one.lookout.blind(one.now)
+    one.pass_time(600.0, step_s=5.0)
+    one.lookout.seeing(one.now, continued=True)
+    one.pass_time(700.0)
+    (incident,) = one.incidents()
+    assert (incident.fields["kind"], incident.fields["cause"]) == ("gateway_down", "gateway_silent")
+
+
+def test_who_was_called_down_before_its_gateway_was_found_silent_is_the_gateways() -> None:
+    one = Street()
+    one.state("gw-1")
+    for name, interval_s in (("aq-1", 60.0), ("aq-2", 120.0), ("aq-3", 120.0)):
+        one.state(name, interval_s=interval_s)
+        one.hear(name)
+    one.pass_time(1.0)
+    one.lookout.blind(one.now)
+    one.pass_time(600.0, step_s=5.0)
+    one.lookout.seeing(one.now, continued=True)
+    one.pass_time(130.0)
+    assert [row.fields["kind"] for row in one.incidents(still=True)] == ["device_down"]
+    one.pass_time(130.0)
+    assert [row.fields["kind"] for row in one.incidents(still=True)] == ["gateway_down"]
+    assert {one.status(name) for name in AIR} == {UNKNOWN}
+
+
+def test_who_was_down_long_before_its_gateway_keeps_its_incident() -> None:
+    one = street(*AIR)
+    hear_for(one, 600, "aq-1", "aq-2")
+    one.pass_time(300.0)
+    assert {(row.series.device, row.fields["kind"]) for row in one.incidents(still=True)} == {
+        ("aq-3", "device_down"),
+        ("gw-1", "gateway_down"),
+    }
+
+
+def test_who_was_down_before_a_restart_is_down_since_then_and_its_gateway_is_not_silent() -> None:
+    one = street(*AIR)
+    hear_for(one, 600, "aq-3")
+    before = one.incidents(still=True)
+    assert len(before) == 2
+    other = again(one, "aq-1", "aq-2")
+    other.pass_time(300.0)
+    after = other.incidents(still=True)
+    assert [row.fields["id"] for row in after] == [row.fields["id"] for row in before]
+    for name in ("aq-1", "aq-2"):
+        assert other.status(name) is DOWN
+        since = one.rows("device", name)[-1].fields["since"]
+        assert other.rows("device", name)[-1].fields["since"] == since
+
+
 ACTS = st.sampled_from(
     ["hear", "old", "on", "off", "gw on", "gw off", "empty", "blind", "see", "gw empty"]
 )
