@@ -67,14 +67,15 @@ class Street:
         epoch: int = EPOCH,
         transport: str = "modbus",
         location: Location | None = None,
+        site: str = SITE,
     ) -> None:
         """Have a gateway state a device; itself, when they have one name."""
         descriptor = Descriptor(transport=transport, location=location)
         state = State(v=1, online=online, interval_s=interval_s, epoch=epoch, descriptor=descriptor)
-        self.lookout.take_state(self.topic(device, gateway, "state"), state, self.now)
+        self.lookout.take_state(self.topic(device, gateway, "state", site), state, self.now)
 
-    def empty(self, device: str, gateway: str = "gw-1") -> None:
-        self.lookout.take_state(self.topic(device, gateway, "state"), None, self.now)
+    def empty(self, device: str, gateway: str = "gw-1", *, site: str = SITE) -> None:
+        self.lookout.take_state(self.topic(device, gateway, "state", site), None, self.now)
 
     def hear(
         self, device: str, gateway: str = "gw-1", *, age_s: float = 0.0, epoch: int = EPOCH
@@ -125,6 +126,6 @@ class Street:
         ]
 
     @staticmethod
-    def topic(device: str, gateway: str, channel: str) -> Topic:
+    def topic(device: str, gateway: str, channel: str, site: str = SITE) -> Topic:
         domain = "gateway" if device == gateway else "air"
-        return Topic(COUNTY, SITE, gateway, domain, device, channel)  # type: ignore[arg-type]  # the test's word
+        return Topic(COUNTY, site, gateway, domain, device, channel)  # type: ignore[arg-type]  # the test's word

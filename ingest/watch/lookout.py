@@ -297,6 +297,10 @@ class Lookout:
                 self.sites.step(watched.site, watched.status, -1, now)
                 self.sites.step(site, watched.status, 1, now)
             watched.known, watched.site, watched.gateway = known, site, gateway
+            if (before.site, before.domain) != (known.site, known.domain):
+                old = f"device of {before.site}, {before.domain}"
+                self._last_rows[old, name] = retired_row(before.topic, now.ms)
+                self._show(name)
             if before.transport != known.transport:
                 watched.losses = losses_by(known.transport)
         if before is not None and before.gateway != known.gateway:

@@ -575,6 +575,22 @@ def test_who_was_down_before_a_restart_is_down_since_then_and_its_gateway_is_not
         assert other.rows("device", name)[-1].fields["since"] == since
 
 
+def test_devices_whose_site_moves_are_retired_there_and_nowhere_else() -> None:
+    one = street("aq-1")
+    for name in ("gw-1", "aq-1"):
+        one.state(name, site="square")
+    for name in ("gw-1", "aq-1"):
+        one.empty(name)
+    one.hear("aq-1")
+    hear_for(one, 180, "aq-1")
+    assert one.incidents() == []
+    for name in ("gw-1", "aq-1"):
+        last = {row.series.site: row.fields["status"] for row in one.rows("device", name)}
+        assert last == {SITE: "retired", "square": "up"}
+    left = {row.series.site: row.fields["devices"] for row in one.rows("site_now")}
+    assert left == {SITE: 0, "square": 1}
+
+
 ACTS = st.sampled_from(
     ["hear", "old", "on", "off", "gw on", "gw off", "empty", "blind", "see", "gw empty"]
 )
