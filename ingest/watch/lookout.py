@@ -247,7 +247,7 @@ class Lookout:
         found = self.book.take_changed(now.ms) if incidents else []
         found += self._last_rows.values()
         self._last_rows.clear()
-        found += self.sites.rows(now)
+        found += self.sites.rows(now, self.book.open_at if incidents else None)
         while len(found) < limit:
             name = next(self._writing, None)
             if name is None:

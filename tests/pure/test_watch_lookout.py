@@ -20,7 +20,7 @@ from ingest.watch.maintenance import Window, utc
 from ingest.watch.moments import Now
 from ingest.watch.rows import most_of
 from ingest.watch.sites import Hour
-from tests.lookouts import COUNTY, EPOCH, NOON_MS, SITE, Street
+from tests.lookouts import COUNTY, EPOCH, LIMIT, NOON_MS, SITE, Street
 
 UP, LATE, DOWN, UNKNOWN = Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN
 BOUND_S = 5.0
@@ -393,11 +393,11 @@ def test_a_county_says_how_many_are_how_in_all_its_sites() -> None:
         return dict(row.fields)
 
     shown = {"devices": 2, "up": 1, "late": 0, "down": 1, "unknown": 0, "maintenance": 0}
-    assert last() == shown
+    assert last() == shown | {"incidents": 1}
     one.empty("aq-1")
     one.empty("aq-2")
     one.pass_time(61.0)
-    assert last() == dict.fromkeys(shown, 0)
+    assert last() == dict.fromkeys([*shown, "incidents"], 0)
     times = [row.time_ms for row in one.rows("county_now") if row.series.domain == "air"]
     assert all(after - before >= 5000 for before, after in pairwise(times))
 
@@ -589,6 +589,38 @@ def test_devices_whose_site_moves_are_retired_there_and_nowhere_else() -> None:
         assert last == {SITE: "retired", "square": "up"}
     left = {row.series.site: row.fields["devices"] for row in one.rows("site_now")}
     assert left == {SITE: 0, "square": 1}
+
+
+def test_rows_of_a_county_and_its_sites_say_how_many_incidents_are_open() -> None:
+    def said(street: Street) -> set[object]:
+        street.pass_time(6.0)
+        air = [
+            [row for row in street.rows(name) if row.series.domain == "air"][-1]
+            for name in ("county_now", "site_now")
+        ]
+        return {row.fields.get("incidents") for row in air}
+
+    one = street("aq-1", "aq-2")
+    assert said(one) == {0}
+    one.state("aq-1", online=False)
+    one.state("aq-2", online=False)
+    assert said(one) == {2}
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    other = Street(begun_ms=one.now.ms + 60_000)
+    other.state("gw-1")
+    other.state("aq-1", online=False)
+    unsure = other.lookout.rows(other.now, LIMIT, incidents=False)
+    assert "county_now" in {row.series.measurement for row in unsure}
+    assert not any("incidents" in row.fields for row in unsure)
+    other.lookout.restore_incidents(kept, other.now)
+    assert said(other) == {2}
+    other.state("aq-1")
+    other.hear("aq-1")
+    assert said(other) == {1}
+    other.pass_time(200.0)  # the other one is no more
+    assert said(other) == {1}  # aq-1 is silent again
+    gateways = [row.fields for row in other.rows("county_now") if row.series.domain == "gateway"]
+    assert gateways[-1]["incidents"] == 0
 
 
 ACTS = st.sampled_from(
