@@ -27,7 +27,6 @@ SESSION_EXPIRY_S = 600
 MAX_WORKERS = 64
 TIMEZONE = "Asia/Taipei"
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
 RetentionDays = Annotated[int, msgspec.Meta(ge=LEAST_RETENTION_DAYS, le=36_500)]
 VendorMetric = Annotated[
     str, msgspec.Meta(pattern=rf"^x-[a-z0-9]{{1,32}}-[a-z0-9][a-z0-9_.-]{{0,62}}{END}")
@@ -80,8 +79,8 @@ class QuarantineFile(_Table, frozen=True, kw_only=True):
 class WatchSettings(_Table, frozen=True, kw_only=True):
     """What the watch goes by."""
 
-    every_s: Positive = 300.0
-    """How often every device's row is written, changed or not."""
+    every_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 300.0
+    """How often every device's row is written, changed or not; pages ask for the last 15 minutes."""
     flaps_per_h: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 6
     """A device that goes down more often than that in an hour is one incident, not many."""
     maintenance: Path = Path("maintenance.toml")

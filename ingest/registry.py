@@ -89,9 +89,12 @@ class Registry:
         known = self.devices.get(name)
         mine = known is not None and known.gateway == topic.gateway
         if state is None:
-            # A replaced gateway clears its old state after the new one has spoken.
-            if known is None or not mine:
-                self._forget(name, topic.gateway)
+            # A replaced gateway clears its old state after the new one has spoken; so does one whose device is
+            # of another site or domain now.
+            if known is None or not _is_at(known, topic):
+                other = self._others.get(name, {}).get(topic.gateway)
+                if other is not None and _is_at(other, topic):
+                    self._forget(name, topic.gateway)
                 return Change.NONE
             heir = self._heir(name)
             if heir is not None:
@@ -166,6 +169,12 @@ class Registry:
         devices.discard(known.name)
         if not devices:
             del self._behind[known.behind]
+
+
+def _is_at(known: Registered, topic: Topic) -> bool:
+    """Whether it is this topic that a device's state is at."""
+    at = (known.site, known.gateway, known.domain)
+    return at == (topic.site, topic.gateway, topic.domain)
 
 
 def _registered(name: DeviceId, topic: Topic, state: State) -> Registered:

@@ -11,6 +11,7 @@ from exchange.topics import Topic
 from ingest.days import Days
 from ingest.registry import DeviceId
 from ingest.stores import Point
+from ingest.watch.figures import Figures
 from ingest.watch.liveness import Status
 from ingest.watch.lookout import Lookout, Now
 
@@ -18,6 +19,12 @@ COUNTY, SITE = "tw-tpe", "street"
 NOON_MS = 1_795_000_000_000
 EPOCH = 1_790_000_000_777
 LIMIT = 1_000_000
+
+
+def status_of(lookout: Lookout, device: str) -> Status | None:
+    """Return how a device of the county is, None when it is not known."""
+    watched = lookout._watched.get(DeviceId(COUNTY, device))
+    return None if watched is None else watched.status
 
 
 class Street:
@@ -60,14 +67,15 @@ class Street:
         epoch: int = EPOCH,
         transport: str = "modbus",
         location: Location | None = None,
+        site: str = SITE,
     ) -> None:
         """Have a gateway state a device; itself, when they have one name."""
         descriptor = Descriptor(transport=transport, location=location)
         state = State(v=1, online=online, interval_s=interval_s, epoch=epoch, descriptor=descriptor)
-        self.lookout.take_state(self.topic(device, gateway, "state"), state, self.now)
+        self.lookout.take_state(self.topic(device, gateway, "state", site), state, self.now)
 
-    def empty(self, device: str, gateway: str = "gw-1") -> None:
-        self.lookout.take_state(self.topic(device, gateway, "state"), None, self.now)
+    def empty(self, device: str, gateway: str = "gw-1", *, site: str = SITE) -> None:
+        self.lookout.take_state(self.topic(device, gateway, "state", site), None, self.now)
 
     def hear(
         self, device: str, gateway: str = "gw-1", *, age_s: float = 0.0, epoch: int = EPOCH
@@ -92,7 +100,13 @@ class Street:
             self.written += self.lookout.day_rows(self.now, step_s)
 
     def status(self, device: str) -> Status | None:
-        return self.lookout.status(DeviceId(COUNTY, device))
+        return status_of(self.lookout, device)
+
+    def figures(self, device: str) -> Figures:
+        """Return a device's figures of today so far."""
+        watched = self.lookout._watched[DeviceId(COUNTY, device)]
+        self.lookout._spend(watched, self.now)
+        return watched.calendar.today
 
     def rows(self, measurement: str, device: str | None = None) -> list[Point]:
         """Return what was written, as a store holds it: one row a key."""
@@ -112,6 +126,6 @@ class Street:
         ]
 
     @staticmethod
-    def topic(device: str, gateway: str, channel: str) -> Topic:
+    def topic(device: str, gateway: str, channel: str, site: str = SITE) -> Topic:
         domain = "gateway" if device == gateway else "air"
-        return Topic(COUNTY, SITE, gateway, domain, device, channel)  # type: ignore[arg-type]  # the test's word
+        return Topic(COUNTY, site, gateway, domain, device, channel)  # type: ignore[arg-type]  # the test's word

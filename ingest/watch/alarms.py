@@ -58,12 +58,14 @@ class Alarms:
     def changed(self, watched: Watched, before: Status, cause: Cause | None, now: Now) -> None:
         """A device has another status; it is down of a `cause`."""
         known, status = watched.known, watched.status
+        own: Kind = "gateway_down" if known.is_gateway else "device_down"
         if status is Status.DOWN and before in ALIVE:
             self._note_drop(watched, now)
         if cause is not None and not watched.flapping:
             self.down(known, cause, now)
+            if (incident := self.book.get(known.name, own)) is not None:
+                watched.since_ms = incident.began_ms
         elif status in (*ALIVE, Status.MAINTENANCE):
-            own: Kind = "gateway_down" if known.is_gateway else "device_down"
             ended = self.end(own, known.name, now)
             if status is Status.MAINTENANCE:
                 watched.flapping = False
@@ -111,6 +113,15 @@ class Alarms:
         """A gateway speaks for a device of another one."""
         self._remarks.once("two gateways speak for one device", topic.device, str(topic))
         self.occurred("two_gateways", "two_speak", known, now)
+
+    def take_along(self, known: Registered, since_ms: int, now: Now) -> None:
+        """A device's gateway is silent since a moment: the silence of all behind it that was told since is its own."""
+        for name in self._registry.behind(*known.behind):
+            incident = self.book.get(name, "device_down")
+            if incident is None or incident.cause != "silent":
+                continue
+            if incident.began_ms >= since_ms:
+                self.end("device_down", name, now)
 
     def count_along(self, known: Registered) -> None:
         """Have the incident of a device's gateway say how many devices it takes along."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import msgspec
 
 from ingest.registry import DeviceId
-from ingest.stores import FieldValue, Point, Series
+from ingest.stores import FieldValue, Place, Point, Series
 
 MEASUREMENT = "incident"
 KEPT_MS = 366 * 86_400_000
@@ -96,6 +97,8 @@ class Book:
     def __init__(self) -> None:
         self._open: dict[tuple[DeviceId, Kind], Incident] = {}
         self._changed: dict[str, Incident] = {}
+        self.open_at: Counter[Place] = Counter()
+        """How many are open, by the culprit's place; in its county, where the place has no site."""
 
     def __iter__(self) -> Iterator[Incident]:
         """Yield the open ones."""
@@ -113,6 +116,7 @@ class Book:
         if incident.key in self._open:
             return False
         self._open[incident.key] = incident
+        self._count(incident, 1)
         self._changed[incident.id] = incident
         return True
 
@@ -130,6 +134,7 @@ class Book:
         """Close the open one of a device, if there is one, and return it."""
         incident = self._open.pop((name, kind), None)
         if incident is not None:
+            self._count(incident, -1)
             incident.ended_ms = max(now_ms, incident.began_ms + 1)
             self._changed[incident.id] = incident
         return incident
@@ -145,9 +150,11 @@ class Book:
         for key, incident in restored.items():
             anew = self._open.get(key)
             if anew is not None:
+                self._count(anew, -1)
                 self._changed.pop(anew.id, None)
                 incident.cause, incident.devices = anew.cause, anew.devices
             self._open[key] = incident
+            self._count(incident, 1)
 
     def touch(self) -> None:
         """Have the rows of all open ones written again."""
@@ -157,3 +164,7 @@ class Book:
         """Return the rows of what changed, each once."""
         changed, self._changed = self._changed, {}
         return [incident.point(now_ms) for incident in changed.values()]
+
+    def _count(self, incident: Incident, by: int) -> None:
+        for site in (incident.site, ""):
+            self.open_at[Place(incident.county, site, incident.domain)] += by

@@ -7,7 +7,7 @@ import msgspec
 from ingest.continuity import Continuity
 from ingest.registry import DeviceId, Registered, Registry
 from ingest.watch.figures import Calendar
-from ingest.watch.incidents import Cause
+from ingest.watch.incidents import Book, Cause
 from ingest.watch.liveness import ALIVE, LATE_GRACE_S, Losses, Status, down_s, late_s
 from ingest.watch.maintenance import Schedule
 from ingest.watch.moments import NEVER_S, Now
@@ -57,11 +57,12 @@ class Watched(msgspec.Struct, gc=False, eq=False):
 class Judge:
     """Says how devices are. `seeing_s` is since when the watch hears them, None while it does not."""
 
-    def __init__(self, registry: Registry, devices: dict[DeviceId, Watched]) -> None:
+    def __init__(self, registry: Registry, devices: dict[DeviceId, Watched], book: Book) -> None:
         self.seeing_s: float | None = None
         self.schedule = Schedule()
         self._registry = registry
         self._devices = devices
+        self._book = book
 
     def status(self, watched: Watched, now: Now) -> tuple[Status, Cause | None]:
         """Return how a device is, and what it is down of, if it is."""
@@ -122,13 +123,28 @@ class Judge:
                 continue
             if now_s - other.heard_s <= interval_s + LATE_GRACE_S:
                 return False
-            others += other.heard_s > NEVER_S and other.status in ALIVE
+            others += self._is_missed(other, now_s)
         return others > 0
+
+    def _is_missed(self, other: Watched, now_s: float) -> bool:
+        """Whether the silence of a device is news: it was well, or it is called down within an interval.
+
+        An interval, since states that came together are not of one moment. Who was down before is no witness.
+        """
+        if other.status is not Status.UNKNOWN:
+            return other.heard_s > NEVER_S and other.status in ALIVE
+        down_from_s = self.listened_since_s(other) + other.patience_s
+        is_due = now_s + other.known.interval_s >= down_from_s
+        return is_due and self._book.get(other.name, "device_down") is None
 
     def says_nothing(self, watched: Watched, now_s: float) -> bool:
         """Whether a gateway that told of itself has long told of nothing, neither itself nor a device."""
-        since_s = max(watched.gateway.heard_s, self.listened_since_s(watched))
+        since_s = self.nothing_since_s(watched)
         return watched.heard_s > NEVER_S and now_s >= since_s + watched.patience_s
+
+    def nothing_since_s(self, watched: Watched) -> float:
+        """Return since when nothing came of a device's gateway, as far as that could have been heard."""
+        return max(watched.gateway.heard_s, self.listened_since_s(watched))
 
     def is_steady(self, watched: Watched) -> bool:
         """Whether nothing but losses explains the silence since a device's last sample."""

@@ -100,10 +100,10 @@ class Lookout:
         self._swept: Now | None = None
         self._awake: Now | None = None
         self._minute_s = NEVER_S
-        self._judge = Judge(self.registry, self._watched)
         self._alarms = Alarms(
             self.registry, self._watched, self.remarks, flaps_per_h=flaps_per_h, show=self._show
         )
+        self._judge = Judge(self.registry, self._watched, self.book)
 
     @property
     def book(self) -> Book:
@@ -195,6 +195,14 @@ class Lookout:
     def restore_incidents(self, incidents: Iterable[Incident], now: Now) -> None:
         """Go on with what an earlier run left open."""
         self._alarms.restore(incidents, now)
+        for incident in self.book:
+            watched = self._watched.get(incident.key[0])
+            if watched is None or not watched.known.is_gateway:
+                continue
+            if incident.cause == "gateway_silent" and watched.gateway.heard_s == NEVER_S:
+                # It is connected, as it was: it is silent until something is heard.
+                watched.gateway.is_silent = True
+                self._look_behind(watched.known, now)
 
     def restore_day(self, name: DeviceId, one: Restored) -> None:
         """Add what an earlier run counted of a device's day, once however often it is told."""
@@ -232,17 +240,6 @@ class Lookout:
             self._look_at_what_passes(now, self._judge.seeing_s)
         self.remarks.say_how_many(now.s)
 
-    def status(self, name: DeviceId) -> Status | None:
-        """Return how a device is, None when it is not known."""
-        watched = self._watched.get(name)
-        return None if watched is None else watched.status
-
-    def figures(self, name: DeviceId, now: Now) -> Figures:
-        """Return a device's figures of today so far."""
-        watched = self._watched[name]
-        self._spend(watched, now)
-        return watched.calendar.today
-
     # What is written
 
     def rows(self, now: Now, limit: int, *, incidents: bool = True) -> list[Point]:
@@ -250,7 +247,7 @@ class Lookout:
         found = self.book.take_changed(now.ms) if incidents else []
         found += self._last_rows.values()
         self._last_rows.clear()
-        found += self.sites.rows(now)
+        found += self.sites.rows(now, self.book.open_at if incidents else None)
         while len(found) < limit:
             name = next(self._writing, None)
             if name is None:
@@ -300,6 +297,10 @@ class Lookout:
                 self.sites.step(watched.site, watched.status, -1, now)
                 self.sites.step(site, watched.status, 1, now)
             watched.known, watched.site, watched.gateway = known, site, gateway
+            if (before.site, before.domain) != (known.site, known.domain):
+                old = f"device of {before.site}, {before.domain}"
+                self._last_rows[old, name] = retired_row(before.topic, now.ms)
+                self._show(name)
             if before.transport != known.transport:
                 watched.losses = losses_by(known.transport)
         if before is not None and before.gateway != known.gateway:
@@ -355,9 +356,9 @@ class Lookout:
     def _keep(self, orphans: Orphans, now: Now) -> None:
         """Keep devices whose states were emptied with their gateway's: they wait for another one."""
         devices = [one for one in orphans.devices if one.name not in self.registry.devices]
-        if not devices:
-            return
         gone = orphans.gateway
+        if not devices or gone.name in self.registry.devices:
+            return
         self._gateway(gone).gone_s = now.s
         count = len(devices)
         self._alarms.open("gateway_gone", "states_emptied", gone, now, devices=count)
@@ -429,6 +430,8 @@ class Lookout:
             status, cause = self._judge.status(watched, now)
             if self._is_its_gateways(watched, status, cause, now):
                 watched.gateway.is_silent = True
+                silent_s = now.s - self._judge.nothing_since_s(watched)
+                self._alarms.take_along(watched.known, now.ms - round(1000 * silent_s), now)
                 self._look_behind(watched.known, now)
                 return
             if status is not watched.status:

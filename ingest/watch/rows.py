@@ -75,18 +75,21 @@ def site_row(
     figures: Figures,
     middle: tuple[float, float] | None,
     now_ms: int,
+    incidents: int | None = None,
 ) -> Point:
     """Return how a site's devices of one domain are now, and where their middle is."""
-    fields = _how_many(counts) | _shares(figures)
+    fields = _how_many(counts, incidents) | _shares(figures)
     if middle is not None:
         fields |= {"lat": round(middle[0], 6), "lon": round(middle[1], 6)}
     return Point(_series("site_now", place), now_ms * 1_000_000, fields)
 
 
-def county_row(county: str, domain: str, counts: Sequence[int], now_ms: int) -> Point:
+def county_row(
+    county: str, domain: str, counts: Sequence[int], now_ms: int, incidents: int | None = None
+) -> Point:
     """Return how a county's devices of one domain are now."""
     series = _series("county_now", Place(county, "", domain))
-    return Point(series, now_ms * 1_000_000, _how_many(counts))
+    return Point(series, now_ms * 1_000_000, _how_many(counts, incidents))
 
 
 def device_day_row(known: Registered, day: Day, figures: Figures, losses: Losses | None) -> Point:
@@ -147,9 +150,11 @@ def _day_fields(figures: Figures) -> dict[str, FieldValue]:
     }
 
 
-def _how_many(counts: Sequence[int]) -> dict[str, FieldValue]:
+def _how_many(counts: Sequence[int], incidents: int | None) -> dict[str, FieldValue]:
+    """How many devices there are and are how, and how many incidents are open where that is known."""
     shown = (Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN, Status.MAINTENANCE)
-    return {"devices": sum(counts), **{status.word: counts[status] for status in shown}}
+    known = {} if incidents is None else {"incidents": incidents}
+    return {"devices": sum(counts), **{status.word: counts[status] for status in shown}, **known}
 
 
 def _shares(figures: Figures) -> dict[str, FieldValue]:

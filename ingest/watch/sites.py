@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ class Sum(msgspec.Struct, eq=False):
     """How many devices of one domain in one county are how."""
 
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
+    incidents: int | None = None
     written_s: float = NEVER_S
     changed: bool = True
 
@@ -46,6 +47,7 @@ class Site(msgspec.Struct, eq=False):
     calendar: Calendar
     sum: Sum
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(Status))
+    incidents: int | None = None
     hour: Hour | None = None
     located: int = 0
     lat_sum: float = 0.0
@@ -126,20 +128,24 @@ class Sites:
         """Add what an earlier run counted of a site's day."""
         self.at(place, now).calendar.restore(day, figures)
 
-    def rows(self, now: Now) -> Iterator[Point]:
-        """Yield how the sites and counties are whose rows are due."""
+    def rows(self, now: Now, open_at: Mapping[Place, int] | None) -> Iterator[Point]:
+        """Yield how sites and counties are whose rows are due. `open_at` as in `Book`, None: not known yet."""
         if not self._is_seeing:
             return
         for (county, domain), in_all in self._sums.items():
+            _tell(in_all, Place(county, "", domain), open_at)
             if _is_due(in_all, now):
-                yield county_row(county, domain, in_all.counts, now.ms)
+                counts, incidents = in_all.counts, in_all.incidents
+                yield county_row(county, domain, counts, now.ms, incidents)
         for place, site in self._sites.items():
+            _tell(site, place, open_at)
             if _is_due(site, now):
                 self.spend(site, now)
                 middle = None
                 if site.located:
                     middle = site.lat_sum / site.located, site.lon_sum / site.located
-                yield site_row(place, site.counts, site.calendar.today, middle, now.ms)
+                figures = site.calendar.today
+                yield site_row(place, site.counts, figures, middle, now.ms, site.incidents)
 
     def day_rows(self, now: Now, *, last: bool = False) -> Iterator[Point]:
         """Yield what is due of days and hours; all of it, when it is the `last` time."""
@@ -173,6 +179,12 @@ class Sites:
         if now.s >= self._settled_s:
             site.hour.see(site.counts, sum(site.counts))
         return site.hour
+
+
+def _tell(one: Site | Sum, place: Place, open_at: Mapping[Place, int] | None) -> None:
+    """Tell it how many incidents are open there, once that is known."""
+    if open_at is not None and one.incidents != (incidents := open_at.get(place, 0)):
+        one.incidents, one.changed = incidents, True
 
 
 def _is_due(one: Site | Sum, now: Now) -> bool:

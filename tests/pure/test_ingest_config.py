@@ -94,6 +94,7 @@ def test_a_password_may_come_from_the_environment(
         (('"tw-nwt"', '"Taipei"'), "counties[1]", "Taipei", "matching regex"),
         (('["tw-tpe", "tw-nwt"]', "[]"), "counties", [], "length >= 1"),
         (("[broker]", "[batch]\nmax_points = 0\n[broker]"), "batch.max_points", 0, "`int` >= 1"),
+        (("[broker]", "[watch]\nevery_s = 900\n[broker]"), "watch.every_s", 900, "`float` <= 600"),
         (("host", "password_file = 5\nhost"), "broker.password_file", 5, ""),
     ],
 )

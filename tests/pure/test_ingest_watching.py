@@ -188,6 +188,22 @@ def test_what_a_gateway_took_back_is_nobodys() -> None:
     assert registry.apply(topic("gw-2"), None) is Change.RETIRED
 
 
+def test_an_emptied_topic_retires_nobody_who_is_at_another() -> None:
+    registry = Registry()
+    name = DeviceId("tw-tpe", "aq-1")
+    assert registry.apply(topic("gw-1"), state(5)) is Change.SET
+    assert registry.apply(topic("gw-1", domain="noise"), state(5)) is Change.SET
+    assert registry.apply(topic("gw-1"), None) is Change.NONE
+    moved = msgspec.structs.replace(topic("gw-1", domain="noise"), site="square")
+    assert registry.apply(moved, state(5)) is Change.SET
+    assert registry.apply(topic("gw-1", domain="noise"), None) is Change.NONE
+    assert registry.devices[name].topic == moved
+    assert registry.apply(topic("gw-2"), state(3)) is Change.DISPUTED
+    assert registry.apply(topic("gw-2", domain="noise"), None) is Change.NONE
+    assert registry.apply(moved, None) is Change.SET
+    assert registry.devices[name].topic == topic("gw-2")
+
+
 def test_of_disputes_no_more_are_kept_than_memory_bears() -> None:
     registry = Registry()
     for number in range(MAX_DISPUTED + 10):

@@ -139,14 +139,14 @@ def test_what_is_missing_is_counted_until_it_comes() -> None:
     one.skip("aq-1", 4)
     one.hear("aq-1")
     one.pass_time(650.0)
-    figures = one.lookout.figures(NAME, one.now)
+    figures = one.figures("aq-1")
     assert (figures.received, figures.missing, figures.completeness) == (7, 4, 7 / 11)
     site = [row for row in one.rows("site_now") if row.series.domain == "air"][-1]
     assert site.fields["completeness"] == 7 / 11
     one._seqs["aq-1"] = 5
     for _ in range(4):
         one.hear("aq-1", age_s=600.0)
-    assert one.lookout.figures(NAME, one.now).completeness == 1.0
+    assert one.figures("aq-1").completeness == 1.0
 
 
 def test_a_sample_of_yesterday_is_counted_there() -> None:
@@ -208,7 +208,7 @@ def test_another_run_goes_on_where_one_stopped() -> None:
     for _ in range(10):
         other.pass_time(60.0, step_s=5.0)
         other.hear("aq-1")
-    figures = other.lookout.figures(NAME, other.now)
+    figures = other.figures("aq-1")
     assert (figures.received, figures.missing) == (201 + 11, 3)
     assert figures.up_ms == pytest.approx(210 * 60_000, abs=1000)
     watched = other.lookout._watched[NAME]

@@ -20,7 +20,7 @@ from ingest.watch.maintenance import Window, utc
 from ingest.watch.moments import Now
 from ingest.watch.rows import most_of
 from ingest.watch.sites import Hour
-from tests.lookouts import COUNTY, EPOCH, NOON_MS, SITE, Street
+from tests.lookouts import COUNTY, EPOCH, LIMIT, NOON_MS, SITE, Street
 
 UP, LATE, DOWN, UNKNOWN = Status.UP, Status.LATE, Status.DOWN, Status.UNKNOWN
 BOUND_S = 5.0
@@ -215,7 +215,7 @@ def test_while_the_watch_hears_nothing_it_judges_nobody() -> None:
     assert one.status("aq-1") is UNKNOWN
     one.pass_time(130.0)
     assert one.status("aq-1") is DOWN
-    figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
+    figures = one.figures("aq-1")
     assert figures.judged_ms <= 140_000
 
 
@@ -231,7 +231,7 @@ def test_a_watch_that_was_held_blames_nobody_for_what_it_did_not_hear() -> None:
     one.pass_time(2.0)
     assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, UP, UNKNOWN]
     assert one.incidents() == []
-    assert one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now).judged_ms <= 64_000
+    assert one.figures("aq-1").judged_ms <= 64_000
     for _ in range(3):
         one.pass_time(4.0)
         one.hear("aq-1")
@@ -250,7 +250,7 @@ def test_a_watch_that_is_late_by_little_was_not_held() -> None:
     one.now_s += 40.0
     one.lookout.wake(one.now)
     one.pass_time(60.0)
-    assert one.lookout.figures(DeviceId(COUNTY, "aq-2"), one.now).judged_ms <= 22_000
+    assert one.figures("aq-2").judged_ms <= 22_000
 
 
 def test_maintenance_is_neither_up_nor_down() -> None:
@@ -270,7 +270,7 @@ def test_maintenance_is_neither_up_nor_down() -> None:
     assert one.incidents() == []
     one.pass_time(110.0)
     assert (one.status("gw-1"), one.status("aq-1")) == (DOWN, UNKNOWN)
-    figures = one.lookout.figures(DeviceId(COUNTY, "aq-1"), one.now)
+    figures = one.figures("aq-1")
     assert figures.maintenance_ms == pytest.approx(600_000, abs=1000)
     assert figures.down_ms == 0
 
@@ -318,6 +318,17 @@ def test_between_two_gateways_a_device_is_unknown_and_not_retired_for_ever() -> 
     one.state("aq-2", "gw-2", epoch=5)
     one.pass_time(1.0)
     assert one.incidents(still=True) == []
+
+
+def test_a_gateway_that_is_emptied_and_stated_again_is_not_gone() -> None:
+    one = street("aq-1", "aq-2")
+    for name in ("gw-1", "aq-1", "aq-2"):
+        one.empty(name)
+    one.state("gw-1")
+    one.state("aq-2")
+    hear_for(one, 180, "aq-2")
+    assert [one.status(name) for name in ("gw-1", "aq-1", "aq-2")] == [UP, None, UP]
+    assert one.incidents() == []
 
 
 def test_nobody_waits_for_another_gateway_for_ever() -> None:
@@ -382,11 +393,11 @@ def test_a_county_says_how_many_are_how_in_all_its_sites() -> None:
         return dict(row.fields)
 
     shown = {"devices": 2, "up": 1, "late": 0, "down": 1, "unknown": 0, "maintenance": 0}
-    assert last() == shown
+    assert last() == shown | {"incidents": 1}
     one.empty("aq-1")
     one.empty("aq-2")
     one.pass_time(61.0)
-    assert last() == dict.fromkeys(shown, 0)
+    assert last() == dict.fromkeys([*shown, "incidents"], 0)
     times = [row.time_ms for row in one.rows("county_now") if row.series.domain == "air"]
     assert all(after - before >= 5000 for before, after in pairwise(times))
 
@@ -451,6 +462,165 @@ def test_many_changes_are_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     one.pass_time(300.0)
     assert len(caplog.records) < 40
     assert "and 470 further changes of devices" in caplog.text
+
+
+def again(one: Street, *devices: str, interval_s: float = 60.0) -> Street:
+    """Return the street as another run of the watch finds it a minute later, with the incidents left open."""
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    other = Street(begun_ms=one.now.ms + 60_000)
+    other.state("gw-1")
+    for device in devices:
+        other.state(device, interval_s=interval_s)
+        other.pass_time(0.5)
+    other.lookout.restore_incidents(kept, other.now)
+    return other
+
+
+AIR = ("aq-1", "aq-2", "aq-3")
+
+
+def test_a_gateway_that_is_silent_at_a_restart_is_the_same_incident() -> None:
+    one = street(*AIR, interval_s=5.0)
+    hear_for(one, 60, *AIR, interval_s=5.0)
+    one.pass_time(30.0)
+    (before,) = one.incidents()
+    other = again(one, *AIR, interval_s=5.0)
+    other.pass_time(300.0)
+    assert [other.status(name) for name in ("gw-1", *AIR)] == [DOWN, UNKNOWN, UNKNOWN, UNKNOWN]
+    (incident,) = other.incidents()
+    assert (incident.fields["id"], incident.fields["open"]) == (before.fields["id"], 1)
+    since = one.rows("device", "gw-1")[-1].fields["since"]
+    assert other.rows("device", "gw-1")[-1].fields["since"] == since
+    other.hear("aq-1")
+    other.pass_time(1.0)
+    assert [other.status(name) for name in ("gw-1", *AIR)] == [UP, UP, UNKNOWN, UNKNOWN]
+    assert other.incidents(still=True) == []
+
+
+def test_a_gateway_that_was_heard_before_its_silence_was_read_back_is_not_silent() -> None:
+    one = street(*AIR, interval_s=5.0)
+    hear_for(one, 60, *AIR, interval_s=5.0)
+    one.pass_time(30.0)
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    other = street(*AIR, begun_ms=one.now.ms + 60_000)
+    other.lookout.restore_incidents(kept, other.now)
+    assert other.status("gw-1") is UP
+
+
+def test_a_gateway_that_fell_silent_while_the_watch_was_away_is_one_incident() -> None:
+    one = street(*AIR)
+    hear_for(one, 600, *AIR)
+    other = again(one, *AIR)
+    other.pass_time(300.0)
+    (incident,) = other.incidents()
+    assert (incident.fields["kind"], incident.fields["cause"]) == ("gateway_down", "gateway_silent")
+    assert {other.status(name) for name in AIR} == {UNKNOWN}
+
+
+def test_a_gateway_that_died_while_the_broker_was_away_is_one_incident() -> None:
+    one = Street()
+    one.state("gw-1", interval_s=300.0)
+    for name in AIR:
+        one.state(name)
+    for name in ("gw-1", *AIR):
+        one.hear(name)
+    one.pass_time(1.0)
+    one.lookout.blind(one.now)
+    one.pass_time(600.0, step_s=5.0)
+    one.lookout.seeing(one.now, continued=True)
+    one.pass_time(700.0)
+    (incident,) = one.incidents()
+    assert (incident.fields["kind"], incident.fields["cause"]) == ("gateway_down", "gateway_silent")
+
+
+def test_who_was_called_down_before_its_gateway_was_found_silent_is_the_gateways() -> None:
+    one = Street()
+    one.state("gw-1")
+    for name, interval_s in (("aq-1", 60.0), ("aq-2", 120.0), ("aq-3", 120.0)):
+        one.state(name, interval_s=interval_s)
+        one.hear(name)
+    one.pass_time(1.0)
+    one.lookout.blind(one.now)
+    one.pass_time(600.0, step_s=5.0)
+    one.lookout.seeing(one.now, continued=True)
+    one.pass_time(130.0)
+    assert [row.fields["kind"] for row in one.incidents(still=True)] == ["device_down"]
+    one.pass_time(130.0)
+    assert [row.fields["kind"] for row in one.incidents(still=True)] == ["gateway_down"]
+    assert {one.status(name) for name in AIR} == {UNKNOWN}
+
+
+def test_who_was_down_long_before_its_gateway_keeps_its_incident() -> None:
+    one = street(*AIR)
+    hear_for(one, 600, "aq-1", "aq-2")
+    one.pass_time(300.0)
+    assert {(row.series.device, row.fields["kind"]) for row in one.incidents(still=True)} == {
+        ("aq-3", "device_down"),
+        ("gw-1", "gateway_down"),
+    }
+
+
+def test_who_was_down_before_a_restart_is_down_since_then_and_its_gateway_is_not_silent() -> None:
+    one = street(*AIR)
+    hear_for(one, 600, "aq-3")
+    before = one.incidents(still=True)
+    assert len(before) == 2
+    other = again(one, "aq-1", "aq-2")
+    other.pass_time(300.0)
+    after = other.incidents(still=True)
+    assert [row.fields["id"] for row in after] == [row.fields["id"] for row in before]
+    for name in ("aq-1", "aq-2"):
+        assert other.status(name) is DOWN
+        since = one.rows("device", name)[-1].fields["since"]
+        assert other.rows("device", name)[-1].fields["since"] == since
+
+
+def test_devices_whose_site_moves_are_retired_there_and_nowhere_else() -> None:
+    one = street("aq-1")
+    for name in ("gw-1", "aq-1"):
+        one.state(name, site="square")
+    for name in ("gw-1", "aq-1"):
+        one.empty(name)
+    one.hear("aq-1")
+    hear_for(one, 180, "aq-1")
+    assert one.incidents() == []
+    for name in ("gw-1", "aq-1"):
+        last = {row.series.site: row.fields["status"] for row in one.rows("device", name)}
+        assert last == {SITE: "retired", "square": "up"}
+    left = {row.series.site: row.fields["devices"] for row in one.rows("site_now")}
+    assert left == {SITE: 0, "square": 1}
+
+
+def test_rows_of_a_county_and_its_sites_say_how_many_incidents_are_open() -> None:
+    def said(street: Street) -> set[object]:
+        street.pass_time(6.0)
+        air = [
+            [row for row in street.rows(name) if row.series.domain == "air"][-1]
+            for name in ("county_now", "site_now")
+        ]
+        return {row.fields.get("incidents") for row in air}
+
+    one = street("aq-1", "aq-2")
+    assert said(one) == {0}
+    one.state("aq-1", online=False)
+    one.state("aq-2", online=False)
+    assert said(one) == {2}
+    kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
+    other = Street(begun_ms=one.now.ms + 60_000)
+    other.state("gw-1")
+    other.state("aq-1", online=False)
+    unsure = other.lookout.rows(other.now, LIMIT, incidents=False)
+    assert "county_now" in {row.series.measurement for row in unsure}
+    assert not any("incidents" in row.fields for row in unsure)
+    other.lookout.restore_incidents(kept, other.now)
+    assert said(other) == {2}
+    other.state("aq-1")
+    other.hear("aq-1")
+    assert said(other) == {1}
+    other.pass_time(200.0)  # the other one is no more
+    assert said(other) == {1}  # aq-1 is silent again
+    gateways = [row.fields for row in other.rows("county_now") if row.series.domain == "gateway"]
+    assert gateways[-1]["incidents"] == 0
 
 
 ACTS = st.sampled_from(

@@ -20,6 +20,7 @@ from ingest.watch.liveness import Status
 from ingest.watch.roll_call import RollCall
 from tests.brokers import Mosquitto
 from tests.gateways import COUNTY, EPOCH, Gateway, Ingest, now_ms, until
+from tests.lookouts import status_of
 
 GATEWAYS, BEHIND = 30, 20
 STATE = State(v=1, online=True, interval_s=60.0, epoch=EPOCH)
@@ -64,12 +65,12 @@ async def test_a_gateway_without_a_state_is_called_when_it_is_heard(
         await gateway.tell("aq-2", STATE)
         async with town.running(with_watch=True):
             assert town.watch is not None
-            lookout, name = town.watch.lookout, DeviceId(COUNTY, "aq-1")
+            lookout = town.watch.lookout
 
             async def heard() -> bool:
                 await gateway.send("aq-1", Sample(now_ms(), EPOCH, len(seqs), {"pm2_5": 1.0}))
                 seqs.append(0)
-                return lookout.status(name) is Status.UP
+                return status_of(lookout, "aq-1") is Status.UP
 
             seqs: list[int] = []
             await until(heard)
