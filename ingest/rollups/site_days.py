@@ -54,6 +54,8 @@ _BESIDE = ("quality", _COUNTED)
 _MADE = ("rows", "basis")
 _STUCK = "stuck"
 """Of a device's hour 1 where its gateway doubted that a value moves; of a site's, how many devices."""
+_NIGHT = "night_"
+"""How fields begin that a day's row has of the whole night."""
 _STUCK_MARK = re.compile(r"(^|;)[a-z]+:stuck(\(|;|$)")
 
 Row: TypeAlias = dict[str, FieldValue]
@@ -275,8 +277,9 @@ class SiteDays:
             if self._derived.digest:
                 digests = [each async for each in self._digests(day)]
             fields = self._site(fresh, expected.basis, digests, hour=False)
+            fields = self._told(fields, day)
             await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
-            self._site_days[day.start_ns] = Made(int(fields["rows"]), expected.basis)
+            self._site_days[day.start_ns] = Made(int(fields["rows"]), int(fields["basis"]))
         await self._rest()
 
     def _looks(self, day: Day) -> tuple[int, int]:
@@ -284,6 +287,20 @@ class SiteDays:
         if not self._derived.night:
             return day.start_ns, day.end_ns
         return day.start_ns - DAY_NS, min(self._night_end_ns(day), self._closed.until_ns)
+
+    def _night_lasts(self, day: Day) -> bool:
+        return self._derived.night and self._closed.until_ns < self._night_end_ns(day)
+
+    def _told(self, fields: Row, day: Day) -> Row:
+        """Return what a day's row says of these fields: of a night that lasts, nothing that is of all of it.
+
+        Shape: then its `basis` is 0, so that the row is short of what it looks at, whatever comes, once the night is
+            over.
+        """
+        if not self._night_lasts(day):
+            return fields
+        kept = {name: value for name, value in fields.items() if not name.startswith(_NIGHT)}
+        return kept | {"basis": 0}
 
     def _night_end_ns(self, day: Day) -> int:
         return noon_ns(self._zone, beside(self._zone, day)[1])
@@ -303,7 +320,7 @@ class SiteDays:
         """
         if made is None:
             return True
-        if self._derived.night and self._closed.until_ns < self._night_end_ns(day):
+        if self._night_lasts(day):
             return made.rows < expected.rows
         return made.is_short_of(expected)
 
@@ -360,6 +377,7 @@ class SiteDays:
             looked = hours if derived.night else []
             basis = [*(row["basis"] for row in own), *(row["rows"] for row in looked)]
             fields |= {"rows": sum(int(row["rows"]) for row in own), "basis": sum(map(int, basis))}
+            fields = self._told(fields, day)
             points.append(self._point(DAY, found.device, day.start_ns, fields))
             faults = self._faults(found.device, fields)
             if found.device in faulty or any(faults.get(name) for name in derived.faulty):
