@@ -7,7 +7,8 @@ unseen. A site's row is written after its devices' and says no more than they do
 is: a look counts the raw rows of a site all together, and devices are told apart where it finds something.
 
 A device's hour is made from raw rows (the last one of the hour before it, too), its day from its hours, a site's rows
-from its devices'. Hours and days are made once they are over.
+from its devices'. Hours and days are made once they are over. Where a domain has digests no row of a device is written,
+for a count of its rows alone may tell what it did: a site's hours and days are made from raw rows of all its devices.
 """
 
 from __future__ import annotations
@@ -154,14 +155,13 @@ class SiteDays:
         bounds = hours[0], day.hour_end_ns(hours[-1])
         expected = {start_ns: counted.expected(start_ns) for start_ns in hours}
         # A site's row is written last: where there is none, devices' rows that there may be are made again.
-        known = any(start_ns in self._site_hours for start_ns in hours)
+        known = not self._derived.digest and any(start_ns in self._site_hours for start_ns in hours)
         stored = await self._stored(HOUR, *bounds) if known and not anew else {}
         stale: dict[str, list[int]] = defaultdict(list)
         for start_ns, devices in expected.items():
             for device, wanted in devices.items():
                 made = stored.get(device, {}).get(start_ns)
-                # What is not stored of devices is digested of all of them.
-                if made is None or self._derived.digest or made.is_short_of(wanted):
+                if made is None or made.is_short_of(wanted):
                     stale[device].append(start_ns)
         fresh, digests = await self._make_device_hours(day, bounds, counted, stale, asked)
         short = {
@@ -213,7 +213,7 @@ class SiteDays:
                     continue
                 self.raw_rows += rows
                 values = good.span(start_ns, end_ns)
-                fields = statistics.hour(domain, values, settings.hold_s)
+                fields = {} if derived.digest else statistics.hour(domain, values, settings.hold_s)
                 if derived.hour:
                     fields |= derived.hour(values, settings)
                 basis = counted.before(found.device, start_ns)
@@ -228,10 +228,11 @@ class SiteDays:
                     "basis": basis,
                     _STUCK: _stuck(good.marks(start_ns, end_ns)),
                 }
-                points.append(self._point(HOUR, found.device, start_ns, fields))
                 fresh[start_ns][found.device] = self._reduced(found.device, start_ns, fields)
                 if derived.digest:
                     digests[start_ns].append(derived.digest(values, settings))
+                else:
+                    points.append(self._point(HOUR, found.device, start_ns, fields))
             if len(points) >= POINTS_A_WRITE:
                 await self._write(points)
         await self._write(points)
@@ -263,24 +264,30 @@ class SiteDays:
         expected = self._expected(own, looked)
         if not own or not (anew or self._is_stale(day, made, expected)):
             return
-        stale = None
-        if made is not None and not anew:
-            stale = await self._stale_devices(day, looks)
+        if self._derived.combine:
+            digests = [each async for each in self._digests(day)]
+            fields: Row = {"devices": len(digests), **expected._asdict()}
+            fields |= self._derived.combine(digests)
+        else:
+            fresh = await self._fresh_days(day, looks, remake=made is None or anew)
+            fields = self._told(self._site(fresh, expected.basis, [], hour=False), day)
+        if fields["devices"]:
+            await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
+            self._site_days[day.start_ns] = Made(int(fields["rows"]), int(fields["basis"]))
+        await self._rest()
+
+    async def _fresh_days(
+        self, day: Day, looks: tuple[int, int], *, remake: bool
+    ) -> dict[str, Row]:
+        """Make days of devices that are stale, or all; return what the site's row needs of every device's."""
+        stale = None if remake else await self._stale_devices(day, looks)
         fresh = await self._make_device_days(day, looks, stale)
         if stale is not None:
             part = self._part(DAY, day.start_ns, day.start_ns + 1)
             async for found in self._kept.device_rows(part, self._of_site):
                 for row in _by_row(found):
                     fresh.setdefault(found.device, row)
-        if fresh:
-            digests = []
-            if self._derived.digest:
-                digests = [each async for each in self._digests(day)]
-            fields = self._site(fresh, expected.basis, digests, hour=False)
-            fields = self._told(fields, day)
-            await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
-            self._site_days[day.start_ns] = Made(int(fields["rows"]), int(fields["basis"]))
-        await self._rest()
+        return fresh
 
     def _looks(self, day: Day) -> tuple[int, int]:
         """Return from when to when the day's row looks at hours."""

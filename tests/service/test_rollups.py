@@ -312,6 +312,37 @@ async def test_a_night_is_told_when_it_is_over_and_what_is_known_already_before(
     assert float(corrected.fields["night_energy_wh"]) > float(lamps.fields["night_energy_wh"])
 
 
+async def test_no_row_tells_of_a_bay(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    start_ns = day_of(TAIPEI, FIRST).start_ns
+    spoken = {"bay-1": (10, 40, 41, 1500), "bay-2": (70,), "bay-3": (5,), "bay-4": (1490,)}
+    for device, minutes in spoken.items():
+        for seq, minute in enumerate(minutes):
+            row = {"epoch": EPOCH, "seq": seq, "occupied": seq % 2, "battery_voltage": 3.0}
+            series = Series("parking", "tw-tpe", "street", device)
+            await raw.write([Point(series, start_ns + minute * MINUTE_NS, {**row})])
+    now_ns = start_ns + 2 * DAY_NS + HOUR_NS
+    await engine(stores, now_ns).once()
+    made = await everything(kept)
+    assert {measurement for measurement in made if made[measurement]} == {SITE_HOUR, SITE_DAY}
+    assert {point.series.device for measurement in made for point in made[measurement]} == {""}
+    one, two = made[SITE_DAY]
+    wanted = {"devices": 3, "bays": 3, "rows": 5, "arrivals": 1}
+    assert fields(one, *wanted) == wanted
+    assert fields(two, "devices", "bays", "rows") == {"devices": 2, "bays": 2, "rows": 2}
+    # Nothing is made twice, and what comes late makes the site's rows anew.
+    again = engine(stores, now_ns)
+    await again.once()
+    assert (again.counts.points, again.counts.raw_rows) == (0, 0)
+    late = Series("parking", "tw-tpe", "street", "bay-2")
+    await raw.write([Point(late, start_ns + 80 * MINUTE_NS, {"epoch": EPOCH, "occupied": 1})])
+    again = engine(stores, now_ns)
+    await again.once()
+    assert again.counts.points == 1 + 1  # the hour and the day
+    [one, _] = await rows(kept, SITE_DAY)
+    assert fields(one, "rows", "arrivals") == {"rows": 6, "arrivals": 2}
+
+
 async def test_days_of_faults_stand_in_rows_of_their_own(stores: tuple[Store, Store]) -> None:
     raw, kept = stores
     by_night = range(19 * 60, 24 * 60 + 5 * 60, 10)
