@@ -890,3 +890,30 @@ async def test_ingest_of_a_small_town_makes_them_too(tmp_path: Path, broker: Bro
     _, said = await refused.communicate()
     assert refused.returncode == 2
     assert b"onestreet rollups run" in said
+
+
+_ENDS = """
+import sys
+from ingest.rollups.engine import Engine
+
+async def ends(self):
+    raise ZeroDivisionError("of roll-ups")
+
+Engine._recent = ends
+from onestreet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def test_roll_ups_that_end_end_ingest_beside_them(tmp_path: Path, broker: Broker) -> None:
+    town = Ingest(tmp_path, broker)
+    command = [sys.executable, "-c", _ENDS, "ingest", "run", str(town.file), "--with-rollups"]
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 1
+    assert b"ZeroDivisionError: of roll-ups" in said
