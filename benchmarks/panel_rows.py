@@ -31,8 +31,8 @@ parking (raw): the last hour every minute; of the largest county and of the one 
 gateway (raw): the last 1,000 minutes
 device: the last quarter of an hour; of gateways also the last 1,000 rows, of one site the whole week
 site_now, county_now: the last 1,000 minutes; site_now of one site the whole week
-rollup_hour: air boxes and gateways whole; of all others the last three hours
-rollup_day: the fields that pages read and a few more, not those of each metric
+rollup_hour: air boxes and gateways whole; of all others but parking, which has none, the last three hours
+rollup_day: of all but parking the fields that pages read and a few more, not those of each metric
 vendors' metrics, commands but of one device"""
 _VARIANTS = 64
 
@@ -231,6 +231,8 @@ class Week:
         times = [self.midnight_ms(ago) for ago in reversed(range(1, self.days + 1))]
         for site in self.sites:
             for domain, names in site.devices.items():
+                if domain not in _DAY:
+                    continue
                 variants = self._variants(_DAY[domain])
                 for name in names:
                     key = f"rollup_day,{site.tags},device={name},domain={domain}"
@@ -244,6 +246,8 @@ class Week:
     def _hours_rolled_up(self) -> Iterator[str]:
         for site in self.sites:
             for domain, names in site.devices.items():
+                if domain not in _HOUR:
+                    continue
                 variants = self._variants(_HOUR[domain])
                 hours = 24 * self.days if domain in ("air", "gateway") else 4
                 times = self._whole_hours(hours)[:-1]
@@ -356,7 +360,6 @@ _LOT = _numbers(
 _STATISTICS = {f"_{kind}": 90.0 for kind in ("min", "max", "mean")}
 _HOUR = {
     "streetlight": _numbers(energy_wh=90.0, burning_s=3600.0, faulty=1, **_KEPT),
-    "parking": _numbers(**_KEPT),
     "air": _numbers(
         aqi=180,
         aqi_pm2_5=180,

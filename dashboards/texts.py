@@ -292,8 +292,8 @@ _PANELS = {
     ),
     "streetlights.energy": Text("Energy of last night", "昨夜用電"),
     "streetlights.energy.about": Text(
-        "By the lamps' counters, else from their power; the newest night rolled up.",
-        "以電表累計值計算，沒有時以功率估算；最近一個已統計的夜間。",
+        "By the lamps' counters, else from their power; the newest whole night: until noon it is the one before.",
+        "以電表累計值計算，沒有時以功率估算；最近一個完整的夜間，中午之前仍為前一夜。",
     ),
     "streetlights.saved": Text("Saved last night", "昨夜節電量"),
     "streetlights.saved.about": Text(
@@ -337,8 +337,9 @@ _PANELS = {
     ),
     "streetlights.nights": Text("Sites last night", "各場域昨夜"),
     "streetlights.nights.about": Text(
-        "Faults and energy of each site in the newest night rolled up.",
-        "各場域最近一個已統計夜間的故障與用電。",
+        "Faults of each site in the newest night, from midnight on as far as known; its energy after noon, "
+        "the night before until then.",
+        "各場域最近一夜的故障，自午夜起列出已知部分；用電在中午之後更新，在此之前為前一夜。",
     ),
     "parking.occupancy": Text("Fullest car park", "最滿的停車場"),
     "parking.occupancy.about": Text(

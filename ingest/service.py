@@ -16,6 +16,7 @@ from ingest.hand import Hand
 from ingest.intake import Intake
 from ingest.metrics import Metrics
 from ingest.quarantine import Quarantine
+from ingest.rollups.engine import Engine
 from ingest.sessions import Sessions
 from ingest.stores import StoreUnavailable
 from ingest.watch import Watch
@@ -30,10 +31,15 @@ TAKING_IN = "taking in"
 RETRY_S = 5.0
 
 
-async def serve(service: Service, stop: asyncio.Event, watch: Watch | None = None) -> int:
+async def serve(
+    service: Service,
+    stop: asyncio.Event,
+    watch: Watch | None = None,
+    rollups: Engine | None = None,
+) -> int:
     """Run until `stop`, then drain; return 1 when not everything in hand could be settled.
 
-    Raises: StoreError when the store can never be used.
+    Raises: StoreError when the store can never be used; what ends the watch or the roll-ups, ends all.
     """
     try:
         await service.open()
@@ -41,6 +47,8 @@ async def serve(service: Service, stop: asyncio.Event, watch: Watch | None = Non
             running = [tasks.create_task(service.run(), name="ingest")]
             if watch is not None:
                 running.append(tasks.create_task(watch.run(), name="watch"))
+            if rollups is not None:
+                running.append(tasks.create_task(rollups.run(), name="rollups"))
             await stop.wait()
             runtime.notify("STOPPING=1")
             if watch is not None:

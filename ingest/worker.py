@@ -15,7 +15,7 @@ from exchange.errors import ConfigError
 from ingest.config import Config
 from ingest.metrics import serving
 from ingest.retirement import retiring
-from ingest.rollups.command import rolling
+from ingest.rollups.command import engine
 from ingest.service import Service, serve
 from ingest.sessions import Sessions
 from ingest.watch import Watch
@@ -57,6 +57,8 @@ async def _main(
             sessions.remember()
             service.on_ready = sessions.tidied
             await around.enter_async_context(retiring(config, file, sessions))
+        rollups = None
         if with_rollups:
-            await around.enter_async_context(rolling(config, file))
-        return await serve(service, stop, watch)
+            rollups = engine(config, file)
+            around.push_async_callback(rollups.close)
+        return await serve(service, stop, watch, rollups)

@@ -32,7 +32,7 @@ NOW = since("15m")
 TODAY = since("1450m")
 """Rows of days are dated at their midnight: today's alone is so young, but for ten minutes after midnight."""
 CLOSED_DAY = since("3d")
-"""A day is rolled up when it is over; a night's part at the next noon."""
+"""A day is rolled up when it is over, its night after the next noon: until then the one before is the newest."""
 LINES = 30
 """Of a chart with a line for each site: more could not be told apart."""
 INCIDENTS = 200

@@ -78,7 +78,15 @@ _SITE_NIGHT = (OUT, BY_DAY, CYCLING, ENERGY, SAVED, SAVED_LOW, SAVED_HIGH)
 SITES = Panel(
     name="nights",
     kind=Kind.TABLE,
-    asks=(newest_by_site([field.name for field in _SITE_NIGHT], "site_day", DOMAIN, CLOSED_DAY),),
+    # Each column's own newest: what a night took is there after noon, its faults at midnight.
+    asks=(
+        Select(
+            columns=aggregates("last", [field.name for field in _SITE_NIGHT]),
+            source="site_day",
+            where=(*PLACE, is_text("domain", DOMAIN), CLOSED_DAY),
+            by=("county", "site", "domain"),
+        ),
+    ),
     fields=(
         HIDDEN_TIME,
         COUNTY,

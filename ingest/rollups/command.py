@@ -7,8 +7,8 @@ import asyncio
 import logging
 import math
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,6 @@ def engine(config: Config, file: Path, patience_s: float = math.inf) -> Engine:
         vendor_metrics=settings.vendor_metrics,
         patience_s=patience_s,
     )
-
-
-@asynccontextmanager
-async def rolling(config: Config, file: Path) -> AsyncIterator[None]:
-    """Roll up beside something else. Raises: ConfigError."""
-    made = engine(config, file)
-    working = asyncio.create_task(made.run(), name="rollups")
-    try:
-        yield
-    finally:
-        working.cancel()
-        await asyncio.wait([working])
-        await made.close()
 
 
 async def _main(config: Config, file: Path, asked: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ unseen. A site's row is written after its devices' and says no more than they do
 is: a look counts the raw rows of a site all together, and devices are told apart where it finds something.
 
 A device's hour is made from raw rows (the last one of the hour before it, too), its day from its hours, a site's rows
-from its devices'. Hours and days are made once they are over.
+from its devices'. Hours and days are made once they are over. Where a domain has digests no row of a device is written,
+for a count of its rows alone may tell what it did: a site's hours and days are made from raw rows of all its devices.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ _BESIDE = ("quality", _COUNTED)
 _MADE = ("rows", "basis")
 _STUCK = "stuck"
 """Of a device's hour 1 where its gateway doubted that a value moves; of a site's, how many devices."""
+_NIGHT = "night_"
+"""How fields begin that a day's row has of the whole night."""
 _STUCK_MARK = re.compile(r"(^|;)[a-z]+:stuck(\(|;|$)")
 
 Row: TypeAlias = dict[str, FieldValue]
@@ -152,14 +155,13 @@ class SiteDays:
         bounds = hours[0], day.hour_end_ns(hours[-1])
         expected = {start_ns: counted.expected(start_ns) for start_ns in hours}
         # A site's row is written last: where there is none, devices' rows that there may be are made again.
-        known = any(start_ns in self._site_hours for start_ns in hours)
+        known = not self._derived.digest and any(start_ns in self._site_hours for start_ns in hours)
         stored = await self._stored(HOUR, *bounds) if known and not anew else {}
         stale: dict[str, list[int]] = defaultdict(list)
         for start_ns, devices in expected.items():
             for device, wanted in devices.items():
                 made = stored.get(device, {}).get(start_ns)
-                # What is not stored of devices is digested of all of them.
-                if made is None or self._derived.digest or made.is_short_of(wanted):
+                if made is None or made.is_short_of(wanted):
                     stale[device].append(start_ns)
         fresh, digests = await self._make_device_hours(day, bounds, counted, stale, asked)
         short = {
@@ -211,7 +213,7 @@ class SiteDays:
                     continue
                 self.raw_rows += rows
                 values = good.span(start_ns, end_ns)
-                fields = statistics.hour(domain, values, settings.hold_s)
+                fields = {} if derived.digest else statistics.hour(domain, values, settings.hold_s)
                 if derived.hour:
                     fields |= derived.hour(values, settings)
                 basis = counted.before(found.device, start_ns)
@@ -226,10 +228,11 @@ class SiteDays:
                     "basis": basis,
                     _STUCK: _stuck(good.marks(start_ns, end_ns)),
                 }
-                points.append(self._point(HOUR, found.device, start_ns, fields))
                 fresh[start_ns][found.device] = self._reduced(found.device, start_ns, fields)
                 if derived.digest:
                     digests[start_ns].append(derived.digest(values, settings))
+                else:
+                    points.append(self._point(HOUR, found.device, start_ns, fields))
             if len(points) >= POINTS_A_WRITE:
                 await self._write(points)
         await self._write(points)
@@ -261,29 +264,50 @@ class SiteDays:
         expected = self._expected(own, looked)
         if not own or not (anew or self._is_stale(day, made, expected)):
             return
-        stale = None
-        if made is not None and not anew:
-            stale = await self._stale_devices(day, looks)
+        if self._derived.combine:
+            digests = [each async for each in self._digests(day)]
+            fields: Row = {"devices": len(digests), **expected._asdict()}
+            fields |= self._derived.combine(digests)
+        else:
+            fresh = await self._fresh_days(day, looks, remake=made is None or anew)
+            fields = self._told(self._site(fresh, expected.basis, [], hour=False), day)
+        if fields["devices"]:
+            await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
+            self._site_days[day.start_ns] = Made(int(fields["rows"]), int(fields["basis"]))
+        await self._rest()
+
+    async def _fresh_days(
+        self, day: Day, looks: tuple[int, int], *, remake: bool
+    ) -> dict[str, Row]:
+        """Make days of devices that are stale, or all; return what the site's row needs of every device's."""
+        stale = None if remake else await self._stale_devices(day, looks)
         fresh = await self._make_device_days(day, looks, stale)
         if stale is not None:
             part = self._part(DAY, day.start_ns, day.start_ns + 1)
             async for found in self._kept.device_rows(part, self._of_site):
                 for row in _by_row(found):
                     fresh.setdefault(found.device, row)
-        if fresh:
-            digests = []
-            if self._derived.digest:
-                digests = [each async for each in self._digests(day)]
-            fields = self._site(fresh, expected.basis, digests, hour=False)
-            await self._write([self._point(SITE_DAY, ALL, day.start_ns, fields)])
-            self._site_days[day.start_ns] = Made(int(fields["rows"]), expected.basis)
-        await self._rest()
+        return fresh
 
     def _looks(self, day: Day) -> tuple[int, int]:
         """Return from when to when the day's row looks at hours."""
         if not self._derived.night:
             return day.start_ns, day.end_ns
         return day.start_ns - DAY_NS, min(self._night_end_ns(day), self._closed.until_ns)
+
+    def _night_lasts(self, day: Day) -> bool:
+        return self._derived.night and self._closed.until_ns < self._night_end_ns(day)
+
+    def _told(self, fields: Row, day: Day) -> Row:
+        """Return what a day's row says of these fields: of a night that lasts, nothing that is of all of it.
+
+        Shape: then its `basis` is 0, so that the row is short of what it looks at, whatever comes, once the night is
+            over.
+        """
+        if not self._night_lasts(day):
+            return fields
+        kept = {name: value for name, value in fields.items() if not name.startswith(_NIGHT)}
+        return kept | {"basis": 0}
 
     def _night_end_ns(self, day: Day) -> int:
         return noon_ns(self._zone, beside(self._zone, day)[1])
@@ -303,7 +327,7 @@ class SiteDays:
         """
         if made is None:
             return True
-        if self._derived.night and self._closed.until_ns < self._night_end_ns(day):
+        if self._night_lasts(day):
             return made.rows < expected.rows
         return made.is_short_of(expected)
 
@@ -360,6 +384,7 @@ class SiteDays:
             looked = hours if derived.night else []
             basis = [*(row["basis"] for row in own), *(row["rows"] for row in looked)]
             fields |= {"rows": sum(int(row["rows"]) for row in own), "basis": sum(map(int, basis))}
+            fields = self._told(fields, day)
             points.append(self._point(DAY, found.device, day.start_ns, fields))
             faults = self._faults(found.device, fields)
             if found.device in faulty or any(faults.get(name) for name in derived.faulty):

@@ -23,9 +23,6 @@ CUMULATIVE = frozenset(
 )
 """Metrics that only grow, until their counter is set back: what they were last is kept."""
 
-PRIVATE = {"parking": frozenset({"occupied", "distance"})}
-"""Metrics that would be a bay's diary: kept of the site alone."""
-
 
 @cache
 def booleans(domain: str) -> frozenset[str]:
@@ -68,10 +65,7 @@ def _names(domain: str, metric: str) -> _Names:
 def hour(domain: str, hour: Span, hold_s: float) -> dict[str, FieldValue]:
     """Return the statistics of each metric that has a good value in the hour; a value holds for `hold_s` at most."""
     fields: dict[str, FieldValue] = {}
-    private = PRIVATE.get(domain, ())
     for metric, track in hour.tracks.items():
-        if metric in private:
-            continue
         count, least, most, mean, last, seconds = _names(domain, metric)
         fields[count] = len(track)
         if mean:

@@ -83,21 +83,6 @@ def test_every_cumulative_metric_is_one_of_the_dictionary() -> None:
     cumulative = {name for name, metric in metrics.items() if "umulative" in metric.en}
     assert cumulative - {"lamp_hours"} == statistics.CUMULATIVE - {"lamp_hours"}
     assert "lamp_hours" in metrics
-    for domain, private in statistics.PRIVATE.items():
-        assert private <= dictionary()[domain].metrics.keys()
-
-
-def test_of_a_bay_nothing_is_said_that_would_be_its_diary() -> None:
-    within = Span(
-        0,
-        HOUR_MS,
-        {"occupied": [(1, 1.0)], "distance": [(1, 0.4)], "battery_voltage": [(1, 3.0)]},
-        {},
-    )
-    fields = statistics.hour("parking", within, 900)
-    assert fields == {f"battery_voltage_{kind}": 3.0 for kind in ("min", "max", "mean")} | {
-        "battery_voltage_count": 1
-    }
 
 
 values = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)

@@ -251,7 +251,8 @@ async def test_a_night_that_ends_is_written_beside_the_day_that_stays(
     made = engine(stores, midnight_ns + 14 * HOUR_NS, site=SITE)
     await made.once()
     [late, *_] = await rows(kept, DAY)
-    assert late.fields["night_energy_wh"] > early.fields["night_energy_wh"]  # type: ignore[operator]  # they are numbers
+    assert not nightly(early), "half a night is none"
+    assert float(late.fields["night_energy_wh"]) == pytest.approx(24 * 60, rel=0.05)
     values = {name for name in early.fields if name.startswith(("power_", "energy_m", "lit_"))}
     assert values
     assert {name: late.fields[name] for name in values} == {
@@ -267,6 +268,79 @@ async def test_a_night_that_ends_is_written_beside_the_day_that_stays(
     assert changed.fields["power_max"] == 600.0
     [site] = await rows(kept, SITE_DAY)
     assert fields(site, "devices", "rows") == {"devices": 60, "rows": 60 * 48 + 1}
+
+
+def nightly(point: Point) -> set[str]:
+    return {name for name in point.fields if name.startswith("night_")}
+
+
+async def test_a_night_is_told_when_it_is_over_and_what_is_known_already_before(
+    stores: tuple[Store, Store],
+) -> None:
+    raw, kept = stores
+    midnight_ns = day_of(TAIPEI, FIRST).end_ns
+    meter = Series("power", "tw-tpe", "street", "meter")
+    # Nothing comes after 23:00, so no count tells that the night is over.
+    for minute in range(19 * 60, 23 * 60, 10):
+        out = lamp_row(minute, "out", power=0.0, level=100.0, energy=0.0)
+        burns = lamp_row(minute, "burns", power=60.0, level=100.0, energy=float(minute))
+        imported: dict[str, float | int | str] = {"epoch": EPOCH, "energy_import": float(minute)}
+        await raw.write([out, burns, Point(meter, out.time_ns, imported)])
+    for now_ns in (midnight_ns + HOUR_NS, midnight_ns + 11 * HOUR_NS):
+        await engine(stores, now_ns, site=SITE).once()
+        points = [*await rows(kept, DAY), *await rows(kept, SITE_DAY)]
+        assert {point.series.domain for point in points} == {"power", "streetlight"}
+        assert not set().union(*map(nightly, points))
+        [site] = [p for p in points if p.series.measurement == SITE_DAY and "lamps_out" in p.fields]
+        assert site.fields["lamps_out"] == 1
+        assert [row.series.device for row in await rows(kept, FAULT_DAY)] == ["out"]
+    await engine(stores, midnight_ns + 13 * HOUR_NS, site=SITE).once()
+    made = await everything(kept)
+    assert all("night_energy_wh" in point.fields for point in made[DAY])
+    [lamps] = [point for point in made[SITE_DAY] if point.series.domain == "streetlight"]
+    assert nightly(lamps) >= {"night_energy_wh", "night_saved_wh", "night_saved_low_wh"}
+    again = engine(stores, midnight_ns + 13 * HOUR_NS, site=SITE)
+    await again.once()
+    assert again.counts.points == 0
+    # Days that are past are made at once, and the same.
+    await again.once(anew=True)
+    assert await everything(kept) == made
+    # Late samples of the morning correct it.
+    await raw.write([lamp_row(25 * 60, "burns", power=60.0, level=100.0, energy=25.0 * 60)])
+    await engine(stores, midnight_ns + 13 * HOUR_NS, site=SITE).once()
+    [corrected] = [p for p in await rows(kept, SITE_DAY) if p.series.domain == "streetlight"]
+    assert float(corrected.fields["night_energy_wh"]) > float(lamps.fields["night_energy_wh"])
+
+
+async def test_no_row_tells_of_a_bay(stores: tuple[Store, Store]) -> None:
+    raw, kept = stores
+    start_ns = day_of(TAIPEI, FIRST).start_ns
+    spoken = {"bay-1": (10, 40, 41, 1500), "bay-2": (70,), "bay-3": (5,), "bay-4": (1490,)}
+    for device, minutes in spoken.items():
+        for seq, minute in enumerate(minutes):
+            row = {"epoch": EPOCH, "seq": seq, "occupied": seq % 2, "battery_voltage": 3.0}
+            series = Series("parking", "tw-tpe", "street", device)
+            await raw.write([Point(series, start_ns + minute * MINUTE_NS, {**row})])
+    now_ns = start_ns + 2 * DAY_NS + HOUR_NS
+    await engine(stores, now_ns).once()
+    made = await everything(kept)
+    assert {measurement for measurement in made if made[measurement]} == {SITE_HOUR, SITE_DAY}
+    assert {point.series.device for measurement in made for point in made[measurement]} == {""}
+    one, two = made[SITE_DAY]
+    wanted = {"devices": 3, "bays": 3, "rows": 5, "arrivals": 1}
+    assert fields(one, *wanted) == wanted
+    assert fields(two, "devices", "bays", "rows") == {"devices": 2, "bays": 2, "rows": 2}
+    # Nothing is made twice, and what comes late makes the site's rows anew.
+    again = engine(stores, now_ns)
+    await again.once()
+    assert (again.counts.points, again.counts.raw_rows) == (0, 0)
+    late = Series("parking", "tw-tpe", "street", "bay-2")
+    await raw.write([Point(late, start_ns + 80 * MINUTE_NS, {"epoch": EPOCH, "occupied": 1})])
+    again = engine(stores, now_ns)
+    await again.once()
+    assert again.counts.points == 1 + 1  # the hour and the day
+    [one, _] = await rows(kept, SITE_DAY)
+    assert fields(one, "rows", "arrivals") == {"rows": 6, "arrivals": 2}
 
 
 async def test_days_of_faults_stand_in_rows_of_their_own(stores: tuple[Store, Store]) -> None:
@@ -816,3 +890,30 @@ async def test_ingest_of_a_small_town_makes_them_too(tmp_path: Path, broker: Bro
     _, said = await refused.communicate()
     assert refused.returncode == 2
     assert b"onestreet rollups run" in said
+
+
+_ENDS = """
+import sys
+from ingest.rollups.engine import Engine
+
+async def ends(self):
+    raise ZeroDivisionError("of roll-ups")
+
+Engine._recent = ends
+from onestreet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def test_roll_ups_that_end_end_ingest_beside_them(tmp_path: Path, broker: Broker) -> None:
+    town = Ingest(tmp_path, broker)
+    command = [sys.executable, "-c", _ENDS, "ingest", "run", str(town.file), "--with-rollups"]
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 1
+    assert b"ZeroDivisionError: of roll-ups" in said
