@@ -177,7 +177,8 @@ class Week:
         for county in COUNTIES:
             for domain in self.shown.devices:
                 variants = [
-                    f"devices=9999i,up=9900i,late={late}i,down={down}i,unknown=0i,maintenance=0i"
+                    f"devices=9999i,up=9900i,late={late}i,down={down}i,unknown=0i,maintenance=0i,"
+                    f"incidents={down}i"
                     for down, late in self._troubles(9999)
                 ]
                 times = self._times(MINUTE_MS, BLOCK)

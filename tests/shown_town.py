@@ -18,6 +18,8 @@ SITES = (("tw-tpe", "xinyi"), ("tw-tpe", "neihu"), ("tw-khh", "new-bay"))
 DAYS = 7
 OPEN_INCIDENTS = frozenset(number for number in range(18) if number % 5)
 """Which of the devices, one of each domain in each site, have one that is not over."""
+REFERENCE_SITE = "neihu"
+"""Whose stations are all of reference grade."""
 Value = float | int | str
 
 
@@ -101,6 +103,7 @@ class ShownTown:
                 for name in ("completeness", "availability", "lat", "lon"):
                     del fields[name]
                 where = {"county": place["county"], "domain": domain}
+                fields["incidents"] = _open_incidents(**where)
                 yield _line("county_now", where, fields, self._ago(minutes))
 
     def _days(self) -> Iterator[str]:
@@ -159,6 +162,8 @@ class ShownTown:
                     yield _line("fault_day", {**tags, "domain": domain}, _FAULT, at)
             for place, domain in _places():
                 fields = {"devices": 10, "completeness": 0.97, **_SITE_FIELDS.get(domain, {})}
+                if domain == "air":
+                    fields["indicative"] = int(place["site"] != REFERENCE_SITE)
                 yield _line(f"site_{name}", {**place, "domain": domain}, fields, at)
 
 
@@ -203,7 +208,7 @@ _SITE_FIELDS: Mapping[str, Mapping[str, Value]] = {
         "dwell_median_s": 2400.0,
         "dwell_p90_s": 9000.0,
     },
-    "air": {"aqi": 80, "aqi_mean": 60.5, "indicative": 1},
+    "air": {"aqi": 80, "aqi_mean": 60.5},
 }
 
 
@@ -216,6 +221,16 @@ def _places() -> Iterator[tuple[dict[str, str], str]]:
 def _devices() -> Iterator[tuple[dict[str, str], str]]:
     for place, domain in _places():
         yield {**place, "device": f"{place['site']}-{domain}-1"}, domain
+
+
+def _open_incidents(county: str, domain: str) -> int:
+    """Return how many culprits of a county and domain have one."""
+    found = (
+        number
+        for number, device in enumerate(_devices())
+        if device[0]["county"] == county and device[1] == domain
+    )
+    return len(OPEN_INCIDENTS.intersection(found))
 
 
 def _line(measurement: str, tags: Mapping[str, str], fields: Mapping[str, Value], ms: int) -> str:

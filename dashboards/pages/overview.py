@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import Select, call, chosen, compares
+from collections.abc import Sequence
+
+from dashboards.influxql import Select, call, chosen
 from dashboards.pages.parts import (
     AVAILABILITY,
     AVAILABLE,
@@ -10,7 +12,6 @@ from dashboards.pages.parts import (
     COMPLETENESS,
     COUNTY,
     HIDDEN_TIME,
-    LONGEST_INCIDENT,
     NOW,
     PLACE,
     STATES,
@@ -31,15 +32,24 @@ from dashboards.pages.parts import (
 )
 from dashboards.panels import Band, Field, Kind, Page, Panel
 
+
+def _counties_now(fields: Sequence[str]) -> Select:
+    """Return the newest row of each county and domain."""
+    return Select(
+        columns=newest(fields),
+        source="county_now",
+        where=(chosen("county"), NOW),
+        by=("county", "domain"),
+    )
+
+
 OPEN = stat(
     "incidents",
     Select(
-        columns=[call("count", "open").named("open")],
-        source="incident",
-        where=(*PLACE, compares("open", "=", 1), LONGEST_INCIDENT),
+        columns=aggregates("sum", ["incidents"]),
+        source=_counties_now(["incidents"]),
     ),
-    Field(name="open", text="open incidents", unit="count", limits="none is well"),
-    empty="nothing is broken",
+    Field(name="incidents", text="open incidents", unit="count", limits="none is well"),
 )
 COUNTIES = Panel(
     name="counties",
@@ -47,12 +57,7 @@ COUNTIES = Panel(
     asks=(
         Select(
             columns=aggregates("sum", [field.name for field in STATES]),
-            source=Select(
-                columns=newest([field.name for field in STATES]),
-                source="county_now",
-                where=(chosen("county"), NOW),
-                by=("county", "domain"),
-            ),
+            source=_counties_now([field.name for field in STATES]),
             by=("county",),
         ),
     ),
