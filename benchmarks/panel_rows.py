@@ -166,7 +166,7 @@ class Week:
             for domain, names in site.devices.items():
                 variants = [
                     f"devices={len(names)}i,up={len(names) - down - late}i,late={late}i,"
-                    f"down={down}i,unknown=0i,maintenance=0i,"
+                    f"down={down}i,unknown=0i,maintenance=0i,incidents={down}i,"
                     f"completeness={self._share()},availability={self._share()},{where}"
                     for down, late in self._troubles(len(names))
                 ]

@@ -268,9 +268,8 @@ _PANELS = {
     ),
     "overview.incidents": Text("Open incidents", "未結事件"),
     "overview.incidents.about": Text(
-        "Of the counties chosen, all their sites, however long ago they began. Causes, not devices: a gateway "
-        "that takes 300 lamps along is one.",
-        "所選縣市的所有場域，不論何時發生。以原因計數：一部閘道器影響 300 盞燈，也只算一件。",
+        "However long ago they began. Causes, not devices: a gateway that takes 300 lamps along is one. Now.",
+        "不論何時發生。以原因計數：一部閘道器影響 300 盞燈，也只算一件。目前數量。",
     ),
     "overview.counties": Text("Counties now", "各縣市現況"),
     "overview.counties.about": Text("Devices of each county by state.", "各縣市設備狀態統計。"),

@@ -94,6 +94,7 @@ class ShownTown:
                     "down": 2,
                     "unknown": 1,
                     "maintenance": 1,
+                    "incidents": _open_incidents(domain, **place),
                     "completeness": 0.975,
                     "availability": 0.96,
                     "lat": 25.03,
@@ -102,8 +103,9 @@ class ShownTown:
                 yield _line("site_now", {**place, "domain": domain}, fields, self._ago(minutes))
                 for name in ("completeness", "availability", "lat", "lon"):
                     del fields[name]
-                where = {"county": place["county"], "domain": domain}
-                fields["incidents"] = _open_incidents(**where)
+                county = {"county": place["county"]}
+                fields["incidents"] = _open_incidents(domain, **county)
+                where = {**county, "domain": domain}
                 yield _line("county_now", where, fields, self._ago(minutes))
 
     def _days(self) -> Iterator[str]:
@@ -223,14 +225,15 @@ def _devices() -> Iterator[tuple[dict[str, str], str]]:
         yield {**place, "device": f"{place['site']}-{domain}-1"}, domain
 
 
-def _open_incidents(county: str, domain: str) -> int:
-    """Return how many culprits of a county and domain have one."""
-    found = (
+def _open_incidents(domain: str, **place: str) -> int:
+    """Return how many devices of a domain in a county, or in one of its sites, have one."""
+    here = {*place.items()}
+    found = {
         number
-        for number, device in enumerate(_devices())
-        if device[0]["county"] == county and device[1] == domain
-    )
-    return len(OPEN_INCIDENTS.intersection(found))
+        for number, (tags, of_domain) in enumerate(_devices())
+        if of_domain == domain and here <= tags.items()
+    }
+    return len(OPEN_INCIDENTS & found)
 
 
 def _line(measurement: str, tags: Mapping[str, str], fields: Mapping[str, Value], ms: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dashboards.influxql import Select, call, chosen
 from dashboards.pages.parts import (
     AVAILABILITY,
@@ -28,27 +26,14 @@ from dashboards.pages.parts import (
     sites_now,
     stat,
     states_over_time,
+    total_now,
     variables,
 )
 from dashboards.panels import Band, Field, Kind, Page, Panel
 
-
-def _counties_now(fields: Sequence[str]) -> Select:
-    """Return the newest row of each county and domain."""
-    return Select(
-        columns=newest(fields),
-        source="county_now",
-        where=(chosen("county"), NOW),
-        by=("county", "domain"),
-    )
-
-
 OPEN = stat(
     "incidents",
-    Select(
-        columns=aggregates("sum", ["incidents"]),
-        source=_counties_now(["incidents"]),
-    ),
+    total_now("incidents"),
     Field(name="incidents", text="open incidents", unit="count", limits="none is well"),
 )
 COUNTIES = Panel(
@@ -57,7 +42,12 @@ COUNTIES = Panel(
     asks=(
         Select(
             columns=aggregates("sum", [field.name for field in STATES]),
-            source=_counties_now([field.name for field in STATES]),
+            source=Select(
+                columns=newest([field.name for field in STATES]),
+                source="county_now",
+                where=(chosen("county"), NOW),
+                by=("county", "domain"),
+            ),
             by=("county",),
         ),
     ),
