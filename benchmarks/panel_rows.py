@@ -166,7 +166,7 @@ class Week:
             for domain, names in site.devices.items():
                 variants = [
                     f"devices={len(names)}i,up={len(names) - down - late}i,late={late}i,"
-                    f"down={down}i,unknown=0i,maintenance=0i,"
+                    f"down={down}i,unknown=0i,maintenance=0i,incidents={down}i,"
                     f"completeness={self._share()},availability={self._share()},{where}"
                     for down, late in self._troubles(len(names))
                 ]
@@ -177,7 +177,8 @@ class Week:
         for county in COUNTIES:
             for domain in self.shown.devices:
                 variants = [
-                    f"devices=9999i,up=9900i,late={late}i,down={down}i,unknown=0i,maintenance=0i"
+                    f"devices=9999i,up=9900i,late={late}i,down={down}i,unknown=0i,maintenance=0i,"
+                    f"incidents={down}i"
                     for down, late in self._troubles(9999)
                 ]
                 times = self._times(MINUTE_MS, BLOCK)

@@ -69,15 +69,15 @@ def check_model(text: str) -> None:
 class _Target(Dataquery, Builder[Dataquery]):
     """An InfluxQL query in a panel; the SDK has none."""
 
-    def __init__(self, select: Select, panel: Panel, index: int) -> None:
-        self._select, self._panel, self._index = select, panel, index
+    def __init__(self, select: Select, panel: Panel, index: int, mark: str) -> None:
+        self._select, self._panel, self._index, self._mark = select, panel, index, mark
 
     def build(self) -> Dataquery:
         return self
 
     def to_json(self) -> dict[str, object]:
         series = self._panel.kind in (Kind.LINES, Kind.STATES)
-        alias = "$tag_site, $tag_county" if self._panel.by_site else "$col"
+        alias = f"$tag_site, $tag_county{self._mark}" if self._panel.by_site else "$col"
         return {
             "refId": chr(ord("A") + self._index),
             "datasource": {"type": PLUGIN, "uid": self._panel.source.value},
@@ -168,7 +168,9 @@ class _Page:
         title, about = titles(self._page, panel)
         made.title(self._say(title)).description(self._say(about))
         made.datasource(_source(panel.source))
-        made.targets([_Target(select, panel, index) for index, select in enumerate(panel.asks)])
+        marks = [f" ({self._say(mark)})" if mark else "" for mark in panel.marks]
+        asks = zip(panel.asks, marks or [""] * len(panel.asks), strict=True)
+        made.targets([_Target(ask, panel, index, mark) for index, (ask, mark) in enumerate(asks)])
         made.no_value(self._say(panel.empty))
         if panel.last:
             made.time_from(panel.last)
@@ -222,6 +224,8 @@ class _Page:
                 said["color"] = {"mode": "thresholds"}
         if field.colour and panel.kind in (Kind.LINES, Kind.BARS):
             said["color"] = {"mode": "fixed", "fixedColor": field.colour}
+        if panel.kind is Kind.MAP and field.hidden:
+            said["custom.hideFrom"] = {"legend": False, "tooltip": True, "viz": False}
         if panel.kind is Kind.TABLE:
             said["noValue"] = (
                 NOTHING  # of a cell; what stands in a table without rows is the panel's
@@ -378,10 +382,10 @@ def _frame(panel: Panel) -> AnyPanel:
 
 
 def _map(panel: Panel) -> map_builder.Panel:
-    """Return a map that shows all its points, each in the colour of the first figure of the panel."""
-    figures = [field for field in panel.fields if field.unit == "count" or field.values == "state"]
+    """Return a map that shows all its points, each in the colour of the first field that says how it stands."""
+    judged = [field for field in panel.fields if field.limits or field.values == "state"]
     style = {
-        "color": {"field": figures[0].name, "fixed": "blue"},
+        "color": {"field": judged[0].name, "fixed": "blue"},
         "opacity": 0.8,
         "size": {"fixed": 9, "min": 6, "max": 18},
         "symbol": {"fixed": "img/icons/marker/circle.svg", "mode": "fixed"},

@@ -63,6 +63,7 @@ LIMITS: Mapping[str, tuple[Step, ...]] = {
     "none is well": (Step(None, GREEN), Step(1, RED)),
     "none is well, some are late": (Step(None, GREEN), Step(1, YELLOW)),
     "none is unknown": (Step(None, GREEN), Step(1, VIOLET)),
+    "worst state": (Step(None, GREEN), Step(0.5, VIOLET), Step(1, RED)),
     "part received": (Step(None, RED), Step(0.9, YELLOW), Step(0.98, GREEN)),
     "part available": (Step(None, RED), Step(0.95, YELLOW), Step(0.99, GREEN)),
     "part occupied": (Step(None, GREEN), Step(0.8, YELLOW), Step(0.95, RED)),

@@ -82,6 +82,8 @@ class Panel:
     source: Source = Source.RAW
     by_site: bool = False
     """A line of its one field for each site."""
+    marks: Sequence[str] = ()
+    """Of each query by site, the key of what its lines' names have in brackets; empty for nothing."""
     worst: str = ""
     """The field that a table is sorted by, the largest first: what somebody has to look at."""
     least: bool = False

@@ -1,14 +1,17 @@
 """Every word of the pages, in English and in Traditional Chinese as Taiwan writes it. Nothing else holds words.
 
-Names of metrics and domains are the dictionary's; the terms are those of docs/exchange/zh-TW.md.
+Names of metrics, domains and incidents are the exchange's; the terms are those of docs/exchange/zh-TW.md.
 """
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal, NamedTuple, get_args
 
 from dashboards.panels import Page, Panel
+from exchange.air_quality_index import table_on
 from exchange.dictionary import dictionary
+from exchange.incident_kinds import CALLED
 
 Language = Literal["zh-TW", "en"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -36,6 +39,9 @@ def titles(page: Page, panel: Panel) -> tuple[str, str]:
     about = f"{own}.about"
     return key, about if about in TEXTS else f"panel.{panel.name}.about"
 
+
+[_TABLE] = [table for table in (table_on(date.max),) if table is not None]
+"""The newest table of the air quality index."""
 
 _PAGES = {
     "overview": Text("Overview", "總覽"),
@@ -96,7 +102,7 @@ _COLUMNS = {
     "devices": Text("Devices", "設備數"),
     "state": Text("State", "狀態"),
     "age": Text("Last heard before", "距上次收到"),
-    "flapping": Text("Flapping", "反覆斷線"),
+    "flapping": Text(*CALLED["flapping"]),
     "open incidents": Text("Open incidents", "未結事件"),
     "kind": Text("What", "事件"),
     "open": Text("Still so", "是否未結"),
@@ -126,6 +132,8 @@ _COLUMNS = {
     "stays": Text("Stays", "停車次數"),
     "aqi": Text("AQI", "空氣品質指標 AQI"),
     "aqi mean": Text("AQI, mean of stations", "AQI 各站平均"),
+    "aqi indicative": Text("AQI, indicative only", "AQI（僅供參考）"),
+    "aqi reference": Text("AQI, reference stations", "AQI（標準測站）"),
     "indicative": Text("Indicative only", "僅供參考"),
     "result": Text("Result", "結果"),
     "reason": Text("Reason", "原因"),
@@ -156,27 +164,22 @@ _VALUES = {
     "command.failed": Text("Failed", "失敗"),
     "command.rejected": Text("Rejected", "已拒絕"),
     "command.expired": Text("Expired", "已逾期"),
-    "kind.gateway_down": Text("Gateway down", "閘道器失聯"),
+    **{f"kind.{kind}": Text(*called) for kind, called in CALLED.items()},
     "kind.gateway_down.means": Text(
         "See to its power and network; devices may be well", "先查電源與網路；設備可能仍正常"
     ),
-    "kind.gateway_gone": Text("Gateway withdrawn", "閘道器已撤除"),
     "kind.gateway_gone.means": Text(
         "Connect its devices to another gateway, or retire them", "其下設備請改接其他閘道器，或除役"
     ),
-    "kind.device_down": Text("Device silent", "設備失聯"),
     "kind.device_down.means": Text(
         "See to its power, wiring or battery", "先查設備電源、接線或電池"
     ),
-    "kind.flapping": Text("Comes and goes", "反覆斷線"),
     "kind.flapping.means": Text(
         "Loose contact, weak radio or failing battery", "接觸不良、訊號弱或電池將盡"
     ),
-    "kind.row_clash": Text("Two samples, one time", "兩筆樣本時間相同"),
     "kind.row_clash.means": Text(
         "Two gateways read it, or its clock was set back", "兩部閘道器同時讀取，或時鐘曾調回"
     ),
-    "kind.two_gateways": Text("Two gateways, one device", "兩部閘道器爭同一設備"),
     "kind.two_gateways.means": Text(
         "Two gateways speak for it: retire it at one", "兩部閘道器同時代言：請在其中一部除役"
     ),
@@ -200,8 +203,8 @@ _EMPTY = {
 _PANELS = {
     "panel.down": Text("Down", "失聯"),
     "panel.down.about": Text(
-        "Devices not heard for three of their intervals though their gateway is well. Now.",
-        "閘道器正常，但設備已超過三個傳送間隔沒有資料。目前數量。",
+        "Devices silent for two of their intervals, on a radio for up to ten, though their gateway is well. Now.",
+        "閘道器正常，但設備已超過兩個回報間隔沒有資料（無線設備最多十個）。目前數量。",
     ),
     "panel.unknown": Text("Unknown", "不明"),
     "panel.unknown.about": Text(
@@ -210,8 +213,8 @@ _PANELS = {
     ),
     "panel.late": Text("Late", "逾時"),
     "panel.late.about": Text(
-        "Devices whose newest sample is overdue, not yet counted as down. Now.",
-        "最新樣本已逾時，但還不算失聯。目前數量。",
+        "Devices silent for longer than two of their intervals, not yet counted as down. Now.",
+        "超過兩個回報間隔沒有資料，但還不算失聯。目前數量。",
     ),
     "panel.devices": Text("Devices", "設備數"),
     "panel.devices.about": Text(
@@ -243,8 +246,8 @@ _PANELS = {
     ),
     "panel.map": Text("Map of sites", "場域地圖"),
     "panel.map.about": Text(
-        "Sites at the middle of their devices: red where a device is down. Now.",
-        "以場域內設備的中心位置標示；有設備失聯時為紅色。目前狀態。",
+        "Sites at the middle of their devices: red where a device is down, else violet where one is unknown. Now.",
+        "以場域內設備的中心位置標示；有設備失聯時為紅色，否則有設備狀態不明時為紫色。目前狀態。",
     ),
     "panel.history": Text("Devices in trouble over time", "異常設備數變化"),
     "panel.history.about": Text(
@@ -265,8 +268,8 @@ _PANELS = {
     ),
     "overview.incidents": Text("Open incidents", "未結事件"),
     "overview.incidents.about": Text(
-        "Begun in the last 31 days. Causes, not devices: a gateway that takes 300 lamps along is one.",
-        "最近 31 天內發生的。以原因計數：一部閘道器影響 300 盞燈，也只算一件。",
+        "However long ago they began. Causes, not devices: a gateway that takes 300 lamps along is one. Now.",
+        "不論何時發生。以原因計數：一部閘道器影響 300 盞燈，也只算一件。目前數量。",
     ),
     "overview.counties": Text("Counties now", "各縣市現況"),
     "overview.counties.about": Text("Devices of each county by state.", "各縣市設備狀態統計。"),
@@ -318,8 +321,8 @@ _PANELS = {
     ),
     "streetlights.by day": Text("Burned by day, by lamp", "白天亮著的路燈清單"),
     "streetlights.by day.about": Text(
-        "Single lamps that burned for more than an hour by day, at most 200.",
-        "白天亮燈超過一小時的個別路燈，最多 200 筆。",
+        "Single lamps that burned by day for half an hour or more, where no other limit is set; at most 200.",
+        "白天亮燈達半小時（未另設門檻時）的個別路燈，最多 200 筆。",
     ),
     "streetlights.energy by night": Text("Energy by night", "每夜用電"),
     "streetlights.energy by night.about": Text(
@@ -364,8 +367,13 @@ _PANELS = {
     ),
     "parking.sites by day": Text("Sites, newest day", "各場域最近一日"),
     "parking.sites by day.about": Text(
-        "Stays are shown for days of five and more only: no car's diary can be read from it.",
-        "停車時間僅在當日五次以上時顯示，避免辨識個別車輛。",
+        "Of each site's newest day; one that has counters only knows no arrivals at single bays.",
+        "各場域最近一個已統計日；只有計數器的場域無法計算每格周轉。",
+    ),
+    "parking.stays by day": Text("Length of stay, newest day", "各場域最近一日停車時間"),
+    "parking.stays by day.about": Text(
+        "For days of five stays and more only: no car's diary can be read from it.",
+        "僅在當日停車五次以上時顯示，避免辨識個別車輛。",
     ),
     "air.worst": Text("Worst AQI", "最高 AQI"),
     "air.worst.about": Text(
@@ -374,17 +382,23 @@ _PANELS = {
     ),
     "air.mean": Text("Mean AQI", "平均 AQI"),
     "air.mean.about": Text(
-        "The mean of all stations in the newest hour. Of low-cost sensors: indicative only.",
-        "最近一小時各測站平均。低成本感測器數值僅供參考。",
+        "The mean of the sites' means in their newest hour; each site counts alike, however many stations it "
+        "has. Of low-cost sensors: indicative only.",
+        "最近一小時各場域平均值的平均，不論測站多少，各場域權重相同。低成本感測器數值僅供參考。",
     ),
     "air.aqi by site": Text("AQI by site", "各場域 AQI"),
     "air.aqi by site.about": Text(
-        "Colours are the bands of Taiwan's index.", "顏色依環境部空氣品質指標分級。"
+        f"The index of {_TABLE.en}, by the table of {_TABLE.effective}; colours are its bands. Indicative: a "
+        "low-cost sensor is among the site's stations.",
+        f"依{_TABLE.zh_tw}（{_TABLE.effective} 起適用之對照表）計算，顏色為其分級。"
+        "「僅供參考」表示該場域測站含低成本感測器。",
     ),
     "air.aqi by hour": Text("AQI by hour", "每小時 AQI"),
     "air.aqi by hour.about": Text(
-        "One line a site, its worst station; 30 at most.",
-        "每個場域一條線，取其最差測站；最多 30 條。",
+        "One line a site, its worst station; 30 at most, and 30 that are indicative, whose names say so. "
+        f"By the table of {_TABLE.effective}.",
+        "每個場域一條線，取其最差測站；最多 30 條，另有僅供參考者最多 30 條，名稱中註明。"
+        f"依 {_TABLE.effective} 起適用之對照表。",
     ),
     "air.pm2_5": Text("PM2.5", "細懸浮微粒 PM2.5"),
     "air.pm2_5.about": Text(
@@ -405,12 +419,17 @@ _PANELS = {
     ),
     "air.stations": Text("Stations, last two hours", "各測站最近兩小時"),
     "air.stations.about": Text(
-        "The 200 worst of the last two hours that are over: the index and the part of each pollutant. "
-        "Indicative: a low-cost sensor, not a reference.",
-        "最近兩個完整小時指標最高的 200 站：指標與各污染物副指標。「僅供參考」表示低成本感測器，並非標準測站。",
+        "The 200 worst of the last two hours that are over: the index and the part of each pollutant, by the table "
+        f"of {_TABLE.effective}. Indicative: a low-cost sensor, not a reference.",
+        "最近兩個完整小時指標最高的 200 站：指標與各污染物副指標，"
+        f"依 {_TABLE.effective} 起適用之對照表。「僅供參考」表示低成本感測器，並非標準測站。",
     ),
     "air.aqi by day": Text("Worst AQI by day", "每日最高 AQI"),
-    "air.aqi by day.about": Text("Over all sites chosen.", "所選各場域的最高值。"),
+    "air.aqi by day.about": Text(
+        "Over all sites chosen: those of reference stations, and those whose index is indicative. By the table of "
+        f"{_TABLE.effective}.",
+        f"所選各場域的最高值，分為標準測站與僅供參考兩類。依 {_TABLE.effective} 起適用之對照表。",
+    ),
     "gateways.outbox_depth": Text("Samples waiting", "待送樣本"),
     "gateways.outbox_depth.about": Text(
         "What gateways keep and have not sent: nothing is lost, but late. Of those heard of now.",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from exchange.errors import ConfigError, OnestreetError
+from exchange.incident_kinds import CALLED
 from exchange.moments import rfc3339
 from exchange.topics import COUNTY, LEVEL
 from ingest.config import Config, load_config, store_of
@@ -47,14 +48,7 @@ SINCE = "7d"
 LOOK_DEADLINE_S = 5.0
 LOOK_BACK_MS = 24 * HOUR_MS
 """So long the store is asked whether there is what a window is for, and so far back."""
-_KINDS = {
-    "gateway_down": "gateway down 閘道器斷線",
-    "gateway_gone": "gateway removed 閘道器已移除",
-    "device_down": "device down 設備失聯",
-    "flapping": "comes and goes 時斷時續",
-    "row_clash": "two samples, one time 兩筆樣本時間相同",
-    "two_gateways": "two gateways 兩部閘道器搶用",
-}
+_KINDS = {kind: f"{called.en.lower()} {called.zh_tw}" for kind, called in CALLED.items()}
 _CAUSES = {
     "gateway_offline": "its connection broke or it was stopped 連線中斷或停機",
     "gateway_silent": "connected, but nothing comes of any device 連線中但所有設備無資料",

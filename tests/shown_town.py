@@ -18,6 +18,8 @@ SITES = (("tw-tpe", "xinyi"), ("tw-tpe", "neihu"), ("tw-khh", "new-bay"))
 DAYS = 7
 OPEN_INCIDENTS = frozenset(number for number in range(18) if number % 5)
 """Which of the devices, one of each domain in each site, have one that is not over."""
+REFERENCE_SITE = "neihu"
+"""Whose stations are all of reference grade."""
 Value = float | int | str
 
 
@@ -92,6 +94,7 @@ class ShownTown:
                     "down": 2,
                     "unknown": 1,
                     "maintenance": 1,
+                    "incidents": _open_incidents(domain, **place),
                     "completeness": 0.975,
                     "availability": 0.96,
                     "lat": 25.03,
@@ -100,7 +103,9 @@ class ShownTown:
                 yield _line("site_now", {**place, "domain": domain}, fields, self._ago(minutes))
                 for name in ("completeness", "availability", "lat", "lon"):
                     del fields[name]
-                where = {"county": place["county"], "domain": domain}
+                county = {"county": place["county"]}
+                fields["incidents"] = _open_incidents(domain, **county)
+                where = {**county, "domain": domain}
                 yield _line("county_now", where, fields, self._ago(minutes))
 
     def _days(self) -> Iterator[str]:
@@ -159,6 +164,8 @@ class ShownTown:
                     yield _line("fault_day", {**tags, "domain": domain}, _FAULT, at)
             for place, domain in _places():
                 fields = {"devices": 10, "completeness": 0.97, **_SITE_FIELDS.get(domain, {})}
+                if domain == "air":
+                    fields["indicative"] = int(place["site"] != REFERENCE_SITE)
                 yield _line(f"site_{name}", {**place, "domain": domain}, fields, at)
 
 
@@ -203,7 +210,7 @@ _SITE_FIELDS: Mapping[str, Mapping[str, Value]] = {
         "dwell_median_s": 2400.0,
         "dwell_p90_s": 9000.0,
     },
-    "air": {"aqi": 80, "aqi_mean": 60.5, "indicative": 1},
+    "air": {"aqi": 80, "aqi_mean": 60.5},
 }
 
 
@@ -216,6 +223,17 @@ def _places() -> Iterator[tuple[dict[str, str], str]]:
 def _devices() -> Iterator[tuple[dict[str, str], str]]:
     for place, domain in _places():
         yield {**place, "device": f"{place['site']}-{domain}-1"}, domain
+
+
+def _open_incidents(domain: str, **place: str) -> int:
+    """Return how many devices of a domain in a county, or in one of its sites, have one."""
+    here = {*place.items()}
+    found = {
+        number
+        for number, (tags, of_domain) in enumerate(_devices())
+        if of_domain == domain and here <= tags.items()
+    }
+    return len(OPEN_INCIDENTS & found)
 
 
 def _line(measurement: str, tags: Mapping[str, str], fields: Mapping[str, Value], ms: int) -> str:

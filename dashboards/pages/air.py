@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import Select, call, is_text, since, top
+from dataclasses import replace
+
+from dashboards.influxql import Select, call, compares, in_range, is_text, since, top
+from dashboards.looks import BLUE, GREY
 from dashboards.pages.parts import (
     COUNTY,
     DEVICE,
     HIDDEN_TIME,
     PLACE,
     SITE,
+    ZONE,
     aggregates,
     columns,
-    days,
     days_complete,
     hours,
+    newest,
     now_stats,
     open_incidents,
     over_sites,
@@ -43,6 +47,11 @@ PARTS = tuple(
     for metric in ("pm2_5", "pm10", "o3", "co", "so2", "no2")
 )
 INDICATIVE = Field(name="indicative", text="indicative", values="yes")
+GRADES = {
+    1: Field(name="aqi_indicative", text="aqi indicative", unit="AQI", values="aqi", colour=GREY),
+    0: Field(name="aqi_reference", text="aqi reference", unit="AQI", values="aqi", colour=BLUE),
+}
+"""By `indicative`: a line says which one it is. A site's index is one of reference grade if all its stations are."""
 _SITES = Select(
     columns=aggregates("last", ["aqi", "aqi_mean"]),
     source="site_hour",
@@ -70,12 +79,45 @@ STATIONS = Panel(
 SITES = Panel(
     name="aqi by site",
     kind=Kind.TABLE,
-    asks=(_SITES,),
-    fields=(HIDDEN_TIME, COUNTY, SITE, AQI, AQI_MEAN),
+    asks=(replace(_SITES, columns=newest(["aqi", "aqi_mean", "indicative"])),),
+    fields=(HIDDEN_TIME, COUNTY, SITE, AQI, AQI_MEAN, INDICATIVE),
     worst="aqi",
     width=12,
     source=Source.ROLLUPS,
     empty="no hours yet",
+)
+_HOURS = hours("aqi by hour", DOMAIN, AQI, width=24)
+BY_HOUR = replace(
+    _HOURS,
+    asks=[
+        replace(ask, where=(*ask.where, compares("indicative", "=", grade)))
+        for ask in _HOURS.asks
+        for grade in GRADES
+    ],
+    marks=("indicative", ""),
+)
+BY_DAY = Panel(
+    name="aqi by day",
+    kind=Kind.LINES,
+    asks=[
+        Select(
+            columns=[call("max", "aqi").named(field.name)],
+            source="site_day",
+            where=(
+                *PLACE,
+                is_text("domain", DOMAIN),
+                compares("indicative", "=", grade),
+                in_range(),
+            ),
+            every="1d",
+            zone=ZONE,
+        )
+        for grade, field in GRADES.items()
+    ],
+    fields=tuple(GRADES.values()),
+    width=12,
+    source=Source.ROLLUPS,
+    empty="no days yet",
 )
 
 
@@ -100,17 +142,11 @@ PAGE = Page(
         ),
         Band(height=9, panels=(SITES, sites_map(12, DOMAIN))),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
-        Band(height=9, panels=(hours("aqi by hour", DOMAIN, AQI, width=24),)),
+        Band(height=9, panels=(BY_HOUR,)),
         Band(height=9, panels=(_measured("pm2_5"), _measured("pm10"))),
         Band(height=9, panels=(_measured("temperature"), _measured("humidity"))),
         Band(height=10, panels=(STATIONS,)),
-        Band(
-            height=9,
-            panels=(
-                days("aqi by day", DOMAIN, [(AQI, call("max", "aqi"))]),
-                days_complete(DOMAIN, 12),
-            ),
-        ),
+        Band(height=9, panels=(BY_DAY, days_complete(DOMAIN, 12))),
         Band(height=8, panels=(sites_now(DOMAIN),)),
     ),
 )

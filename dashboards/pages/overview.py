@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import Select, call, chosen, compares
+from dashboards.influxql import Select, call, chosen
 from dashboards.pages.parts import (
     AVAILABILITY,
     AVAILABLE,
@@ -10,7 +10,6 @@ from dashboards.pages.parts import (
     COMPLETENESS,
     COUNTY,
     HIDDEN_TIME,
-    LONGEST_INCIDENT,
     NOW,
     PLACE,
     STATES,
@@ -27,19 +26,15 @@ from dashboards.pages.parts import (
     sites_now,
     stat,
     states_over_time,
+    total_now,
     variables,
 )
 from dashboards.panels import Band, Field, Kind, Page, Panel
 
 OPEN = stat(
     "incidents",
-    Select(
-        columns=[call("count", "open").named("open")],
-        source="incident",
-        where=(*PLACE, compares("open", "=", 1), LONGEST_INCIDENT),
-    ),
-    Field(name="open", text="open incidents", unit="count", limits="none is well"),
-    empty="nothing is broken",
+    total_now("incidents"),
+    Field(name="incidents", text="open incidents", unit="count", limits="none is well"),
 )
 COUNTIES = Panel(
     name="counties",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import Select, call, compares, is_text, since
+from collections.abc import Sequence
+
+from dashboards.influxql import Condition, Select, call, compares, is_text, since
 from dashboards.pages.parts import (
     CLOSED_DAY,
     COUNTY,
@@ -15,6 +17,7 @@ from dashboards.pages.parts import (
     days,
     days_complete,
     hours,
+    newest,
     now_stats,
     open_incidents,
     over_sites,
@@ -63,23 +66,31 @@ LOTS = Panel(
     least=True,
     empty="no car parks",
 )
-_DAY = (OCCUPANCY, TURNOVER, MEDIAN, LONG, STAYS)
-SITES = Panel(
-    name="sites by day",
-    kind=Kind.TABLE,
-    asks=(
-        Select(
-            columns=aggregates("last", [field.name for field in _DAY]),
-            source="site_day",
-            where=(*PLACE, is_text("domain", DOMAIN), compares("stays", ">=", 5), CLOSED_DAY),
-            by=("county", "site"),
-        ),
-    ),
-    fields=(HIDDEN_TIME, COUNTY, SITE, *_DAY),
-    worst="occupancy",
-    source=Source.ROLLUPS,
-    empty="no days yet",
-)
+
+
+def _newest_day(name: str, fields: Sequence[Field], *which: Condition) -> Panel:
+    """Return each site's newest row of a day that is one of these."""
+    query = Select(
+        columns=newest([field.name for field in fields]),
+        source="site_day",
+        where=(*PLACE, is_text("domain", DOMAIN), *which, CLOSED_DAY),
+        by=("county", "site"),
+    )
+    return Panel(
+        name=name,
+        kind=Kind.TABLE,
+        asks=(query,),
+        fields=(HIDDEN_TIME, COUNTY, SITE, *fields),
+        worst=fields[0].name,
+        width=12,
+        source=Source.ROLLUPS,
+        empty="no days yet",
+    )
+
+
+SITES = _newest_day("sites by day", (OCCUPANCY, TURNOVER))
+STAYED = _newest_day("stays by day", (MEDIAN, LONG, STAYS), compares("stays", ">=", 5))
+"""Apart: a site that has counters only has no stays, and of few stays their length must not be shown."""
 FULLEST = Panel(
     name="occupancy now",
     kind=Kind.TABLE,
@@ -114,7 +125,7 @@ PAGE = Page(
                 days_complete(DOMAIN, 12),
             ),
         ),
-        Band(height=9, panels=(SITES,)),
+        Band(height=9, panels=(SITES, STAYED)),
         Band(height=8, panels=(sites_now(DOMAIN),)),
     ),
 )

@@ -19,6 +19,7 @@ from dashboards.influxql import (
     compares,
     in_range,
     is_text,
+    number,
     since,
 )
 from dashboards.looks import RED, VIOLET, YELLOW
@@ -63,6 +64,8 @@ STATES = (
     ),
     Field(name="maintenance", text="state.maintenance", unit="count"),
 )
+WORST = Field(name="worst", text="state", limits="worst state", hidden=True)
+"""How many devices are down, and below 1, from 0.5 on, that some are unknown: InfluxQL has no cases."""
 COMPLETENESS = Field(name="completeness", text="completeness", unit="share", limits="part received")
 AVAILABILITY = Field(
     name="availability", text="availability", unit="share", limits="part available"
@@ -229,24 +232,26 @@ def sites_now(domain: str = "", width: int = 24) -> Panel:
 
 
 def sites_map(width: int = 12, domain: str = "") -> Panel:
-    """Return the sites on a map, each with its worst domain: in the colour of its devices that are down."""
+    """Return the sites on a map, each with its worst domain: in the colour of its devices' worst state."""
     shown = (STATES[3], STATES[4], STATES[0])
     where = [Field(name=name, text="place", hidden=True) for name in ("lat", "lon")]
-    beside = ["lat", "lon", "unknown", "devices"]
+    fields = ["down", "unknown", "devices", "lat", "lon"]
+    worst = column("down") + column("unknown") / (column("unknown") + number(1))
+    judged = Select(
+        columns=[worst.named(WORST.name), *columns(fields)],
+        source=newest_by_site(fields, domain=domain),
+        by=("county", "site", "domain"),
+    )
     query = Select(
-        columns=[
-            call("max", "down").named("down"),
-            *columns(beside),
-            column("domain").named("domain"),
-        ],
-        source=newest_by_site(["down", *beside], domain=domain),
+        columns=[*aggregates("max", [WORST.name]), *columns([*fields, "domain"])],
+        source=judged,
         by=("county", "site"),
     )
     return Panel(
         name="map",
         kind=Kind.MAP,
         asks=(query,),
-        fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *where, *shown),
+        fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *where, WORST, *shown),
         width=width,
         empty=WATCH,
     )

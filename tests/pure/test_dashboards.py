@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,8 +39,8 @@ from dashboards.judgement import findings, panels, queries
 from dashboards.looks import LIMITS, UNITS, VALUES
 from dashboards.pages import PAGES
 from dashboards.panels import WIDTH, Field, Kind, Page, Panel
-from dashboards.texts import LANGUAGES, TEXTS, say, titles
-from exchange.air_quality_index import bands
+from dashboards.texts import LANGUAGES, TEXTS, Language, say, titles
+from exchange.air_quality_index import bands, table_on
 from exchange.commands import Status
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
@@ -218,6 +219,42 @@ def test_values_have_the_names_that_the_store_writes() -> None:
     assert VALUES["kind"].keys() == VALUES["meaning"].keys() == set(KINDS)
     words = [VALUES["state"][str(int(status))].text for status in WatchStatus]
     assert words == [f"state.{status.word}" for status in WatchStatus]
+
+
+@pytest.mark.parametrize(("language", "suffix"), [("en", ""), ("zh-TW", ".zh-TW")])
+def test_pages_and_operators_name_the_table_of_the_index_and_its_day(
+    language: Language, suffix: str
+) -> None:
+    table = table_on(date.max)
+    assert table is not None
+    for name in ("aqi by site", "aqi by hour", "aqi by day", "stations"):
+        assert str(table.effective) in say(f"air.{name}.about", language)
+    about = say("air.aqi by site.about", language)
+    assert (table.zh_tw if language == "zh-TW" else table.en) in about
+    document = (ROOT / f"docs/operators/pages{suffix}.md").read_text(encoding="utf-8")
+    assert str(table.effective) in document
+
+
+def test_a_line_of_what_is_indicative_says_so() -> None:
+    [air] = [page for page in PAGES if page.name == "air"]
+    for language in LANGUAGES:
+        asked = [
+            one["targets"]
+            for one in panels(json.loads(page_json(air, language)))
+            if one["title"] == say("air.aqi by hour", language)
+        ]
+        [[indicative, reference]] = asked
+        lines = "$tag_site, $tag_county"
+        assert reference["alias"] == lines
+        assert indicative["alias"] == f"{lines} ({say('indicative', language)})"
+
+
+@pytest.mark.parametrize(("language", "suffix"), [("en", ""), ("zh-TW", ".zh-TW")])
+def test_an_incident_is_called_on_pages_as_in_its_document(language: Language, suffix: str) -> None:
+    document = (ROOT / f"docs/operators/incidents{suffix}.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        name = say(f"kind.{kind}", language)
+        assert f"\n| {name.lower()} |" in document
 
 
 def test_limits_begin_at_the_bottom_and_rise() -> None:

@@ -364,6 +364,18 @@ def test_a_gateway_stays_down_while_the_watch_is_dead(store: Store) -> None:
     assert states(engine, AT_S + 31 * HOUR_S + 1) == {"Normal"}
 
 
+def test_a_gateway_whose_rows_alone_stop_stays_down_for_a_day_of_rows_and_one_more(
+    store: Store,
+) -> None:
+    engine = store.engine("gateway-down")
+    store.write(gateway("g", 2), gateway("other", 0), gateway("other", 0, ago_s=-25 * HOUR_S))
+    assert states(engine, AT_S, 3) == {"Alerting", "Normal"}
+    assert states(engine, AT_S + 23 * HOUR_S) == {"Alerting", "Normal"}
+    gone_s = AT_S + 25 * HOUR_S
+    assert states(engine, gone_s, DAY_S // MINUTE_S - 1) == {"Alerting", "Normal"}
+    assert states(engine, gone_s) == {"Normal"}
+
+
 def test_a_full_car_park_stays_full_when_its_gateway_dies(store: Store) -> None:
     store.write(bay("a", 1), bay("a", 0, "t"))
     engine = store.engine("car-park-full")

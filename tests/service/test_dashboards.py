@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, NamedTuple
 
 import pytest
 
 from dashboards.grafana import page_json
 from dashboards.influxql import Select, TagValues, column, is_text
-from dashboards.judgement import Query, Store, queries, refusals
+from dashboards.judgement import Query, Store, panels, queries, refusals
+from dashboards.looks import GREEN, RED, VIOLET
 from dashboards.pages import PAGES
 from dashboards.panels import Kind, Page, Panel, Source
 from exchange.dictionary import dictionary
 from tests.influx import Influx
-from tests.shown_town import OPEN_INCIDENTS, SITES, ShownTown
+from tests.shown_town import OPEN_INCIDENTS, REFERENCE_SITE, SITES, ShownTown
 
 RANGE = "time > now() - 7d"
 
@@ -109,12 +111,14 @@ def stat(page: str, panel: str) -> Asked:
 
 
 PLACES, DOMAINS = len(SITES), len(dictionary())
+DOMAIN_OF = {"streetlights": "streetlight", "parking": "parking", "air": "air"}
+"""Of the pages about one domain."""
 
 
 @pytest.mark.parametrize(
     ("page", "panel", "column", "value"),
     [
-        ("overview", "incidents", "open", len(OPEN_INCIDENTS)),
+        ("overview", "incidents", "incidents", len(OPEN_INCIDENTS)),
         ("overview", "down", "down", 2 * PLACES * DOMAINS),
         ("overview", "devices", "devices", 10 * PLACES * DOMAINS),
         ("overview", "completeness", "completeness", 0.95),
@@ -144,6 +148,81 @@ def test_tables_have_a_row_for_each_of_what_they_list(store: Store) -> None:
     assert len(answer(store, stat("air", "stations"))) == PLACES
     troubled = answer(store, stat("site", "troubled"))
     assert {row["state"] for row in troubled} == {1, 2, 3, 4}
+
+
+MAPS = [(page, panel) for page, panel, _ in ASKED if panel.name == "map" and page.name != "site"]
+SITE_STATES = {
+    "well": ((0, 0), GREEN),
+    "gateway-dead": ((0, 4), VIOLET),
+    "one-unknown": ((0, 1), VIOLET),
+    "one-down": ((1, 0), RED),
+    "both": ((1, 300), RED),
+}
+"""How many devices are down and unknown in a site, and the colour that it has then."""
+
+
+@pytest.mark.parametrize(("page", "panel"), MAPS, ids=lambda one: one.name)
+def test_a_site_is_on_a_map_in_the_colour_of_its_worst_state(
+    influx: Influx, page: Page, panel: Panel
+) -> None:
+    bucket = influx.bucket()
+    now_ns = time.time_ns() - 60 * 10**9
+    for site, ((down, unknown), _) in SITE_STATES.items():
+        for domain in dictionary():
+            bad = domain == DOMAIN_OF.get(page.name, "streetlight")
+            fields = f"devices=400i,down={down * bad}i,unknown={unknown * bad}i,lat=25.0,lon=121.5"
+            bucket.write(f"site_now,county=tw-tpe,site={site},domain={domain} {fields} {now_ns}")
+    rows = answer(
+        Store(influx.url, bucket.token, {"onestreet": bucket.name}), Asked(page, panel, 0)
+    )
+    [built] = [one for one in panels(json.loads(page_json(page, "en"))) if one["type"] == "geomap"]
+    [layer] = built["options"]["layers"]
+    judged = layer["config"]["style"]["color"]["field"]
+    [looks] = [
+        {each["id"]: each["value"] for each in one["properties"]}
+        for one in built["fieldConfig"]["overrides"]
+        if one["matcher"]["options"] == judged
+    ]
+    assert looks["color"] == {"mode": "thresholds"}
+    steps = looks["thresholds"]["steps"]
+    colours = {
+        row["site"]: [
+            step["color"] for step in steps if step["value"] is None or step["value"] <= row[judged]
+        ][-1]
+        for row in rows
+    }
+    assert colours == {site: colour for site, (_, colour) in SITE_STATES.items()}
+    for row in rows:
+        assert (row["down"], row["unknown"]) == SITE_STATES[row["site"]][0]
+
+
+def test_a_site_with_counters_only_has_its_day_and_few_stays_have_no_length(influx: Influx) -> None:
+    bucket = influx.bucket()
+    yesterday_ns = time.time_ns() - 24 * 3600 * 10**9
+    for site, fields in {
+        "counters": "bays=0i,occupancy=0.5",
+        "quiet": "bays=9i,occupancy=0.1,turnover=0.3,stays=4i,dwell_median_s=60.0,dwell_p90_s=90.0",
+        "busy": "bays=9i,occupancy=0.9,turnover=7.0,stays=5i,dwell_median_s=60.0,dwell_p90_s=90.0",
+    }.items():
+        bucket.write(f"site_day,county=tw-tpe,site={site},domain=parking {fields} {yesterday_ns}")
+    store = Store(influx.url, bucket.token, {Source.ROLLUPS.value: bucket.name})
+    days = {row["site"]: row for row in answer(store, stat("parking", "sites by day"))}
+    assert days.keys() == {"counters", "quiet", "busy"}
+    assert (days["counters"]["occupancy"], days["counters"]["turnover"]) == (0.5, None)
+    [stays] = answer(store, stat("parking", "stays by day"))
+    assert (stays["site"], stays["stays"], stays["dwell_median_s"]) == ("busy", 5, 60.0)
+
+
+def test_what_is_indicative_is_said_of_sites_hours_and_days(store: Store) -> None:
+    by_site = {row["site"]: row["indicative"] for row in answer(store, stat("air", "aqi by site"))}
+    assert by_site == {site: int(site != REFERENCE_SITE) for _, site in SITES}
+    for name in ("aqi by hour", "aqi by day"):
+        asked = [one for one in ASKED if (one.page.name, one.panel.name) == ("air", name)]
+        indicative, reference = (
+            {site for site in by_site if answer(store, one, site=site)} for one in asked
+        )
+        assert reference == {REFERENCE_SITE}, name
+        assert indicative == by_site.keys() - {REFERENCE_SITE}, name
 
 
 def test_what_is_broken_says_since_when_and_what_it_means(store: Store) -> None:

@@ -177,6 +177,7 @@ EMPTY = {
 }
 ABSENT = {
     "parking.lots": {"free_motorcycle"},
+    "air.aqi by day": {"aqi_reference"},
     "air.stations": {"aqi_pm10", "aqi_o3", "aqi_co", "aqi_so2", "aqi_no2"},
     "gateways.outbox_hours_left": {"outbox_hours_left"},
     "gateways.dropped": {"dropped"},
@@ -186,7 +187,7 @@ ABSENT = {
     },
     "site.troubled": {"age_s"},
 }
-"""What the week's devices do not measure; and the lamp was silent before the watch began."""
+"""What the week's devices do not measure; no station is of reference grade; the lamp was silent before the watch."""
 OPEN = [(page, panel) for page, panel, folded in panels() if not folded]
 
 

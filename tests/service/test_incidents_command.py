@@ -95,7 +95,7 @@ def test_a_line_says_it_in_both_languages_and_moves_no_cursor(
     assert main(["incidents", "list", str(kept.file)]) == 0
     first, last = capsys.readouterr().out.splitlines()
     assert "2h30m" in first
-    assert "OPEN 未結  gateway down 閘道器斷線" in first
+    assert "OPEN 未結  gateway down 閘道器失聯" in first
     assert f"{COUNTY}/{SITE}/gw-1 站前�[2J廣場, 12 devices 部設備: its connection broke" in first
     assert last == "1 incidents 件事件, 1 open 件未結"
 
