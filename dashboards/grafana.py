@@ -404,5 +404,5 @@ def _map(panel: Panel) -> map_builder.Panel:
         .tooltip(tooltip=True)
     )
     ground = common_builder.MapLayerOptions().type("default").name("map")
-    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(12).padding(10)
+    view = map_builder.MapViewConfig().id("fit").all_layers(all_layers=True).zoom(17).padding(10)
     return map_builder.Panel().view(view).basemap(ground).layers([points])
