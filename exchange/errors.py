@@ -14,8 +14,9 @@ OnestreetError
 │   ├── UplinkRefused      the broker said no (credentials, protocol); waiting alone will not help
 │   └── UplinkLost         unreachable or broken off; retried
 └── of one room alone      EnrolmentError (exchange.enrolment); OutboxBlocked (edge_agent.outbox); LedgerBlocked
-                           (edge_agent.ledger); AuthorityError, OfficeError, BackupError, Busy (provisioning);
-                           SimulatorError (simulators); GrafanaRefused (dashboards); ProcessFailed (exchange.processes)
+                           (edge_agent.ledger); AuthorityError, OfficeError, BackupError (provisioning);
+                           Busy (exchange.folder_lock); SimulatorError (simulators); GrafanaRefused (dashboards);
+                           ProcessFailed (exchange.processes)
 
 Final and retryable errors are different classes, so that a caller never has to read a message to decide.
 """

@@ -33,9 +33,10 @@ import msgspec
 
 from exchange.configuration import check_private
 from exchange.errors import ConfigError, OnestreetError, StoreError
+from exchange.folder_lock import locked
 from exchange.tls import Tls
 from exchange.towns import Bucket, Town, read_towns
-from provisioning.files import locked, make_folder
+from provisioning.files import make_folder
 from provisioning.office import RESTORING, check_office
 
 CONTENTS = "backup.json"

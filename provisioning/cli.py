@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from exchange.enrolment import Code
 from exchange.errors import ConfigError, UplinkError
+from exchange.folder_lock import locked
 from exchange.towns import read_towns
 from provisioning import (
     backup,
@@ -24,7 +25,7 @@ from provisioning import (
     store,
 )
 from provisioning.access import gateway_user
-from provisioning.files import locked, make_folder, write_private
+from provisioning.files import make_folder, write_private
 from provisioning.office import Office, init, opened
 
 if TYPE_CHECKING:

@@ -2,45 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from exchange.errors import OnestreetError
-
-LOCK_DEADLINE_S = 15.0
-_LOCK_LOOK_S = 0.02
-
-
-class Busy(OnestreetError):
-    """Another process holds the office."""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of an office, or of another folder. The kernel unlocks what a killed process held.
-
-    Raises: Busy. Not to be entered twice: the second would wait for the first.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # read-only ones, too
-    try:
-        deadline_s = time.monotonic() + LOCK_DEADLINE_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    words = f"another command has held {folder} for {LOCK_DEADLINE_S:g} s"
-                    raise Busy(words) from None
-                threading.Event().wait(_LOCK_LOOK_S)
-        yield
-    finally:
-        os.close(handle)
 
 
 def write_private(path: Path, data: bytes | str) -> None:

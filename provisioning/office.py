@@ -36,6 +36,7 @@ import msgspec
 
 from exchange.configuration import TomlFile, check_private, secret, toml_table, toml_value
 from exchange.errors import ConfigError, OnestreetError
+from exchange.folder_lock import locked
 from exchange.towns import Gateway, Site, Town, read_town, read_towns
 from provisioning import broker
 from provisioning.access import access_rules, application_user, gateway_user
@@ -49,7 +50,7 @@ from provisioning.authority import (
     new_key,
     serial_of,
 )
-from provisioning.files import locked, make_folder, write_private, write_public
+from provisioning.files import make_folder, write_private, write_public
 from provisioning.store import Place, places
 
 _WORKER_FOLDER = re.compile(r"worker-([2-9]|[1-9][0-9]+)")

@@ -6,14 +6,10 @@ what is read again, and one command at a time.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import secrets
 import stat
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -25,6 +21,7 @@ import msgspec
 
 from exchange.configuration import located, read_toml, toml_table
 from exchange.errors import ConfigError
+from exchange.folder_lock import locked
 from exchange.topics import END, County, Level
 
 # TOML writes neither control characters nor halves of a letter, which a terminal may send.
@@ -34,8 +31,6 @@ FIRST_YEAR, LAST_YEAR = 2000, 2199
 """Of times that somebody writes: before them zones have seconds, which TOML has not; stores end in 2262."""
 KEPT = timedelta(days=90)
 """So long a window that is over stays in the file."""
-LOCK_DEADLINE_S = 15.0
-_LOCK_LOOK_S = 0.02
 _HEAD = "# Maintenance windows. Also: onestreet incidents maintenance add|list|end 維護時段\n"
 _SPAN = re.compile(r"(\d{1,5})(m|h|d)")
 _SPAN_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -103,7 +98,7 @@ def _aware_window(window: Window, zones: Zones, file: str, index: int) -> Window
 
 
 def add_window(path: Path, window: Window, zones: Zones) -> None:
-    """Put a window at the end of the file, which stays as it is otherwise. Raises: ConfigError, OSError."""
+    """Put a window at the end of the file, which stays as it is otherwise. Raises: ConfigError, Busy, OSError."""
     with _held(path) as file:
         read_windows(file, zones)
         text = file.read_text(encoding="utf-8-sig").rstrip("\n") if file.exists() else _HEAD
@@ -111,7 +106,7 @@ def add_window(path: Path, window: Window, zones: Zones) -> None:
 
 
 def end_window(path: Path, name: str, zones: Zones, now: datetime) -> None:
-    """End a window, or cancel one that has not begun; those that are long over go. Raises: ConfigError, OSError."""
+    """End a window, or cancel one not begun; those that are long over go. Raises: ConfigError, Busy, OSError."""
     with _held(path) as file:
         windows = read_windows(file, zones)
         if name not in [one.id for one in windows]:
@@ -129,23 +124,10 @@ def _ended(window: Window, now: datetime) -> Window:
 
 @contextmanager
 def _held(path: Path) -> Iterator[Path]:
-    """Keep every other command from the file, and yield it itself where `path` is a link. Raises: OSError."""
+    """Keep every other command from the file, and yield it itself where `path` is a link. Raises: Busy, OSError."""
     file = Path(os.path.realpath(path))
-    handle = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline_s = time.monotonic() + LOCK_DEADLINE_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    words = "another command holds it 另一個指令正在使用"
-                    raise OSError(errno.EBUSY, words, str(path)) from None
-                threading.Event().wait(_LOCK_LOOK_S)
+    with locked(file.parent):
         yield file
-    finally:
-        os.close(handle)
 
 
 def _table(window: Window) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from exchange import folder_lock
 from exchange.errors import ConfigError, OnestreetError, StoreError
-from provisioning import files
+from exchange.folder_lock import Busy
 from provisioning.backup import (
     CONTENTS,
     BackupError,
@@ -23,7 +24,6 @@ from provisioning.backup import (
     restore_office,
     restore_store,
 )
-from provisioning.files import Busy
 from provisioning.office import init, opened
 from tests.deployment import ROOT
 from tests.ports import free_port
@@ -127,7 +127,7 @@ def test_a_folder_that_is_no_office_is_not_backed_up(tmp_path: Path) -> None:
 def test_a_backup_waits_for_the_command_that_changes_the_office(
     office: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LOCK_DEADLINE_S", 0.05)
+    monkeypatch.setattr(folder_lock, "DEADLINE_S", 0.05)
     with opened(office), pytest.raises(Busy):
         back_up(office, tmp_path / "backups")
 

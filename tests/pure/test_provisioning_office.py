@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from exchange import folder_lock
 from exchange.errors import ConfigError
+from exchange.folder_lock import Busy, locked
 from exchange.tls import Tls
 from ingest.config import load_config
 from onestreet.cli import main
 from provisioning import broker, files
 from provisioning.authority import OVERLAP_DAYS, fits, serial_of
-from provisioning.files import Busy, locked
 from provisioning.office import Office, OfficeError, init, opened
 from provisioning.replacement import replace_gateway
 from tests.offices import broker_table, town_text
@@ -177,10 +178,10 @@ def test_killed_between_any_two_writes_of_a_change(tmp_path: Path, town: Path, a
 
 
 def test_one_command_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LOCK_DEADLINE_S", 0.05)
+    monkeypatch.setattr(folder_lock, "DEADLINE_S", 0.05)
     with opened(folder), pytest.raises(Busy, match="another command"), opened(folder):
         pass
-    monkeypatch.setattr(files, "LOCK_DEADLINE_S", 10.0)
+    monkeypatch.setattr(folder_lock, "DEADLINE_S", 10.0)
     entered = threading.Event()
 
     def wait_for_it() -> None:

@@ -152,15 +152,20 @@ def test_who_was_not_heard_since_its_gateway_came_back_is_not_up() -> None:
     assert (one.status("aq-1"), one.status("aq-2")) == (DOWN, UP)
 
 
-def test_a_device_that_comes_and_goes_is_one_incident() -> None:
-    one = street("aq-1", "aq-2")
-    for _ in range(100):
+def come_and_go(one: Street, times: int) -> None:
+    """Have aq-1 come and go every 20 s, beside aq-2."""
+    for _ in range(times):
         one.state("aq-1", online=False)
         one.pass_time(10.0)
         one.state("aq-1")
         one.hear("aq-1")
         one.hear("aq-2")
         one.pass_time(10.0)
+
+
+def test_a_device_that_comes_and_goes_is_one_incident() -> None:
+    one = street("aq-1", "aq-2")
+    come_and_go(one, 100)
     (flapping,) = one.incidents("flapping")
     assert flapping.fields["open"] == 1
     assert len(one.incidents("device_down")) == 6
@@ -735,13 +740,7 @@ def test_what_is_taken_late_puts_no_clock_back() -> None:
 
 def test_another_run_knows_who_comes_and_goes() -> None:
     one = street("aq-1", "aq-2")
-    for _ in range(8):
-        one.state("aq-1", online=False)
-        one.pass_time(10.0)
-        one.state("aq-1")
-        one.hear("aq-1")
-        one.hear("aq-2")
-        one.pass_time(10.0)
+    come_and_go(one, 8)
     kept = [found for row in one.incidents(still=True) if (found := incident_of(row))]
     assert [found.kind for found in kept] == ["flapping"]
     other = street("aq-1", "aq-2", begun_ms=one.now.ms)
