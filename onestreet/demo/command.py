@@ -94,8 +94,7 @@ def run(argv: Sequence[str]) -> int:
 async def _run(demo: Demo, seconds: float | None, console: Console) -> Audit:
     stop = stop_on_signals()
     if console.is_terminal:
-        viewing = show(demo, console, lambda: "draining 收尾中 …" if stop.is_set() else "")
-        demo.readers.append(asyncio.create_task(viewing))
+        demo.readers.append(asyncio.create_task(show(demo, console, stop)))
     else:
         console.print(f"demo in {demo.folder}")
     audit = await demo.run(stop, seconds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -174,8 +173,8 @@ def _number(value: object, unit: str) -> str:
     return f"{value:.1f} {unit}" if isinstance(value, int | float) else "–"
 
 
-async def show(demo: Demo, console: Console, note: Callable[[], str]) -> None:
-    """Draw the board until the demo has ended."""
+async def show(demo: Demo, console: Console, stop: asyncio.Event) -> None:
+    """Draw the board until the demo has ended, and at once when it is to stop."""
     board = Board(demo)
     with Live(board.draw(), console=console, auto_refresh=False, screen=False) as live:
         while not demo.ended.is_set():
@@ -184,10 +183,11 @@ async def show(demo: Demo, console: Console, note: Callable[[], str]) -> None:
                     await board.refresh()
                 except StoreError as error:
                     live.update(board.draw(str(error)), refresh=True)
-            live.update(board.draw(note()), refresh=True)
+            stopping = stop.is_set()
+            live.update(board.draw("draining 收尾中 …" if stopping else ""), refresh=True)
             try:
                 async with asyncio.timeout(REFRESH_S):
-                    await demo.ended.wait()
+                    await (demo.ended if stopping else stop).wait()
             except TimeoutError:
                 pass
 
