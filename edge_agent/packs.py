@@ -63,6 +63,7 @@ class Packs:
         self._live_id = 0  # up to it everything was sent, or is backlog
         self._backlog_id = 0  # up to it everything was read
         self._backlog_end_id = 0
+        self._taken: list[Waiting] = []  # in the outbox as well, which need not be asked for them
         self._ahead: deque[list[Waiting]] = deque()  # read, not sent
         self._settled: set[Key] | None = None  # while a chunk is read
         self._released = 0
@@ -73,9 +74,18 @@ class Packs:
         self._gateway, self._settings = config.gateway, config.delivery
         self._topics: dict[tuple[str, str], tuple[Topic, str]] = {}
 
+    def taken(self, samples: Sequence[Waiting]) -> None:
+        """The outbox took these, in this order. It is asked for what is not handed over, or not sent in time."""
+        if self._taken and self._taken[-1].id + 1 != samples[0].id:
+            self._taken.clear()
+        self._taken += samples
+        if len(self._taken) > LIVE_SAMPLES:
+            self._taken.clear()
+
     def connected(self) -> None:
         """What is in the outbox now is backlog."""
         self._live_id = self._outbox.last_id
+        self._taken.clear()
         self._looked_s = float("-inf")
         self._begin_again()
 
@@ -111,7 +121,7 @@ class Packs:
             return []
         read: list[Waiting] = []
         if limit := min(self._delivery.room(live=True), LIVE_SAMPLES):
-            read = await self._outbox.after(self._live_id, limit)
+            read = await self._after_live(limit)
             if not read:
                 self._live_id = newest_id  # the outbox let go of them
         # while they were read the backlog may have taken some of the room
@@ -123,10 +133,17 @@ class Packs:
             self._give_up_live()
         return batch
 
+    async def _after_live(self, limit: int) -> list[Waiting]:
+        """Return what was taken next; the outbox's thread is woken for it only when it was not handed over."""
+        taken, self._taken = self._taken, []
+        if taken and taken[0].id <= self._live_id + 1 and taken[-1].id > self._live_id:
+            return [one for one in taken if one.id > self._live_id][:limit]
+        return await self._outbox.after(self._live_id, limit)
+
     async def backlog(self) -> list[Outgoing]:
         """Return packs of what is older, as far as its part of the window reaches."""
         self._look_for_released()
-        if not self._has_backlog:
+        if not self.has_backlog:
             return []
         pack = self._settings.pack_samples
         if not self._delivery.room(live=False, pack=pack):
@@ -143,14 +160,15 @@ class Packs:
             packs.append(samples)
             room -= len(samples)
         batch = self._sent(packs)
-        if self._has_backlog:
+        if self.has_backlog:
             self._delivery.room(live=False, pack=pack)  # says whether more would go if it could
         return batch
 
     # ------------------------------------------------------------------------------------------------- the backlog
 
     @property
-    def _has_backlog(self) -> bool:
+    def has_backlog(self) -> bool:
+        """Whether something older waits for room."""
         return bool(self._ahead) or self._backlog_id < self._backlog_end_id
 
     def _begin_again(self) -> None:
@@ -162,7 +180,7 @@ class Packs:
 
     def _give_up_live(self) -> None:
         """The window is full: what could not go is backlog, so that what is taken later goes before it."""
-        if not self._has_backlog:
+        if not self.has_backlog:
             self._backlog_id = self._live_id
         self._live_id = self._backlog_end_id = max(self._live_id, self._outbox.last_id)
 

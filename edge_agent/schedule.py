@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from heapq import heapify, heapreplace
 from operator import attrgetter
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -92,10 +93,12 @@ class Schedule:
             self.slots.append(Slot(index, each_s, now_s + SETTLE_S + after_s))
         self._may_press_s = now_s
         self._has_failed = False
+        self._queue: list[tuple[float, int]] = []  # a heap of all, empty when it is to be made anew
 
     def resume(self, now_s: float) -> None:
         """Go on after the bus was away: what was missed is counted, and each device is asked once, soon."""
         soon_s = now_s + SETTLE_S
+        self._queue.clear()
         for slot in self.slots:
             slot.catch_up(now_s)
             slot.due_s = soon_s if slot.failures else max(slot.due_s, soon_s)
@@ -103,9 +106,12 @@ class Schedule:
     def choice(self, now_s: float) -> tuple[Slot | None, float]:
         """Return who is to be asked now, or None and when to ask again."""
         failed = [slot for slot in self.slots if slot.failures] if self._has_failed else []
-        polls = [slot for slot in self.slots if not slot.failures] if failed else self.slots
         self._has_failed = bool(failed)
-        poll = min(polls, key=_due, default=None)
+        if failed or not self.slots:
+            polls = [slot for slot in self.slots if not slot.failures]
+            poll = min(polls, key=_due, default=None)
+        else:
+            poll = self._first()
         poll_s = poll.due_s if poll is not None else math.inf
         if failed:
             oldest = min(failed, key=_due)
@@ -123,8 +129,16 @@ class Schedule:
             later_s.append(press_s)
         return None, min(later_s)
 
+    def _first(self) -> Slot:
+        """Return who is due first, at no cost that grows with their number."""
+        if not self._queue:
+            self._queue = [(slot.due_s, slot.index) for slot in self.slots]
+            heapify(self._queue)
+        return self.slots[self._queue[0][1]]
+
     def answered(self, slot: Slot, now_s: float) -> None:
         """Go on to the next time on the grid; those that have passed meanwhile were missed and are counted."""
+        is_first = not slot.failures and self._queue and self._queue[0][1] == slot.index
         if not slot.failures:
             slot.missed += int(max(0.0, now_s - slot.due_s) / slot.interval_s + _SOON_S)
         elif all(other.failures for other in self.slots):
@@ -134,12 +148,17 @@ class Schedule:
                 other.due_s = min(other.due_s, now_s - PATIENCE_S)
         slot.failures, slot.opened = 0, False
         slot.due_s = slot.grid_s(now_s)
+        if is_first:
+            heapreplace(self._queue, (slot.due_s, slot.index))
+        else:
+            self._queue.clear()
 
     def failed(self, slot: Slot, began_s: float, now_s: float) -> None:
         """Try again later: on the grid until the breaker opens, then ever more rarely."""
         pacing = self.pacing
         slot.failures += 1
         self._has_failed = True
+        self._queue.clear()
         slot.cost_s = now_s - began_s
         slot.opened = slot.failures >= pacing.failures
         if began_s >= slot.due_s + PATIENCE_S and slot.failures > 1:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from edge_agent.commands import Commands
 from edge_agent.config import Config
 from edge_agent.health import Health
-from edge_agent.outbox import Outbox
+from edge_agent.outbox import Outbox, Waiting
 from edge_agent.packs import Outgoing, Packs
 from exchange import mqtt
 from exchange.delivery import Delivery, Key
@@ -87,10 +87,11 @@ class Uplink:
         if commands is not None:
             commands.results.on_new = self._wake.set
 
-    def wake(self) -> None:
-        """There is something new to send, or room to send it."""
-        self._wake.set()
-        self._wake_older.set()
+    def taken(self, samples: Sequence[Waiting]) -> None:
+        """These are in the outbox now."""
+        if self.connected:
+            self._packs.taken(samples)
+            self._wake.set()
 
     def republish_states(self) -> None:
         """A state changed."""
@@ -229,10 +230,12 @@ class Uplink:
                 await self._commands.results.receipted(receipt)
             if receipt.results:
                 self.receipted.set()
+                self._wake.set()
         if keys:
-            self.wake()  # before the disk: there is room in the window already
-            await self._outbox.forget(keys)
+            self._outbox.forget(keys)
             self.receipted.set()
+            if self._packs.has_backlog:  # there is room in the window
+                self._wake_older.set()
 
     def _settled(self, receipt: Receipt) -> list[Key]:
         """Return the samples that a receipt lets us forget."""
@@ -258,7 +261,10 @@ class Uplink:
                 self._states_due = False
                 await self._publish_states(client)
             await self._publish_results(client)
-            if batch := await self._packs.live():
+            batch = await self._packs.live()
+            if self._packs.has_backlog:
+                self._wake_older.set()
+            if batch:
                 await self._publish(client, batch)
             else:
                 await _woken(self._wake, TICK_S)

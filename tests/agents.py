@@ -247,5 +247,6 @@ class Monotonic:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the log of a process."""
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line]
+    """Return the log of a process, without the line that it is just writing."""
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return [msgspec.json.decode(line) for line in whole.splitlines() if line]

@@ -60,7 +60,7 @@ async def main(folder: Path, stages: Path, boot_id: str, seed: int) -> None:
                 say("gone", *named(one))
             sys.stdout.flush()
             keys = [Key(one.device, one.sample.epoch, one.sample.seq) for one in gone]
-            await outbox.forget(keys)
+            outbox.forget(keys)
         await asyncio.sleep(EVERY_S)
 
 

@@ -79,6 +79,8 @@ class _TcpBus(asyncio.Protocol):
         self._last = 0
         self._unit = 0
         self._waiting: asyncio.Future[Answer] | None = None
+        self._late_s = 0.0  # when it has waited long enough, by the loop's clock
+        self._alarm: asyncio.TimerHandle | None = None
         self._lost: str | None = None
 
     # ------------------------------------------------------------------------------------- what asyncio calls
@@ -142,7 +144,9 @@ class _TcpBus(asyncio.Protocol):
             self.transactions += 1
             self._last, self._unit = self._last % 0xFFFF + 1, unit
             self._waiting = self._loop.create_future()
-            deadline = self._loop.call_later(self._timeout_s, self._late, self._waiting)
+            self._late_s = self._loop.time() + self._timeout_s
+            if self._alarm is None:
+                self._alarm = self._loop.call_at(self._late_s, self._look)
             self._transport.write(request(self._last, unit, function, body))
             try:
                 answer = await self._waiting
@@ -150,7 +154,6 @@ class _TcpBus(asyncio.Protocol):
                 words = f"{self._name} unit {unit}: no answer in {self._timeout_s:g} s"
                 raise DeviceSilent(words) from error
             finally:
-                deadline.cancel()
                 self._waiting = None
         if answer.function & 0x7F != function:
             message = f"function {answer.function} answered {function}"
@@ -160,9 +163,16 @@ class _TcpBus(asyncio.Protocol):
             raise DeviceRefused(f"{self._name} unit {unit}: {exception_words(code)}", code)
         return answer.data
 
-    def _late(self, waiting: asyncio.Future[Answer]) -> None:
-        """We may have been held up: what lies in the socket is read before anybody is taken for silent."""
-        self._loop.call_later(0, _expire, waiting)
+    def _look(self) -> None:
+        """One alarm serves many requests, which rarely need it: setting it for each would cost as much as asking."""
+        self._alarm = None
+        if self._waiting is None:
+            return
+        if self._loop.time() < self._late_s:
+            self._alarm = self._loop.call_at(self._late_s, self._look)
+        else:
+            # We may have been held up: what lies in the socket is read before anybody is taken for silent.
+            self._loop.call_later(0, _expire, self._waiting)
 
     # ---------------------------------------------------------------------------------------------- its end
 
@@ -171,6 +181,8 @@ class _TcpBus(asyncio.Protocol):
             self._lost = reason
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(LinkLost(f"{self._name}: {self._lost}"))
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._transport is not None:
             self._transport.abort()
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections import Counter as Tally
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -119,8 +120,6 @@ class Outbox:
         self.path = path.with_suffix("")
         self.settings = settings or OutboxSettings()
         self.dropped: Tally[str] = Tally()
-        self.depth = 0
-        """Samples in it, those that wait for the clock among them."""
         self.undated = 0
         """Samples that wait for the clock."""
         self.last_id = 0
@@ -138,6 +137,9 @@ class Outbox:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._tending: asyncio.Task[None] | None = None
         self._lock: int | None = None
+        self._held = 0
+        self._leaving: deque[list[Key]] = deque()  # forgotten, but still among what it holds
+        self._due_ms = 0  # when it is to be tended
         self._is_open = False
         self._is_begun = False  # the book or a mark says that a run is under way
         self._is_settled = True  # unless a doubt of the start could not be noted
@@ -173,6 +175,11 @@ class Outbox:
         self._inflow = 0.0  # bytes, those of long ago counting less
         self._inflow_ms: int | None = None
         self._inflow_since_ms = 0
+
+    @property
+    def depth(self) -> int:
+        """Samples in it, those that wait for the clock among them."""
+        return max(0, self._held - sum(map(len, self._leaving)))
 
     @property
     def bytes_written(self) -> int:
@@ -231,10 +238,9 @@ class Outbox:
         """Return those of the named samples that are still here, ascending. The others will not come back."""
         return await self._run(lambda: self._find(keys))
 
-    async def forget(self, keys: Iterable[Key]) -> None:
-        """Let go of samples that have their receipt."""
-        gone = list(keys)
-        await self._run(lambda: self._forget(gone))
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Let go of samples that have their receipt: before whatever is asked next, and within two seconds."""
+        self._leaving.append(list(keys))
 
     async def count(self, *, excluding_domain: str) -> int:
         """Return how many samples of other domains it holds that can be sent."""
@@ -271,9 +277,9 @@ class Outbox:
 
     async def _tend_always(self) -> None:
         while True:
-            wait_s = TEND_LEAST_S
             try:
-                wait_s = max(wait_s, await self.tend())
+                if self._clock.boot_ms() >= self._due_ms:  # else a batch that came has seen to it
+                    await self.tend()
             except OutboxBlocked as error:  # reading what is to be dropped may fail as well
                 self._complain(str(error))
             except (
@@ -282,7 +288,8 @@ class Outbox:
                 if not self._has_failed:
                     log.exception("the outbox was not tended")
                 self._has_failed = True
-            await asyncio.sleep(wait_s)
+            left_s = (self._due_ms - self._clock.boot_ms()) / 1000
+            await asyncio.sleep(max(TEND_LEAST_S, left_s))
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Raises: OutboxBlocked."""
@@ -293,12 +300,13 @@ class Outbox:
     def _done(self, work: Callable[[], T]) -> T:
         """Raises: OutboxBlocked."""
         try:
+            self._let_go()
             return work()
         except OSError as error:
             raise OutboxBlocked(f"{self.path}: {error}") from error
         finally:
             self.undated = len(self._undated)
-            self.depth = self._segments.depth + len(self._fresh) + self.undated
+            self._held = self._segments.depth + len(self._fresh) + self.undated
             self.size_bytes = self._segments.size
             if self._segments.damaged:
                 self.dropped["damaged"] = self._segments.damaged
@@ -540,6 +548,7 @@ class Outbox:
         """Whatever fails here is what a kill would leave, and is found at the next start."""
         try:
             if self._is_open and self._is_begun:
+                self._let_go()
                 self._spill()
                 self._write_book(self._counters, self._token, clean=True)
                 if self._stage is not None:
@@ -562,7 +571,7 @@ class Outbox:
         named = self._date()
         if not readings:
             return named
-        self._spill_what_is_due()
+        self._tend()
         if self._blocked_by and self._fresh_bytes > STAGE_MOST_BYTES:
             raise OSError(self._blocked_by)
         boot_ms = self._clock.boot_ms()
@@ -741,7 +750,10 @@ class Outbox:
                     self._write_mark(self._counters, self._token)
                     self._segments.release()
             self._keep_within_limits()
-        return self._spill_in_ms(self._clock.boot_ms()) / 1000
+        now_ms = self._clock.boot_ms()
+        wait_ms = self._spill_in_ms(now_ms)
+        self._due_ms = now_ms + wait_ms
+        return wait_ms / 1000
 
     def _spill_what_is_due(self) -> None:
         """Bring what is old enough to the disk, and the book, once it takes something again."""
@@ -875,6 +887,11 @@ class Outbox:
             if key not in self._names:
                 wanted.setdefault((key.device, key.epoch), set()).add(key.seq)
         return {name: sorted(seqs) for name, seqs in wanted.items()}
+
+    def _let_go(self) -> None:
+        """Forget what was told since the last call, all in one."""
+        if gone := [key for _ in range(len(self._leaving)) for key in self._leaving.popleft()]:
+            self._forget(gone)
 
     def _forget(self, keys: Sequence[Key]) -> None:
         elsewhere = self._elsewhere(keys)

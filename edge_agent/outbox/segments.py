@@ -351,9 +351,17 @@ class Segments:
         return found
 
     def forget(self, wanted: dict[Series, list[int]]) -> None:
-        """Let go of the named samples: at once for everybody who asks; on disk now, or when it takes notes again."""
+        """Let go of the named samples: at once for everybody who asks; on disk now, or when it takes notes again.
+
+        What cannot be read stays: it is sent again one day, and meets its row.
+        """
+        unread = []
         for segment, names in self._holding(wanted):
-            index = self._index(segment)
+            try:
+                index = self._index(segment)
+            except OSError as error:
+                unread.append(str(error))
+                continue
             gone: list[int] = []
             for name in names:
                 if positions := list(index.positions(name, wanted[name])):
@@ -363,11 +371,14 @@ class Segments:
             for position in gone:
                 index.gone[position] = 1
             segment.unnoted += ranges(sorted(index.ids[position] for position in gone))
-        self.note()
+        self.note(unread)
 
-    def note(self) -> None:
-        """Write down what has left, and remove the files from which everything has."""
-        reasons = []
+    def note(self, reasons: Iterable[str] = ()) -> None:
+        """Write down what has left, and remove the files from which everything has.
+
+        Shape: `reasons` is what else keeps samples on the disk.
+        """
+        reasons = list(reasons)
         for segment in list(self._all):  # removals before notes: they make the room for those
             try:
                 if not segment.depth and segment is not self._all[-1]:

@@ -122,7 +122,7 @@ async def test_a_reopened_outbox_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "state" / "outbox"
     async with opened(path) as outbox:
         before = await outbox.take([taken("a", T0_MS + n * 1000) for n in range(4)])
-        await outbox.forget(keys(before[:1] + before[3:]))
+        outbox.forget(keys(before[:1] + before[3:]))
     async with opened(path) as outbox:
         assert outbox.depth == 2
         assert await outbox.after(0, 10) == before[1:3]
@@ -159,7 +159,8 @@ def test_whatever_is_done_names_are_unique_and_times_rise(
                 await outbox.open()
             elif step == "forget":
                 gone = list(here)[: len(readings)]
-                await outbox.forget([*gone, Key("nobody", 1, 1)])
+                outbox.forget([*gone, Key("nobody", 1, 1)])
+                assert await outbox.find(gone) == []
                 for name in gone:
                     del here[name]
             else:
@@ -196,7 +197,7 @@ async def test_after_and_find_return_what_is_here_in_order(outbox: Outbox) -> No
     assert await outbox.after(0, 3) == waiting[:3]
     assert await outbox.after(waiting[2].id, 3) == waiting[3:6]
     assert await outbox.after(waiting[9].id, 3) == []
-    await outbox.forget([key(waiting[4])])
+    outbox.forget([key(waiting[4])])
     asked = [key(waiting[n]) for n in (8, 4, 2)]
     assert await outbox.find([*asked, Key("a", 1, 1)]) == [waiting[2], waiting[8]]
 
@@ -208,17 +209,21 @@ async def test_a_part_of_the_order_can_be_read(outbox: Outbox) -> None:
     ids = [one.id for one in waiting]
     assert await outbox.between(ids[1], ids[5], 100) == waiting[2:6]
     assert await outbox.between(ids[1], ids[5], 3) == waiting[2:5]
-    await outbox.forget(keys(waiting[2:4]))
+    outbox.forget(keys(waiting[2:4]))
     assert await outbox.between(0, ids[5], 100) == [*waiting[:2], *waiting[4:6]]
     assert await outbox.between(ids[5], ids[1], 100) == []
 
 
 async def test_forgetting_takes_only_what_is_named(outbox: Outbox) -> None:
     waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
-    await outbox.forget([])
-    await outbox.forget([Key("a", T0_MS, 7), Key("b", T0_MS, 0), Key("a", T0_MS + 1, 0)])
+    outbox.forget([])
+    outbox.forget([Key("a", T0_MS, 7), Key("b", T0_MS, 0), Key("a", T0_MS + 1, 0)])
+    assert await outbox.find([]) == [], "it is forgotten before what is asked next"
     assert outbox.depth == 3
-    await outbox.forget([key(waiting[1]), key(waiting[1])])
+    outbox.forget([key(waiting[1])])
+    assert outbox.depth == 2, "it counts no more, already now"
+    outbox.forget([key(waiting[1]), key(waiting[1])])
+    assert await outbox.find([]) == []
     assert outbox.depth == 2
     assert await outbox.after(0, 9) == [waiting[0], waiting[2]]
 
@@ -291,8 +296,8 @@ async def test_what_has_left_is_away_although_the_disk_takes_no_note(
     async with opened(path, "disk") as outbox:
         waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
         async with full_disk(outbox):
-            await outbox.forget([key(waiting[0])])
-            await outbox.forget([key(waiting[1])])
+            outbox.forget([key(waiting[0])])
+            outbox.forget([key(waiting[1])])
             assert outbox.depth == 1
             assert await outbox.after(0, 10) == [waiting[2]]
             assert await outbox.find(keys(waiting)) == [waiting[2]]

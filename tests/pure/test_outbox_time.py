@@ -136,7 +136,7 @@ async def test_it_says_when_something_is_due_again(tmp_path: Path, time: Stepped
     assert await outbox.tend() == rest_s - 0.5
     await outbox.take([taken("a", None, time.boot_ms())])
     assert await outbox.tend() == rest_s - 0.5, "the oldest counts"
-    await outbox.forget([key(one)])
+    outbox.forget([key(one)])
     assert await outbox.tend() == rest_s
     time.step(rest_s)
     assert await outbox.tend() == rest_s, "it is on the disk"
@@ -221,7 +221,8 @@ async def test_a_disk_that_cannot_remove_their_file_names_nobody_twice(
         patch.setattr(machine._disk, "remove", broken)
         learn(time)
         waiting = await outbox.take([])
-        await outbox.forget([key(one) for one in waiting[:3]])
+        outbox.forget([key(one) for one in waiting[:3]])
+        assert await outbox.find([]) == []
         await machine.kill()
     assert (machine.path / "undated").exists()
     outbox = await machine.start()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_agent import packs as packs_module
 from edge_agent.config import Broker, Config, Gateway
@@ -36,6 +40,8 @@ class Bench:
         self.packs = Packs(config, outbox, self.delivery, self.clock)
         self.sent: list[list[Key]] = []
         self.payloads: list[bytes] = []
+        self.hands = True
+        """What is taken is handed over, as an agent does that is connected."""
         self._time_ms = 1_800_000_000_000
 
     def connect(self) -> None:
@@ -47,9 +53,11 @@ class Bench:
         metrics |= {f"x-test-{note}{n}": float(n) for n in range(len(note))}
         for _ in range(count):
             self._time_ms += 1000
-            await self.outbox.take(
+            waiting = await self.outbox.take(
                 [Taken("air", device, self._time_ms, metrics, "") for device in devices]
             )
+            if self.hands:
+                self.packs.taken(waiting)
 
     def _note(self, batch: list[Outgoing]) -> list[list[Key]]:
         went = []
@@ -78,7 +86,7 @@ class Bench:
             stored.setdefault(key.device, []).append((key.epoch, key.seq, key.seq))
         settled = self.delivery.receipted(self.clock(), Receipt(v=1, stored=stored))
         self.packs.settled([one.key for one in settled])
-        await self.outbox.forget([one.key for one in settled])
+        self.outbox.forget([one.key for one in settled])
 
     async def drain(self) -> None:
         """Go on, with a receipt for everything, until nothing more goes."""
@@ -244,14 +252,83 @@ async def test_what_the_outbox_let_go_of_holds_no_room(outbox: Outbox) -> None:
     bench.connect()
     await bench.take("a", count=3)
     (sent,) = await bench.live()
-    await outbox.forget(sent[:2])  # as a full outbox drops, without a receipt
+    outbox.forget(sent[:2])  # as a full outbox drops, without a receipt
     bench.clock.now_s += 40
     assert await bench.again() == [sent[2:]]
     assert bench.delivery.unreceipted == 1
-    await outbox.forget(sent)
+    outbox.forget(sent)
     bench.clock.now_s += 100
     assert await bench.again() == []
     assert bench.delivery.unreceipted == 0
+
+
+async def test_what_is_handed_over_goes_without_the_outbox_being_asked(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(outbox, window=100, pack=10)
+    await bench.take("a", count=3)
+    bench.connect()
+    await bench.take("a", count=2)
+    with monkeypatch.context() as patch:
+        patch.delattr(Outbox, "after")
+        assert [key.seq for key in flat(await bench.live())] == [3, 4]
+        assert await bench.live() == []
+        await bench.take("a")
+        assert [key.seq for key in flat(await bench.live())] == [5]
+    bench.hands = False
+    await bench.take("a")
+    bench.hands = True
+    await bench.take("a")
+    assert [key.seq for key in flat(await bench.live())] == [6, 7], "none was passed over"
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "keep", "live", "backlog", "receipt", "reconnect"]),
+        st.integers(1, 30),
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None)
+@given(steps, st.sampled_from([10, 40, 400]))
+def test_whoever_hands_over_what_each_sample_goes_and_once_while_receipts_come(
+    steps: list[tuple[str, int]], window: int
+) -> None:
+    async def go(folder: Path) -> None:
+        outbox = Outbox(folder / "outbox")
+        await outbox.open()
+        bench = Bench(outbox, window=window, pack=5)
+        bench.connect()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packs_module, "LIVE_SAMPLES", 25)
+            for step, count in [*steps, ("reconnect", 1)]:
+                bench.hands = step != "keep"
+                match step:
+                    case "take" | "keep":
+                        await bench.take("a", "b", count=count)
+                    case "live":
+                        await bench.live()
+                    case "backlog":
+                        await bench.backlog()
+                    case "receipt":
+                        bench.clock.now_s += 0.01
+                        await bench.receipt(flat(bench.sent)[-count:])
+                    case _:
+                        bench.delivery.disconnected()
+                        bench.connect()
+            bench.hands = True
+            await bench.take("a")
+            await bench.drain()
+            await bench.receipt(flat(bench.sent))
+            await bench.drain()
+        assert await outbox.after(0, 10) == [], "all of it went, and has its receipt"
+        assert max(Counter(flat(bench.sent)).values()) == 1
+        await outbox.close()
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(go(Path(folder)))
 
 
 async def test_what_was_let_go_of_after_hours_without_a_receipt_gets_another_chance(

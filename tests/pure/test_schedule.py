@@ -35,6 +35,45 @@ def test_polls_of_one_grain_follow_each_other() -> None:
     assert dues == pytest.approx([0.0] * 4)
 
 
+@given(
+    st.lists(st.sampled_from([1.0, 2.5, 60.0]), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["answer", "answer", "answer", "fail", "alive", "resume", "other"]),
+            st.integers(0, 5),
+            st.floats(0, 3),
+        ),
+        max_size=60,
+    ),
+)
+def test_whatever_happened_who_is_due_first_is_asked_first(
+    each: list[float], steps: list[tuple[str, int, float]]
+) -> None:
+    schedule, now_s = Schedule(each, 0.0), 0.0
+    for step, which, passed_s in steps:
+        now_s += passed_s
+        chosen, again_s = schedule.choice(now_s)
+        living = [slot for slot in schedule.slots if not slot.failures]
+        first = min(living, key=lambda slot: slot.due_s, default=None)
+        if chosen is not None and not chosen.failures:
+            assert chosen is first
+        if first is not None:
+            assert chosen is not None or again_s <= first.due_s
+            assert chosen is not None or now_s < first.due_s
+        slot = schedule.slots[which % len(each)] if step == "other" else chosen
+        match step:
+            case "resume":
+                schedule.resume(now_s)
+            case "alive":
+                schedule.alive(which % len(each), now_s)
+            case "fail" if slot is not None:
+                schedule.failed(slot, now_s, now_s + 0.1)
+            case _ if slot is not None:
+                schedule.answered(slot, now_s)
+            case _:
+                pass
+
+
 def test_an_answer_that_takes_its_time_does_not_make_the_schedule_drift() -> None:
     schedule = Schedule([0.3], 100.0)
     (slot,) = schedule.slots

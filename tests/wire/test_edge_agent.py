@@ -348,7 +348,7 @@ async def test_what_is_silent_is_sent_again_by_the_rules_only(
             before = len(seen.keys)
             clock.now_s += after_s
             marker = f"marker-{secrets.token_hex(4)}"
-            agent.uplink.wake()
+            agent.uplink._wake_older.set()
             await agent.intake.put("air", marker, {"pm2_5": 1.0})
             await until(lambda: marker in {key.device for key in seen.keys})
             sent = [key for key in seen.keys[before:] if not key.device.startswith("marker")]
@@ -392,7 +392,7 @@ async def test_with_no_receipt_at_all_only_the_oldest_is_probed(
         await until(lambda: len(seen.keys) >= 10)
         oldest = unsettled(agent)[0]  # two go out at a time: the first to come need not be it
         clock.now_s += SILENCE_S + BACKOFF_FIRST_S * (1 + BACKOFF_JITTER)
-        agent.uplink.wake()
+        agent.uplink._wake_older.set()
         await until(lambda: seen.keys.count(oldest) == 2)
         count = len(set(seen.keys))
         await until(lambda: len(set(seen.keys)) >= count + 10)  # the agent went round many times

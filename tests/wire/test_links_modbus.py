@@ -282,6 +282,17 @@ async def test_tcp_answers_of_others_are_passed_over() -> None:
         assert await line.read_holding(1, 0, 1) == [9]
 
 
+async def test_each_request_has_its_own_time() -> None:
+    """One alarm serves them all: it must not go off for whoever asked later."""
+    async with replying("TTTT 0000 0005 01 03 02 0007") as line:
+        assert await line.read_holding(1, 0, 1) == [7]
+        await asyncio.sleep(0.2)
+        began_s = time.monotonic()
+        with pytest.raises(DeviceSilent):
+            await line.read_holding(1, 0, 1)
+        assert time.monotonic() - began_s >= 0.29
+
+
 async def test_one_who_answers_for_another_is_silent() -> None:
     async with replying("TTTT 0000 0005 02 03 02 0007", "TTTT 0000 0005 01 03 02 0009") as line:
         with pytest.raises(DeviceSilent, match=r"unit 1: no answer in 0\.3 s"):

@@ -68,7 +68,7 @@ async def test_nothing_that_was_taken_is_lost_and_it_goes_on_when_there_is_room(
     await outbox.open()
     assert await outbox.after(0, 100_000) == waiting
     await asyncio.to_thread(fill, disk)
-    await outbox.forget(keys(waiting))
+    outbox.forget(keys(waiting))
     assert outbox.depth == 0, "what is full can be emptied"
     await outbox.close()
 
@@ -89,7 +89,7 @@ async def test_what_fills_the_disk_itself_is_freed_by_receipts(
             time.step(2)
             waiting += await outbox.take([taken("a", None, time.boot_ms())] * 20)
     for start in range(0, len(waiting), 100):
-        await outbox.forget(keys(waiting[start : start + 100]))
+        outbox.forget(keys(waiting[start : start + 100]))
         await outbox.tend()
     assert outbox.size_bytes <= 32_000, "the newest is left"
     time.step(2)
@@ -111,14 +111,14 @@ async def test_one_sample_without_a_receipt_makes_no_stage_grow_for_ever(
     outbox = Outbox(disk / "outbox", clock=time.clock(), stage_folder=tmp_path)
     await outbox.open()
     stuck = await outbox.take([taken("a", None, time.boot_ms()), taken("b", None, time.boot_ms())])
-    await outbox.forget(keys(stuck[1:]))
+    outbox.forget(keys(stuck[1:]))
     await asyncio.to_thread(fill, disk)
     (stage,) = await asyncio.to_thread(lambda: list(tmp_path.glob("*.stage")))
     sizes = []
     for _ in range(100):
         time.step(1)
         waiting = await outbox.take([taken("b", None, time.boot_ms())] * 100)
-        await outbox.forget(keys(waiting))
+        outbox.forget(keys(waiting))
         await outbox.tend()
         sizes.append(stage.stat().st_size)
     assert 40_000 < max(sizes) < 70_000
@@ -141,7 +141,7 @@ async def test_an_outbox_on_a_full_disk_opens_and_can_be_emptied(
     assert await outbox.after(0, 100) == waiting
     with pytest.raises(OutboxBlocked, match="No space left"):
         await outbox.take([taken("a", None, time.boot_ms())] * 200)
-    await outbox.forget(keys(waiting))
+    outbox.forget(keys(waiting))
     await asyncio.to_thread(ballast.unlink)
     (one,) = await outbox.take([taken("a", None, time.boot_ms())])
     assert one.sample.seq == 20
@@ -218,7 +218,7 @@ async def test_the_newest_segment_leaves_a_disk_that_others_filled(
     await outbox.tend()
     assert outbox.size_bytes > 10_000
     ballast = await asyncio.to_thread(fill, disk)
-    await outbox.forget(keys(waiting))
+    outbox.forget(keys(waiting))
     await outbox.tend()
     assert outbox.size_bytes == 0
     await outbox.close()
