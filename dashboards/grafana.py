@@ -32,6 +32,8 @@ PLUGIN = "influxdb"
 NOTHING = "–"
 WIDTHS = {"moment": 140, "since": 140, "day": 100, "s": 90}
 """Of columns, by unit, at least. Units: pixels."""
+ARROW = 20
+"""Of a column's head that says by what is sorted."""
 _LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
 _GOES_ALONG = {
     Link.COUNTY: ("county",),
@@ -182,9 +184,15 @@ class _Page:
             reduced = common_builder.ReduceDataOptions().calcs(["lastNotNull"])
             made.reduce_options(reduced.fields(f"/^{called}$/"))
         if isinstance(made, table_builder.Panel) and panel.worst:
-            [field] = [field for field in panel.fields if field.name == panel.worst]
-            by = common_builder.TableSortByFieldState().display_name(self._say(field.text))
-            made.sort_by([by.desc(desc=not panel.least)])
+            heads = {field.name: self._say(field.text) for field in panel.fields}
+            made.sort_by(
+                [
+                    common_builder.TableSortByFieldState()
+                    .display_name(heads[name])
+                    .desc(desc=not panel.least)
+                    for name in panel.worst
+                ]
+            )
         if made_table := isinstance(made, table_builder.Panel):
             made.transformations(_in_order(panel))
         if not made_table and any(field.unit == "since" for field in panel.fields):
@@ -230,21 +238,29 @@ class _Page:
             said["noValue"] = (
                 NOTHING  # of a cell; what stands in a table without rows is the panel's
             )
-            if not field.hidden:  # room is shared out among hidden ones, too
-                said["custom.minWidth"] = WIDTHS.get(field.unit, 70) if field.unit else 110
             if field.limits or (
                 field.values and field.values not in ("meaning", "domain", "lasted")
             ):
                 said["custom.cellOptions"] = {"type": "color-text"}
-            if field.values == "meaning":
-                del said["custom.minWidth"]
-                said["custom.width"] = 370
             if field.hidden:
                 said["custom.hidden"] = True
-                said["custom.width"] = 1
+                said["custom.width"] = 1  # room is shared out among hidden ones, too
+            elif width := self._width(field):
+                said["custom.width"] = width
+            else:
+                arrow = ARROW if field.name in panel.worst else 0
+                header = _length(self._say(field.text)) + arrow
+                least = WIDTHS.get(field.unit, 70) if field.unit else 110
+                said["custom.minWidth"] = max(least, header)
         if field.link is not None:
             said["links"] = [{"title": self._say(f"to {field.link}"), "url": self._url(field.link)}]
         return [dashboard.DynamicConfigValue(key, value) for key, value in said.items()]
+
+    def _width(self, field: Field) -> int:
+        """Return how wide a column is, where that is said; of sentences it is the longest one."""
+        if field.values != "meaning":
+            return field.width
+        return max(_length(self._say(name.text)) for name in VALUES[field.values].values())
 
     def _url(self, link: Link) -> str:
         """Return where a click leads: what the row names goes along, and the time that is shown."""
@@ -300,6 +316,11 @@ class _Page:
         ]
         alone = f"{uid(self._page.name, self._language)}?kiosk"
         return [*made, _link(self._say("wall"), alone, "bolt")]
+
+
+def _length(words: str) -> int:
+    """Return how wide a cell of words is, about. Units: pixels."""
+    return 16 + sum(7 if letter.isascii() else 14 for letter in words)
 
 
 def _is_of_one(page: Page) -> bool:

@@ -193,7 +193,7 @@ COMMANDS = Panel(
         ),
     ),
     fields=(
-        Field(name="time", text="time", unit="moment"),
+        Field(name="time", text="time", unit="moment", width=140),
         Field(name="status", text="result", values="command"),
         Field(name="reason", text="reason"),
         Field(name="readback", text="readback"),

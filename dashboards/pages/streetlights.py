@@ -39,7 +39,7 @@ BASELINE = Field(name="night_baseline_wh", text="baseline", unit="Wh")
 SAVED = Field(name="night_saved_wh", text="saved", unit="Wh")
 SAVED_LOW = Field(name="night_saved_low_wh", text="saved at least", unit="Wh")
 SAVED_HIGH = Field(name="night_saved_high_wh", text="saved at most", unit="Wh")
-LAMP = (Field(name="time", text="day", unit="day"), COUNTY, SITE, DEVICE)
+DAY = Field(name="time", text="day", unit="day")
 BURNED = Field(name="burning_s", text="burned", unit="s")
 SWITCHINGS = Field(name="switchings", text="switchings", unit="1/day")
 BURNED_BY_DAY = Field(name="day_burning_s", text="burned by day", unit="s")
@@ -55,7 +55,7 @@ def _last_night(field: Field, width: int = 4) -> Panel:
 
 def _lamps(name: str, which: Condition, *beside: Field) -> Panel:
     """Return single lamps: only those have rows of faults in which something was wrong; the newest ones."""
-    fields = (*LAMP, *beside)
+    fields = (DEVICE, DAY, *beside, SITE, COUNTY)
     query = Select(
         columns=columns([field.name for field in fields if field.name != "time"]),
         source="fault_day",
@@ -89,12 +89,12 @@ SITES = Panel(
     ),
     fields=(
         HIDDEN_TIME,
-        COUNTY,
         SITE,
         Field(name="domain", text="domain", hidden=True),
         *_SITE_NIGHT,
+        COUNTY,
     ),
-    worst="lamps_out",
+    worst=(OUT.name, BY_DAY.name),
     source=Source.ROLLUPS,
     empty="no days yet",
 )
