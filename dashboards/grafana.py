@@ -18,7 +18,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.cog.variants import Dataquery
-from grafana_foundation_sdk.models import common, dashboard
+from grafana_foundation_sdk.models import common, dashboard, statetimeline
 
 from dashboards.influxql import Select
 from dashboards.looks import DECIMALS, LIMITS, PLAIN, UNITS, VALUES
@@ -88,6 +88,16 @@ class _Target(Dataquery, Builder[Dataquery]):
             "resultFormat": "time_series" if series else "table",
             **({"alias": alias} if series else {}),
         }
+
+
+class _States(states_builder.Panel):
+    """States without a pager: the SDK's builder refuses the 0 that Grafana takes for that."""
+
+    def build(self) -> dashboard.Panel:
+        built = super().build()
+        assert isinstance(built.options, statetimeline.Options)
+        built.options.per_page = 0
+        return built
 
 
 class _Thresholds(Builder[dashboard.ThresholdsConfig]):
@@ -195,6 +205,10 @@ class _Page:
             )
         if made_table := isinstance(made, table_builder.Panel):
             made.transformations(_in_order(panel))
+        if panel.kind is Kind.MAP:
+            [last] = panel.worst
+            drawn = {"fields": {}, "sort": [{"field": last, "desc": False}]}
+            made.transformations([dashboard.DataTransformerConfig(id_val="sortBy", options=drawn)])
         if not made_table and any(field.unit == "since" for field in panel.fields):
             made.transformations([_AS_TIME])
         if panel.kind is Kind.BARS:
@@ -393,7 +407,7 @@ def _frame(panel: Panel) -> AnyPanel:
             return bars.x_tick_label_max_length(10)  # the SDK says 0, and Grafana then says "..."
         case Kind.STATES:
             return (
-                states_builder.Panel()
+                _States()
                 .merge_values(merge_values=True)
                 .show_value(common.VisibilityMode.AUTO)
                 .legend(legend)

@@ -87,7 +87,8 @@ class Panel:
     marks: Sequence[str] = ()
     """Of each query by site, the key of what its lines' names have in brackets; empty for nothing."""
     worst: Sequence[str] = ()
-    """The fields that a table is sorted by, the largest first: what somebody has to look at."""
+    """The fields that a table is sorted by, the largest first: what somebody has to look at. A map has one, and
+    draws the largest above the others."""
     least: bool = False
     """The smallest first."""
     last: str = ""

@@ -272,7 +272,7 @@ _PANELS = {
         "Sites at the middle of their devices: red where a device is down, else violet where one is unknown. Now.",
         "以場域內設備的中心位置標示；有設備失聯時為紅色，否則有設備狀態不明時為紫色。目前狀態。",
     ),
-    "panel.history": Text("Devices in trouble over time", "異常設備數變化"),
+    "panel.history": Text("In trouble over time", "異常設備數變化"),
     "panel.history.about": Text(
         "Of each site the most devices that were down, unknown or late at once in each hour.",
         "各場域每小時同時失聯、不明或逾時的最多設備數，加總。",
@@ -503,7 +503,10 @@ _PANELS = {
         "此場域內所有非正常的設備，以及距最新樣本的時間。",
     ),
     "site.map": Text("Map of devices", "設備地圖"),
-    "site.map.about": Text("Devices in the colour of their state.", "以顏色標示設備狀態。"),
+    "site.map.about": Text(
+        "Devices in the colour of their state; what is down lies above what is well.",
+        "以顏色標示設備狀態；失聯的設備疊在正常的設備上方。",
+    ),
     "site.incomplete": Text("Devices with gaps today", "今日資料不完整的設備"),
     "site.incomplete.about": Text(
         "Devices of which fewer than 98 % of the samples taken since midnight have come.",
@@ -520,7 +523,10 @@ _PANELS = {
         "Where it is down, nothing is known of the device.", "閘道器失聯時，設備狀態不明。"
     ),
     "device.states": Text("State over time", "狀態變化"),
-    "device.states.about": Text("Red is down, violet unknown.", "紅色為失聯，紫色為不明。"),
+    "device.states.about": Text(
+        "Red is down, violet unknown. A lamp that tells faults of its own has a line for each.",
+        "紅色為失聯，紫色為不明。會回報自身故障的路燈，每種故障各有一列。",
+    ),
     "device.measured": Text("What it measures", "主要量測值"),
     "device.measured.about": Text(
         "The main metrics of its domain; all of them are below, by domain.",

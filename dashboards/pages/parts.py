@@ -266,6 +266,7 @@ def sites_map(width: int = 12, domain: str = "") -> Panel:
         asks=(query,),
         fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *where, WORST, *shown),
         width=width,
+        worst=(WORST.name,),
         empty=WATCH,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import MAX_ROWS, Select, column, compares
+from dashboards.influxql import MAX_ROWS, Select, column, compares, number
 from dashboards.pages.parts import (
     AVAILABILITY,
     COMPLETENESS,
@@ -64,12 +64,17 @@ TROUBLED = Panel(
     worst=("age_s",),
     empty="nothing is broken",
 )
+_AWAY = column("state") - number(2.2)
+"""From down: unknown is next, then late, maintenance and up. InfluxQL has no cases."""
 MAP = Panel(
     name="map",
     kind=Kind.MAP,
     asks=(
         Select(
-            columns=columns(["county", "site", "device", "lat", "lon", "state", "label"]),
+            columns=[
+                *columns(["county", "site", "device", "lat", "lon", "state", "label"]),
+                (number(0) - _AWAY * _AWAY).named("worst"),
+            ],
             source=_NEWEST,
             where=(compares("state", "<", 5),),
             limit=MAX_ROWS,
@@ -81,10 +86,12 @@ MAP = Panel(
         DEVICE,
         Field(name="lat", text="place", hidden=True),
         Field(name="lon", text="place", hidden=True),
+        Field(name="worst", text="state", hidden=True),
         STATE,
         LABEL,
     ),
     width=12,
+    worst=("worst",),
     empty="watch is silent",
 )
 DAY = Panel(

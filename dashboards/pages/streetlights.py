@@ -45,7 +45,7 @@ SWITCHINGS = Field(name="switchings", text="switchings", unit="1/day")
 BURNED_BY_DAY = Field(name="day_burning_s", text="burned by day", unit="s")
 
 
-def _last_night(field: Field, width: int = 4) -> Panel:
+def _last_night(field: Field, width: int) -> Panel:
     """Return the sum over all sites of the newest day that is rolled up."""
     inner = newest_by_site([field.name], "site_day", DOMAIN, CLOSED_DAY)
     query = Select(columns=aggregates("sum", [field.name]), source=inner)
@@ -107,10 +107,11 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                _last_night(OUT),
-                _last_night(BY_DAY),
-                _last_night(CYCLING),
+                _last_night(OUT, width=3),
+                _last_night(BY_DAY, width=3),
+                _last_night(CYCLING, width=3),
                 *now_stats(DOMAIN, width=3),
+                completeness_today(DOMAIN, width=3),
             ),
         ),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
@@ -160,6 +161,6 @@ PAGE = Page(
         Band(height=10, panels=(SITES,)),
         Band(height=12, panels=(sites_map(12, DOMAIN), states_over_time(DOMAIN, 12))),
         Band(height=9, panels=(sites_now(DOMAIN),)),
-        Band(height=8, panels=(days_complete(DOMAIN, 16), completeness_today(DOMAIN, 8))),
+        Band(height=8, panels=(days_complete(DOMAIN, 24),)),
     ),
 )

@@ -403,7 +403,7 @@ def test_links_keep_what_is_chosen() -> None:
 
 def test_the_worst_stands_first_in_a_table() -> None:
     for page, panel in shown():
-        if panel.worst:
+        if panel.worst and panel.kind is not Kind.MAP:
             assert panel.kind is Kind.TABLE
             built = json.loads(page_json(page, "en"))
             title = say(titles(page, panel)[0], "en")
@@ -419,6 +419,22 @@ def test_the_worst_stands_first_in_a_table() -> None:
             for by in sorted_by:
                 assert by["displayName"] in names
                 assert by["desc"] is not panel.least
+
+
+def test_a_map_draws_the_worst_above_the_others() -> None:
+    for page in PAGES:
+        for made in panels(json.loads(page_json(page, "en"))):
+            if made["type"] == "geomap":
+                [drawn] = made["transformations"]
+                assert drawn["id"] == "sortBy"
+                assert drawn["options"]["sort"] == [{"field": "worst", "desc": False}]
+
+
+def test_states_over_time_have_no_pager() -> None:
+    for page in PAGES:
+        for made in panels(json.loads(page_json(page, "en"))):
+            if made["type"] == "state-timeline":
+                assert made["options"]["perPage"] == 0
 
 
 def tables(language: Language) -> Iterator[tuple[str, Panel, list[dict[str, Any]], int]]:
