@@ -30,10 +30,12 @@ from dashboards.texts import LANGUAGES, Language, say, titles
 TAG = "onestreet"
 PLUGIN = "influxdb"
 NOTHING = "–"
-WIDTHS = {"moment": 140, "since": 140, "day": 100, "s": 90}
+WIDTHS = {"moment": 130, "since": 130, "day": 95, "s": 90, "id": 122}
 """Of columns, by unit, at least. Units: pixels."""
-ARROW = 20
+ARROW = 24
 """Of a column's head that says by what is sorted."""
+SILENCE_MS = 10_800_000
+"""What was said for so long is no more said of a device that is silent: Grafana would draw it until now."""
 _LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
 _GOES_ALONG = {
     Link.COUNTY: ("county",),
@@ -266,6 +268,8 @@ class _Page:
                 header = _length(self._say(field.text)) + arrow
                 least = WIDTHS.get(field.unit, 70) if field.unit else 110
                 said["custom.minWidth"] = max(least, header)
+        if panel.kind is Kind.STATES:
+            said["custom.spanNulls"] = SILENCE_MS
         if field.link is not None:
             said["links"] = [{"title": self._say(f"to {field.link}"), "url": self._url(field.link)}]
         return [dashboard.DynamicConfigValue(key, value) for key, value in said.items()]
@@ -334,7 +338,15 @@ class _Page:
 
 def _length(words: str) -> int:
     """Return how wide a cell of words is, about. Units: pixels."""
-    return 16 + sum(7 if letter.isascii() else 14 for letter in words)
+    return 16 + sum(map(_letter, words))
+
+
+def _letter(letter: str) -> int:
+    if not letter.isascii():
+        return 14
+    if letter in " ,.:;fijlrtI1":
+        return 5
+    return 12 if letter in "mwMW" else 9 if letter.isupper() else 8
 
 
 def _is_of_one(page: Page) -> bool:

@@ -79,6 +79,7 @@ def _chart(domain: str, metrics: tuple[str, ...], kind: Kind, quantity: str) -> 
             source=domain,
             where=(*THIS, in_range()),
             every=INTERVAL,
+            fill="null" if boolean else "none",
         )
         for metric in metrics
     )
@@ -139,6 +140,7 @@ STATES = Panel(
             source=source,
             where=(*THIS, in_range()),
             every=INTERVAL,
+            fill="null",
         )
         for source, field in (
             ("device", STATE),

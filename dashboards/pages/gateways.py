@@ -37,10 +37,10 @@ from exchange.dictionary import dictionary
 DOMAIN = "gateway"
 
 
-def _metric(name: str, *, limits: str = "", values: str = "") -> Field:
+def _metric(name: str, *, limits: str = "", values: str = "", width: int = 95) -> Field:
     unit = dictionary()[DOMAIN].metrics[name].unit
     return Field(
-        name=name, text=f"health.{name}", unit=unit, limits=limits, values=values, width=95
+        name=name, text=f"health.{name}", unit=unit, limits=limits, values=values, width=width
     )
 
 
@@ -60,7 +60,7 @@ HEALTH = (
     _metric("disk_free"),
     _metric("bus_errors"),
     _metric("clock_known", values="known"),
-    _metric("clock_offset"),
+    _metric("clock_offset", width=110),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dashboards.influxql import (
@@ -44,7 +45,7 @@ WATCH = "watch is silent"
 
 COUNTY = Field(name="county", text="county", link=Link.COUNTY, width=70)
 SITE = Field(name="site", text="site", link=Link.SITE)
-DEVICE = Field(name="device", text="device", link=Link.DEVICE)
+DEVICE = Field(name="device", text="device", unit="id", link=Link.DEVICE)
 DOMAIN = Field(name="domain", text="domain", values="domain")
 HIDDEN_TIME = Field(name="time", text="time", unit="moment", hidden=True)
 
@@ -72,7 +73,7 @@ STATES = (
 WORST = Field(name="worst", text="state", limits="worst state", hidden=True)
 """How many devices are down, and below 1, from 0.5 on, that some are unknown: InfluxQL has no cases."""
 LABEL = Field(name="label", text="label", width=185)
-STATE = Field(name="state", text="state", values="state", width=95)
+STATE = Field(name="state", text="state", values="state", width=90)
 EXPECTED = Field(name="expected", text="expected", unit="count")
 RECEIVED = Field(name="received", text="received", unit="count")
 MISSING = Field(name="missing", text="missing", unit="count")
@@ -208,10 +209,10 @@ def incidents(
         LABEL,
         *([Field(name="open", text="open", values="open", width=75)] if opened else []),
         Field(name="meaning", text="meaning", values="meaning"),
-        Field(name="time", text="since", unit="moment", width=140),
+        Field(name="time", text="since", unit="moment", width=132),
         *([lasted] if opened else []),  # its row is not written anew while it is open
         *([SITE, DEVICE] if place else []),
-        Field(name="devices", text="takes along", unit="count", width=95),
+        Field(name="devices", text="takes along", unit="count", width=88),
         *([COUNTY] if place else []),
     ]
     asked = [
@@ -233,11 +234,12 @@ def incidents(
 def sites_now(domain: str = "", width: int = 24) -> Panel:
     """Return one row per site and domain: how it stands."""
     shown = (*STATES, COMPLETENESS, AVAILABILITY)
+    own = replace(DOMAIN, hidden=bool(domain))
     return Panel(
         name="sites",
         kind=Kind.TABLE,
         asks=(newest_by_site([field.name for field in shown], domain=domain),),
-        fields=(HIDDEN_TIME, SITE, DOMAIN, *shown, COUNTY),
+        fields=(HIDDEN_TIME, SITE, *shown[:2], own, *shown[2:], COUNTY),
         width=width,
         worst=("down", "unknown"),
         empty=WATCH,

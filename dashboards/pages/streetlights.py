@@ -107,11 +107,10 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                _last_night(OUT, width=3),
-                _last_night(BY_DAY, width=3),
-                _last_night(CYCLING, width=3),
+                _last_night(OUT, width=4),
+                _last_night(BY_DAY, width=4),
+                _last_night(CYCLING, width=4),
                 *now_stats(DOMAIN, width=3),
-                completeness_today(DOMAIN, width=3),
             ),
         ),
         Band(height=8, panels=(open_incidents(DOMAIN),)),
@@ -125,10 +124,11 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                _last_night(ENERGY, width=6),
-                _last_night(SAVED, width=6),
-                _last_night(SAVED_LOW, width=6),
-                _last_night(SAVED_HIGH, width=6),
+                _last_night(ENERGY, width=5),
+                _last_night(SAVED, width=5),
+                _last_night(SAVED_LOW, width=5),
+                _last_night(SAVED_HIGH, width=5),
+                completeness_today(DOMAIN, width=4),
             ),
         ),
         Band(

@@ -430,11 +430,15 @@ def test_a_map_draws_the_worst_above_the_others() -> None:
                 assert drawn["options"]["sort"] == [{"field": "worst", "desc": False}]
 
 
-def test_states_over_time_have_no_pager() -> None:
+def test_states_over_time_have_no_pager_and_end_where_a_device_is_silent() -> None:
     for page in PAGES:
         for made in panels(json.loads(page_json(page, "en"))):
             if made["type"] == "state-timeline":
                 assert made["options"]["perPage"] == 0
+                assert all("fill(null)" in target["query"] for target in made["targets"])
+                for override in made["fieldConfig"]["overrides"]:
+                    said = {one["id"]: one["value"] for one in override["properties"]}
+                    assert said["custom.spanNulls"] == 10_800_000
 
 
 def tables(language: Language) -> Iterator[tuple[str, Panel, list[dict[str, Any]], int]]:
@@ -455,7 +459,7 @@ def tables(language: Language) -> Iterator[tuple[str, Panel, list[dict[str, Any]
                 yield f"{page.name}.{panel.name}", panel, looks, room
 
 
-PHONE = 390 - 38
+PHONE = 390 - 50
 """What a table has of its width."""
 
 

@@ -250,7 +250,7 @@ def test_a_lamp_with_a_fault_is_named_and_says_so_on_its_page(shown: Shown) -> N
     found = rows(shown, *panel_of("streetlights", "out"), county=faulty.county, site=faulty.site)
     assert {row["device"] for row in found} == {faulty.device}
     said = rows(shown, *panel_of("device", "states"), site=faulty.site, device=faulty.device)
-    assert {row["lamp_fault"] for row in said if "lamp_fault" in row} == {0, 1}
+    assert {row["lamp_fault"] for row in said if row.get("lamp_fault") is not None} == {0, 1}
     bay = rows(shown, *panel_of("device", "states"), site=faulty.site, device="xinyi-bay-1")
     assert bay
     assert all(row.keys() == {"time", "state"} for row in bay), "it has no line of lamps"
