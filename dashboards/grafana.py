@@ -18,7 +18,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.cog.variants import Dataquery
-from grafana_foundation_sdk.models import common, dashboard
+from grafana_foundation_sdk.models import common, dashboard, statetimeline
 
 from dashboards.influxql import Select
 from dashboards.looks import DECIMALS, LIMITS, PLAIN, UNITS, VALUES
@@ -30,8 +30,12 @@ from dashboards.texts import LANGUAGES, Language, say, titles
 TAG = "onestreet"
 PLUGIN = "influxdb"
 NOTHING = "–"
-WIDTHS = {"moment": 140, "since": 140, "day": 100, "s": 90}
+WIDTHS = {"moment": 130, "since": 130, "day": 95, "s": 90, "id": 122}
 """Of columns, by unit, at least. Units: pixels."""
+ARROW = 24
+"""Of a column's head that says by what is sorted."""
+SILENCE_MS = 10_800_000
+"""What was said for so long is no more said of a device that is silent: Grafana would draw it until now."""
 _LEADS = {Link.COUNTY: "overview", Link.SITE: "site", Link.DEVICE: "device"}
 _GOES_ALONG = {
     Link.COUNTY: ("county",),
@@ -86,6 +90,16 @@ class _Target(Dataquery, Builder[Dataquery]):
             "resultFormat": "time_series" if series else "table",
             **({"alias": alias} if series else {}),
         }
+
+
+class _States(states_builder.Panel):
+    """States without a pager: the SDK's builder refuses the 0 that Grafana takes for that."""
+
+    def build(self) -> dashboard.Panel:
+        built = super().build()
+        assert isinstance(built.options, statetimeline.Options)
+        built.options.per_page = 0
+        return built
 
 
 class _Thresholds(Builder[dashboard.ThresholdsConfig]):
@@ -182,11 +196,21 @@ class _Page:
             reduced = common_builder.ReduceDataOptions().calcs(["lastNotNull"])
             made.reduce_options(reduced.fields(f"/^{called}$/"))
         if isinstance(made, table_builder.Panel) and panel.worst:
-            [field] = [field for field in panel.fields if field.name == panel.worst]
-            by = common_builder.TableSortByFieldState().display_name(self._say(field.text))
-            made.sort_by([by.desc(desc=not panel.least)])
+            heads = {field.name: self._say(field.text) for field in panel.fields}
+            made.sort_by(
+                [
+                    common_builder.TableSortByFieldState()
+                    .display_name(heads[name])
+                    .desc(desc=not panel.least)
+                    for name in panel.worst
+                ]
+            )
         if made_table := isinstance(made, table_builder.Panel):
             made.transformations(_in_order(panel))
+        if panel.kind is Kind.MAP:
+            [last] = panel.worst
+            drawn = {"fields": {}, "sort": [{"field": last, "desc": False}]}
+            made.transformations([dashboard.DataTransformerConfig(id_val="sortBy", options=drawn)])
         if not made_table and any(field.unit == "since" for field in panel.fields):
             made.transformations([_AS_TIME])
         if panel.kind is Kind.BARS:
@@ -230,21 +254,31 @@ class _Page:
             said["noValue"] = (
                 NOTHING  # of a cell; what stands in a table without rows is the panel's
             )
-            if not field.hidden:  # room is shared out among hidden ones, too
-                said["custom.minWidth"] = WIDTHS.get(field.unit, 70) if field.unit else 110
             if field.limits or (
                 field.values and field.values not in ("meaning", "domain", "lasted")
             ):
                 said["custom.cellOptions"] = {"type": "color-text"}
-            if field.values == "meaning":
-                del said["custom.minWidth"]
-                said["custom.width"] = 370
             if field.hidden:
                 said["custom.hidden"] = True
-                said["custom.width"] = 1
+                said["custom.width"] = 1  # room is shared out among hidden ones, too
+            elif width := self._width(field):
+                said["custom.width"] = width
+            else:
+                arrow = ARROW if field.name in panel.worst else 0
+                header = _length(self._say(field.text)) + arrow
+                least = WIDTHS.get(field.unit, 70) if field.unit else 110
+                said["custom.minWidth"] = max(least, header)
+        if panel.kind is Kind.STATES:
+            said["custom.spanNulls"] = SILENCE_MS
         if field.link is not None:
             said["links"] = [{"title": self._say(f"to {field.link}"), "url": self._url(field.link)}]
         return [dashboard.DynamicConfigValue(key, value) for key, value in said.items()]
+
+    def _width(self, field: Field) -> int:
+        """Return how wide a column is, where that is said; of sentences it is the longest one."""
+        if field.values != "meaning":
+            return field.width
+        return max(_length(self._say(name.text)) for name in VALUES[field.values].values())
 
     def _url(self, link: Link) -> str:
         """Return where a click leads: what the row names goes along, and the time that is shown."""
@@ -300,6 +334,19 @@ class _Page:
         ]
         alone = f"{uid(self._page.name, self._language)}?kiosk"
         return [*made, _link(self._say("wall"), alone, "bolt")]
+
+
+def _length(words: str) -> int:
+    """Return how wide a cell of words is, about. Units: pixels."""
+    return 16 + sum(map(_letter, words))
+
+
+def _letter(letter: str) -> int:
+    if not letter.isascii():
+        return 14
+    if letter in " ,.:;fijlrtI1":
+        return 5
+    return 12 if letter in "mwMW" else 9 if letter.isupper() else 8
 
 
 def _is_of_one(page: Page) -> bool:
@@ -372,7 +419,7 @@ def _frame(panel: Panel) -> AnyPanel:
             return bars.x_tick_label_max_length(10)  # the SDK says 0, and Grafana then says "..."
         case Kind.STATES:
             return (
-                states_builder.Panel()
+                _States()
                 .merge_values(merge_values=True)
                 .show_value(common.VisibilityMode.AUTO)
                 .legend(legend)

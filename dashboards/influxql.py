@@ -43,6 +43,9 @@ class Expression:
     def __sub__(self, other: Expression) -> Expression:
         return Expression(f"({self.text} - {other.text})")
 
+    def __mul__(self, other: Expression) -> Expression:
+        return Expression(f"({self.text} * {other.text})")
+
     def __truediv__(self, other: Expression) -> Expression:
         return Expression(f"({self.text} / {other.text})")
 

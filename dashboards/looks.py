@@ -59,18 +59,20 @@ class Step(NamedTuple):
     colour: str
 
 
+_NOTHING = Step(None, GREY)
+"""Of no value: Grafana gives it the colour from the bottom. No figure that has limits goes below 0."""
 LIMITS: Mapping[str, tuple[Step, ...]] = {
-    "none is well": (Step(None, GREEN), Step(1, RED)),
-    "none is well, some are late": (Step(None, GREEN), Step(1, YELLOW)),
-    "none is unknown": (Step(None, GREEN), Step(1, VIOLET)),
-    "worst state": (Step(None, GREEN), Step(0.5, VIOLET), Step(1, RED)),
-    "part received": (Step(None, RED), Step(0.9, YELLOW), Step(0.98, GREEN)),
-    "part available": (Step(None, RED), Step(0.95, YELLOW), Step(0.99, GREEN)),
-    "part occupied": (Step(None, GREEN), Step(0.8, YELLOW), Step(0.95, RED)),
-    "hours left": (Step(None, RED), Step(6, YELLOW), Step(24, GREEN)),
-    "load": (Step(None, GREEN), Step(80, YELLOW), Step(95, RED)),
-    "waiting": (Step(None, GREEN), Step(1000, YELLOW), Step(100_000, RED)),
-    "aqi": tuple(Step(band.low or None, band.color) for band in bands()),
+    "none is well": (_NOTHING, Step(0, GREEN), Step(1, RED)),
+    "none is well, some are late": (_NOTHING, Step(0, GREEN), Step(1, YELLOW)),
+    "none is unknown": (_NOTHING, Step(0, GREEN), Step(1, VIOLET)),
+    "worst state": (_NOTHING, Step(0, GREEN), Step(0.5, VIOLET), Step(1, RED)),
+    "part received": (_NOTHING, Step(0, RED), Step(0.9, YELLOW), Step(0.98, GREEN)),
+    "part available": (_NOTHING, Step(0, RED), Step(0.95, YELLOW), Step(0.99, GREEN)),
+    "part occupied": (_NOTHING, Step(0, GREEN), Step(0.8, YELLOW), Step(0.95, RED)),
+    "hours left": (_NOTHING, Step(0, RED), Step(6, YELLOW), Step(24, GREEN)),
+    "load": (_NOTHING, Step(0, GREEN), Step(80, YELLOW), Step(95, RED)),
+    "waiting": (_NOTHING, Step(0, GREEN), Step(1000, YELLOW), Step(100_000, RED)),
+    "aqi": (_NOTHING, *(Step(band.low, band.color) for band in bands())),
 }
 """By kind. The bands of air are the exchange's."""
 PLAIN = (Step(None, BLUE),)

@@ -65,6 +65,8 @@ class Field:
     hidden: bool = False
     """Asked for a link or the map, not shown."""
     right_axis: bool = False
+    width: int = 0
+    """Of its column in a table; 0 for its share of the room, but no less than its words need. Units: pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,9 @@ class Panel:
     """A line of its one field for each site."""
     marks: Sequence[str] = ()
     """Of each query by site, the key of what its lines' names have in brackets; empty for nothing."""
-    worst: str = ""
-    """The field that a table is sorted by, the largest first: what somebody has to look at."""
+    worst: Sequence[str] = ()
+    """The fields that a table is sorted by, the largest first: what somebody has to look at. A map has one, and
+    draws the largest above the others."""
     least: bool = False
     """The smallest first."""
     last: str = ""

@@ -106,7 +106,7 @@ _COLUMNS = {
     "open incidents": Text("Open incidents", "未結事件"),
     "kind": Text("What", "事件"),
     "open": Text("Still so", "是否未結"),
-    "takes along": Text("Devices affected", "受影響設備"),
+    "takes along": Text("Affected", "受影響設備"),
     "lasted": Text("Lasted", "持續時間"),
     "meaning": Text("What it means, what to do", "代表什麼、如何處理"),
     "completeness": Text("Completeness", "完整率"),
@@ -117,9 +117,9 @@ _COLUMNS = {
     "lamps out": Text("Lamps out", "不亮的路燈"),
     "day burners": Text("Burn by day", "白天亮著"),
     "cycling": Text("Go on and off", "忽明忽滅"),
-    "burned by day": Text("Burned by day for", "白天亮燈時間"),
+    "burned by day": Text("Lit by day", "白天亮燈時間"),
     "burned": Text("Burned for", "亮燈時間"),
-    "switchings": Text("Switched, times", "開關次數"),
+    "switchings": Text("Switchings", "開關次數"),
     "energy": Text("Energy of the night", "當夜用電"),
     "baseline": Text("Without dimming", "未調光之基準"),
     "saved": Text("Saved", "節電量"),
@@ -128,13 +128,35 @@ _COLUMNS = {
     "occupancy": Text("Occupied", "占用率"),
     "turnover": Text("Arrivals per bay", "每格周轉次數"),
     "median stay": Text("Half stay up to", "停車時間中位數"),
-    "long stay": Text("Nine of ten stay up to", "九成停車時間不超過"),
+    "long stay": Text("9 of 10 stay up to", "九成停車時間不超過"),
     "stays": Text("Stays", "停車次數"),
-    "aqi": Text("AQI", "空氣品質指標 AQI"),
-    "aqi mean": Text("AQI, mean of stations", "AQI 各站平均"),
+    "aqi": Text("AQI", "空品指標 AQI"),
+    "aqi mean": Text("Mean of stations", "AQI 各站平均"),
+    **{
+        f"index.{metric}": Text(f"{name}, index", f"{name} 副指標")
+        for metric, name in (
+            ("pm2_5", "PM2.5"),
+            ("pm10", "PM10"),
+            ("o3", "O3"),
+            ("co", "CO"),
+            ("so2", "SO2"),
+            ("no2", "NO2"),
+        )
+    },
     "aqi indicative": Text("AQI, indicative only", "AQI（僅供參考）"),
     "aqi reference": Text("AQI, reference stations", "AQI（標準測站）"),
     "indicative": Text("Indicative only", "僅供參考"),
+    "health.cpu": Text("Processor", "處理器"),
+    "health.memory": Text("Memory", "記憶體"),
+    "health.disk_free": Text("Free disk", "剩餘磁碟"),
+    "health.outbox_depth": Text("Waiting", "待送"),
+    "health.outbox_hours_left": Text("Hours left", "可存時數"),
+    "health.dropped": Text("Dropped", "已捨棄"),
+    "health.unreceipted": Text("No receipt", "未回條"),
+    "health.uplink_rtt": Text("Round trip", "上傳往返"),
+    "health.bus_errors": Text("Bus errors", "匯流排錯誤"),
+    "health.clock_known": Text("Clock set", "時間已校正"),
+    "health.clock_offset": Text("Clock offset", "時鐘偏差"),
     "result": Text("Result", "結果"),
     "reason": Text("Reason", "原因"),
     "readback": Text("Read back", "回讀值"),
@@ -169,7 +191,7 @@ _VALUES = {
         "See to its power and network; devices may be well", "先查電源與網路；設備可能仍正常"
     ),
     "kind.gateway_gone.means": Text(
-        "Connect its devices to another gateway, or retire them", "其下設備請改接其他閘道器，或除役"
+        "Give its devices another gateway, or retire them", "其下設備請改接其他閘道器，或除役"
     ),
     "kind.device_down.means": Text(
         "See to its power, wiring or battery", "先查設備電源、接線或電池"
@@ -195,6 +217,7 @@ _EMPTY = {
     "no days yet": Text("No day is rolled up yet", "尚無每日統計"),
     "no car parks": Text("No car parks", "沒有停車場計數器"),
     "no gateways": Text("No news of gateways", "沒有閘道器資料"),
+    "no gateway sends this": Text("No gateway sends this", "沒有閘道器送出這項"),
     "not sent": Text("It does not send this", "此設備不送這項"),
     "no samples": Text("No samples today", "今日沒有樣本"),
     "no commands": Text("No commands", "沒有命令"),
@@ -249,7 +272,7 @@ _PANELS = {
         "Sites at the middle of their devices: red where a device is down, else violet where one is unknown. Now.",
         "以場域內設備的中心位置標示；有設備失聯時為紅色，否則有設備狀態不明時為紫色。目前狀態。",
     ),
-    "panel.history": Text("Devices in trouble over time", "異常設備數變化"),
+    "panel.history": Text("In trouble over time", "異常設備數變化"),
     "panel.history.about": Text(
         "Of each site the most devices that were down, unknown or late at once in each hour.",
         "各場域每小時同時失聯、不明或逾時的最多設備數，加總。",
@@ -480,7 +503,10 @@ _PANELS = {
         "此場域內所有非正常的設備，以及距最新樣本的時間。",
     ),
     "site.map": Text("Map of devices", "設備地圖"),
-    "site.map.about": Text("Devices in the colour of their state.", "以顏色標示設備狀態。"),
+    "site.map.about": Text(
+        "Devices in the colour of their state; what is down lies above what is well.",
+        "以顏色標示設備狀態；失聯的設備疊在正常的設備上方。",
+    ),
     "site.incomplete": Text("Devices with gaps today", "今日資料不完整的設備"),
     "site.incomplete.about": Text(
         "Devices of which fewer than 98 % of the samples taken since midnight have come.",
@@ -497,7 +523,10 @@ _PANELS = {
         "Where it is down, nothing is known of the device.", "閘道器失聯時，設備狀態不明。"
     ),
     "device.states": Text("State over time", "狀態變化"),
-    "device.states.about": Text("Red is down, violet unknown.", "紅色為失聯，紫色為不明。"),
+    "device.states.about": Text(
+        "Red is down, violet unknown. A lamp that tells faults of its own has a line for each.",
+        "紅色為失聯，紫色為不明。會回報自身故障的路燈，每種故障各有一列。",
+    ),
     "device.measured": Text("What it measures", "主要量測值"),
     "device.measured.about": Text(
         "The main metrics of its domain; all of them are below, by domain.",

@@ -39,7 +39,7 @@ AQI_MEAN = Field(name="aqi_mean", text="aqi mean", unit="AQI", limits="aqi", val
 PARTS = tuple(
     Field(
         name=f"aqi_{metric}",
-        text=f"metric.{DOMAIN}.{metric}",
+        text=f"index.{metric}",
         unit="AQI",
         limits="aqi",
         values="aqi",
@@ -71,8 +71,8 @@ STATIONS = Panel(
             where=(*PLACE, is_text("domain", DOMAIN), LAST_TWO_HOURS),
         ),
     ),
-    fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, AQI, *PARTS, INDICATIVE),
-    worst="aqi",
+    fields=(HIDDEN_TIME, DEVICE, AQI, *PARTS, INDICATIVE, SITE, COUNTY),
+    worst=(AQI.name,),
     source=Source.ROLLUPS,
     empty="no hours yet",
 )
@@ -80,8 +80,8 @@ SITES = Panel(
     name="aqi by site",
     kind=Kind.TABLE,
     asks=(replace(_SITES, columns=newest(["aqi", "aqi_mean", "indicative"])),),
-    fields=(HIDDEN_TIME, COUNTY, SITE, AQI, AQI_MEAN, INDICATIVE),
-    worst="aqi",
+    fields=(HIDDEN_TIME, SITE, AQI, AQI_MEAN, INDICATIVE, COUNTY),
+    worst=(AQI.name,),
     width=12,
     source=Source.ROLLUPS,
     empty="no hours yet",

@@ -20,6 +20,7 @@ from dashboards.pages.parts import (
     COMPLETENESS,
     NOW,
     PLACE,
+    STATE,
     TODAY,
     WATCH,
     ZONE,
@@ -32,7 +33,6 @@ from dashboards.panels import Band, Field, Kind, Page, Panel, Variable
 from exchange.dictionary import dictionary
 
 THIS: tuple[Condition, ...] = (*PLACE, chosen("device"))
-STATE = Field(name="state", text="state", values="state")
 HEADLINES = {
     "streetlight": ("level", "power"),
     "parking": ("free_car",),
@@ -52,6 +52,8 @@ VALUES = {
     "clock_known": "known",
 }
 """The booleans, by the names of their values."""
+OWN_FAULTS = ("lamp_fault", "gear_fault")
+"""What a lamp says of itself while it is up; who sends none of them has no line of them."""
 
 
 def _newest(name: str, field: Field, when: Condition = NOW, source: str = "device") -> Panel:
@@ -77,6 +79,7 @@ def _chart(domain: str, metrics: tuple[str, ...], kind: Kind, quantity: str) -> 
             source=domain,
             where=(*THIS, in_range()),
             every=INTERVAL,
+            fill="null" if boolean else "none",
         )
         for metric in metrics
     )
@@ -131,15 +134,20 @@ def _now(domain: str, metric: str) -> Panel:
 STATES = Panel(
     name="states",
     kind=Kind.STATES,
-    asks=(
+    asks=tuple(
         Select(
-            columns=[call("last", "state").named("state")],
-            source="device",
+            columns=[call("last", field.name).named(field.name)],
+            source=source,
             where=(*THIS, in_range()),
             every=INTERVAL,
-        ),
+            fill="null",
+        )
+        for source, field in (
+            ("device", STATE),
+            *(("streetlight", _field("streetlight", name)) for name in OWN_FAULTS),
+        )
     ),
-    fields=(STATE,),
+    fields=(STATE, *(_field("streetlight", name) for name in OWN_FAULTS)),
     empty="watch is silent",
 )
 MEASURED = Panel(
@@ -193,7 +201,7 @@ COMMANDS = Panel(
         ),
     ),
     fields=(
-        Field(name="time", text="time", unit="moment"),
+        Field(name="time", text="time", unit="moment", width=140),
         Field(name="status", text="result", values="command"),
         Field(name="reason", text="reason"),
         Field(name="readback", text="readback"),
@@ -226,7 +234,7 @@ PAGE = Page(
                 _newest("availability", AVAILABILITY, TODAY, "device_day"),
             ),
         ),
-        Band(height=5, panels=(STATES,)),
+        Band(height=6, panels=(STATES,)),
         Band(height=10, panels=(MEASURED,)),
         Band(
             height=8, panels=(incidents("incidents", (since("366d"),), opened=True, place=False),)

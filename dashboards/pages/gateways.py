@@ -8,10 +8,15 @@ from dashboards.pages.parts import (
     COMPLETENESS,
     COUNTY,
     DEVICE,
+    EXPECTED,
     HIDDEN_TIME,
+    LABEL,
+    MISSING,
     NOW,
     PLACE,
+    RECEIVED,
     SITE,
+    STATE,
     TODAY,
     ZONE,
     aggregates,
@@ -32,9 +37,11 @@ from exchange.dictionary import dictionary
 DOMAIN = "gateway"
 
 
-def _metric(name: str, *, limits: str = "", values: str = "") -> Field:
+def _metric(name: str, *, limits: str = "", values: str = "", width: int = 95) -> Field:
     unit = dictionary()[DOMAIN].metrics[name].unit
-    return Field(name=name, text=f"metric.{DOMAIN}.{name}", unit=unit, limits=limits, values=values)
+    return Field(
+        name=name, text=f"health.{name}", unit=unit, limits=limits, values=values, width=width
+    )
 
 
 WAITING = _metric("outbox_depth", limits="waiting")
@@ -53,9 +60,8 @@ HEALTH = (
     _metric("disk_free"),
     _metric("bus_errors"),
     _metric("clock_known", values="known"),
-    _metric("clock_offset"),
+    _metric("clock_offset", width=110),
 )
-STATE = Field(name="state", text="state", values="state")
 
 
 def _now(field: Field, how: str, width: int = 6) -> Panel:
@@ -68,7 +74,11 @@ def _now(field: Field, how: str, width: int = 6) -> Panel:
     )
     outer = aggregates("min" if how == "min" else "max" if how == "max" else "sum", [field.name])
     return stat(
-        field.name, Select(columns=outer, source=newest), field, width=width, empty="no gateways"
+        field.name,
+        Select(columns=outer, source=newest),
+        field,
+        width=width,
+        empty="no gateway sends this",
     )
 
 
@@ -90,15 +100,15 @@ STATES_NOW = Panel(
     ),
     fields=(
         HIDDEN_TIME,
-        COUNTY,
-        SITE,
         DEVICE,
-        Field(name="label", text="label"),
         STATE,
         Field(name="since", text="since", unit="since"),
         Field(name="age_s", text="age", unit="s"),
+        LABEL,
+        SITE,
+        COUNTY,
     ),
-    worst="age_s",
+    worst=("age_s",),
     empty="no gateways",
 )
 HEALTH_NOW = Panel(
@@ -112,12 +122,10 @@ HEALTH_NOW = Panel(
             by=("county", "site", "device"),
         ),
     ),
-    fields=(HIDDEN_TIME, COUNTY, SITE, DEVICE, *HEALTH),
-    worst="outbox_depth",
+    fields=(HIDDEN_TIME, DEVICE, *HEALTH, SITE, COUNTY),
+    worst=(WAITING.name,),
     empty="no gateways",
 )
-RECEIVED = Field(name="received", text="received", unit="count")
-MISSING = Field(name="missing", text="missing", unit="count")
 ARRIVED = Panel(
     name="arrived",
     kind=Kind.BARS,
@@ -150,14 +158,14 @@ BY_SITE = Panel(
     ),
     fields=(
         HIDDEN_TIME,
-        COUNTY,
         SITE,
         COMPLETENESS,
-        Field(name="expected", text="expected", unit="count"),
-        RECEIVED,
         MISSING,
+        RECEIVED,
+        EXPECTED,
+        COUNTY,
     ),
-    worst="missing",
+    worst=(MISSING.name,),
     width=12,
     empty="watch is silent",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dashboards.influxql import (
@@ -42,15 +43,18 @@ LONGEST_INCIDENT = since("31d")
 """An incident's row is dated at its beginning; a year of them in a nation takes seconds to look through."""
 WATCH = "watch is silent"
 
-COUNTY = Field(name="county", text="county", link=Link.COUNTY)
+COUNTY = Field(name="county", text="county", link=Link.COUNTY, width=70)
 SITE = Field(name="site", text="site", link=Link.SITE)
-DEVICE = Field(name="device", text="device", link=Link.DEVICE)
+DEVICE = Field(name="device", text="device", unit="id", link=Link.DEVICE)
 DOMAIN = Field(name="domain", text="domain", values="domain")
 HIDDEN_TIME = Field(name="time", text="time", unit="moment", hidden=True)
 
-STATES = (
-    Field(name="devices", text="devices", unit="count"),
-    Field(name="up", text="state.up", unit="count"),
+DEVICES = Field(name="devices", text="devices", unit="count")
+TROUBLE = (
+    Field(name="down", text="state.down", unit="count", limits="none is well", colour=RED),
+    Field(
+        name="unknown", text="state.unknown", unit="count", limits="none is unknown", colour=VIOLET
+    ),
     Field(
         name="late",
         text="state.late",
@@ -58,14 +62,21 @@ STATES = (
         limits="none is well, some are late",
         colour=YELLOW,
     ),
-    Field(name="down", text="state.down", unit="count", limits="none is well", colour=RED),
-    Field(
-        name="unknown", text="state.unknown", unit="count", limits="none is unknown", colour=VIOLET
-    ),
+)
+STATES = (
+    *TROUBLE,
+    DEVICES,
+    Field(name="up", text="state.up", unit="count"),
     Field(name="maintenance", text="state.maintenance", unit="count"),
 )
+"""In the order of columns: a phone shows the first ones."""
 WORST = Field(name="worst", text="state", limits="worst state", hidden=True)
 """How many devices are down, and below 1, from 0.5 on, that some are unknown: InfluxQL has no cases."""
+LABEL = Field(name="label", text="label", width=185)
+STATE = Field(name="state", text="state", values="state", width=90)
+EXPECTED = Field(name="expected", text="expected", unit="count")
+RECEIVED = Field(name="received", text="received", unit="count")
+MISSING = Field(name="missing", text="missing", unit="count")
 COMPLETENESS = Field(name="completeness", text="completeness", unit="share", limits="part received")
 AVAILABILITY = Field(
     name="availability", text="availability", unit="share", limits="part available"
@@ -172,7 +183,7 @@ def now_stats(domain: str = "", width: int = 4) -> tuple[Panel, ...]:
     """Return how many devices there are, and how many of them are in which trouble."""
     return tuple(
         stat(field.name, total_now(field.name, domain), field, width=width)
-        for field in (STATES[3], STATES[4], STATES[2], STATES[0])
+        for field in (*TROUBLE, DEVICES)
     )
 
 
@@ -190,16 +201,19 @@ def incidents(
     name: str, where: tuple[Condition, ...], *, opened: bool = False, place: bool = True
 ) -> Panel:
     """Return incidents, newest first."""
-    lasted = Field(name="duration_s", text="lasted", unit="s", values="lasted")
+    lasted = Field(
+        name="duration_s", text="lasted", unit="s", values="lasted", width=90 if place else 0
+    )
     shown = [
-        Field(name="time", text="since", unit="moment"),
         Field(name="kind", text="kind", values="kind"),
-        *([Field(name="open", text="open", values="open")] if opened else []),
-        Field(name="label", text="label"),
+        LABEL,
+        *([Field(name="open", text="open", values="open", width=75)] if opened else []),
         Field(name="meaning", text="meaning", values="meaning"),
-        *([COUNTY, SITE, DEVICE] if place else []),
-        Field(name="devices", text="takes along", unit="count"),
+        Field(name="time", text="since", unit="moment", width=132),
         *([lasted] if opened else []),  # its row is not written anew while it is open
+        *([SITE, DEVICE] if place else []),
+        Field(name="devices", text="takes along", unit="count", width=88),
+        *([COUNTY] if place else []),
     ]
     asked = [
         column("kind" if field.name == "meaning" else field.name).named(field.name)
@@ -220,20 +234,21 @@ def incidents(
 def sites_now(domain: str = "", width: int = 24) -> Panel:
     """Return one row per site and domain: how it stands."""
     shown = (*STATES, COMPLETENESS, AVAILABILITY)
+    own = replace(DOMAIN, hidden=bool(domain))
     return Panel(
         name="sites",
         kind=Kind.TABLE,
         asks=(newest_by_site([field.name for field in shown], domain=domain),),
-        fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *shown),
+        fields=(HIDDEN_TIME, SITE, *shown[:2], own, *shown[2:], COUNTY),
         width=width,
-        worst="down",
+        worst=("down", "unknown"),
         empty=WATCH,
     )
 
 
 def sites_map(width: int = 12, domain: str = "") -> Panel:
     """Return the sites on a map, each with its worst domain: in the colour of its devices' worst state."""
-    shown = (STATES[3], STATES[4], STATES[0])
+    shown = (*TROUBLE[:2], DEVICES)
     where = [Field(name=name, text="place", hidden=True) for name in ("lat", "lon")]
     fields = ["down", "unknown", "devices", "lat", "lon"]
     worst = column("down") + column("unknown") / (column("unknown") + number(1))
@@ -253,15 +268,15 @@ def sites_map(width: int = 12, domain: str = "") -> Panel:
         asks=(query,),
         fields=(HIDDEN_TIME, COUNTY, SITE, DOMAIN, *where, WORST, *shown),
         width=width,
+        worst=(WORST.name,),
         empty=WATCH,
     )
 
 
 def states_over_time(domain: str = "", width: int = 12, last: str = "") -> Panel:
     """Return how many devices were in trouble, through the time shown: of each site the most in an hour."""
-    shown = (STATES[3], STATES[4], STATES[2])
     query = Select(
-        columns=aggregates("sum", [field.name for field in shown]),
+        columns=aggregates("sum", [field.name for field in TROUBLE]),
         source="site_hour_state",
         where=(*PLACE, *of_domain(domain), in_range()),
         every="1h",
@@ -270,7 +285,7 @@ def states_over_time(domain: str = "", width: int = 12, last: str = "") -> Panel
         name="history",
         kind=Kind.LINES,
         asks=(query,),
-        fields=shown,
+        fields=TROUBLE,
         width=width,
         last=last,
         empty=WATCH,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dashboards.influxql import MAX_ROWS, Select, column, compares
+from dashboards.influxql import MAX_ROWS, Select, column, compares, number
 from dashboards.pages.parts import (
     AVAILABILITY,
     COMPLETENESS,
     DEVICE,
     DOMAIN,
+    EXPECTED,
     HIDDEN_TIME,
+    LABEL,
+    MISSING,
     NOW,
     PLACE,
+    RECEIVED,
+    STATE,
     TODAY,
     aggregates,
     availability_today,
@@ -27,16 +32,16 @@ from dashboards.pages.parts import (
 from dashboards.panels import Band, Field, Kind, Page, Panel
 
 _SHOWN = (
-    Field(name="label", text="label"),
-    Field(name="state", text="state", values="state"),
+    STATE,
     Field(name="since", text="since", unit="since"),
     Field(name="age_s", text="age", unit="s"),
+    LABEL,
     Field(name="flapping", text="flapping", values="yes"),
     Field(name="gateway", text="gateway"),
     Field(name="asset_id", text="asset"),
 )
 _NEWEST = Select(
-    columns=newest(["state", *(one.name for one in _SHOWN if one.name != "state"), "lat", "lon"]),
+    columns=newest([*(field.name for field in _SHOWN), "lat", "lon"]),
     source="device",
     where=(*PLACE, NOW),
     by=("county", "site", "device", "domain"),
@@ -55,16 +60,21 @@ TROUBLED = Panel(
             limit=MAX_ROWS,
         ),
     ),
-    fields=(HIDDEN_TIME, *_HIDDEN, DEVICE, DOMAIN, *_SHOWN),
-    worst="age_s",
+    fields=(HIDDEN_TIME, *_HIDDEN, DEVICE, *_SHOWN[:4], DOMAIN, *_SHOWN[4:]),
+    worst=("age_s",),
     empty="nothing is broken",
 )
+_AWAY = column("state") - number(2.2)
+"""From down: unknown is next, then late, maintenance and up. InfluxQL has no cases."""
 MAP = Panel(
     name="map",
     kind=Kind.MAP,
     asks=(
         Select(
-            columns=columns(["county", "site", "device", "lat", "lon", "state", "label"]),
+            columns=[
+                *columns(["county", "site", "device", "lat", "lon", "state", "label"]),
+                (number(0) - _AWAY * _AWAY).named("worst"),
+            ],
             source=_NEWEST,
             where=(compares("state", "<", 5),),
             limit=MAX_ROWS,
@@ -76,10 +86,12 @@ MAP = Panel(
         DEVICE,
         Field(name="lat", text="place", hidden=True),
         Field(name="lon", text="place", hidden=True),
-        _SHOWN[1],
-        _SHOWN[0],
+        Field(name="worst", text="state", hidden=True),
+        STATE,
+        LABEL,
     ),
     width=12,
+    worst=("worst",),
     empty="watch is silent",
 )
 DAY = Panel(
@@ -107,14 +119,14 @@ DAY = Panel(
         HIDDEN_TIME,
         *_HIDDEN,
         DEVICE,
-        DOMAIN,
         COMPLETENESS,
+        MISSING,
+        RECEIVED,
+        EXPECTED,
         AVAILABILITY,
-        Field(name="expected", text="expected", unit="count"),
-        Field(name="received", text="received", unit="count"),
-        Field(name="missing", text="missing", unit="count"),
+        DOMAIN,
     ),
-    worst="missing",
+    worst=(MISSING.name,),
     empty="nothing is missing",
 )
 

@@ -39,13 +39,13 @@ BASELINE = Field(name="night_baseline_wh", text="baseline", unit="Wh")
 SAVED = Field(name="night_saved_wh", text="saved", unit="Wh")
 SAVED_LOW = Field(name="night_saved_low_wh", text="saved at least", unit="Wh")
 SAVED_HIGH = Field(name="night_saved_high_wh", text="saved at most", unit="Wh")
-LAMP = (Field(name="time", text="day", unit="day"), COUNTY, SITE, DEVICE)
+DAY = Field(name="time", text="day", unit="day")
 BURNED = Field(name="burning_s", text="burned", unit="s")
 SWITCHINGS = Field(name="switchings", text="switchings", unit="1/day")
 BURNED_BY_DAY = Field(name="day_burning_s", text="burned by day", unit="s")
 
 
-def _last_night(field: Field, width: int = 4) -> Panel:
+def _last_night(field: Field, width: int) -> Panel:
     """Return the sum over all sites of the newest day that is rolled up."""
     inner = newest_by_site([field.name], "site_day", DOMAIN, CLOSED_DAY)
     query = Select(columns=aggregates("sum", [field.name]), source=inner)
@@ -55,7 +55,7 @@ def _last_night(field: Field, width: int = 4) -> Panel:
 
 def _lamps(name: str, which: Condition, *beside: Field) -> Panel:
     """Return single lamps: only those have rows of faults in which something was wrong; the newest ones."""
-    fields = (*LAMP, *beside)
+    fields = (DEVICE, DAY, *beside, SITE, COUNTY)
     query = Select(
         columns=columns([field.name for field in fields if field.name != "time"]),
         source="fault_day",
@@ -89,12 +89,12 @@ SITES = Panel(
     ),
     fields=(
         HIDDEN_TIME,
-        COUNTY,
         SITE,
         Field(name="domain", text="domain", hidden=True),
         *_SITE_NIGHT,
+        COUNTY,
     ),
-    worst="lamps_out",
+    worst=(OUT.name, BY_DAY.name),
     source=Source.ROLLUPS,
     empty="no days yet",
 )
@@ -107,9 +107,9 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                _last_night(OUT),
-                _last_night(BY_DAY),
-                _last_night(CYCLING),
+                _last_night(OUT, width=4),
+                _last_night(BY_DAY, width=4),
+                _last_night(CYCLING, width=4),
                 *now_stats(DOMAIN, width=3),
             ),
         ),
@@ -124,10 +124,11 @@ PAGE = Page(
         Band(
             height=4,
             panels=(
-                _last_night(ENERGY, width=6),
-                _last_night(SAVED, width=6),
-                _last_night(SAVED_LOW, width=6),
-                _last_night(SAVED_HIGH, width=6),
+                _last_night(ENERGY, width=5),
+                _last_night(SAVED, width=5),
+                _last_night(SAVED_LOW, width=5),
+                _last_night(SAVED_HIGH, width=5),
+                completeness_today(DOMAIN, width=4),
             ),
         ),
         Band(
@@ -160,6 +161,6 @@ PAGE = Page(
         Band(height=10, panels=(SITES,)),
         Band(height=12, panels=(sites_map(12, DOMAIN), states_over_time(DOMAIN, 12))),
         Band(height=9, panels=(sites_now(DOMAIN),)),
-        Band(height=8, panels=(days_complete(DOMAIN, 16), completeness_today(DOMAIN, 8))),
+        Band(height=8, panels=(days_complete(DOMAIN, 24),)),
     ),
 )

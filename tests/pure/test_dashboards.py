@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, get_args
@@ -36,7 +36,7 @@ from dashboards.influxql import (
     top,
 )
 from dashboards.judgement import findings, panels, queries
-from dashboards.looks import LIMITS, UNITS, VALUES
+from dashboards.looks import GREY, LIMITS, UNITS, VALUES
 from dashboards.pages import PAGES
 from dashboards.panels import WIDTH, Field, Kind, Page, Panel
 from dashboards.texts import LANGUAGES, TEXTS, Language, say, titles
@@ -257,13 +257,24 @@ def test_an_incident_is_called_on_pages_as_in_its_document(language: Language, s
         assert f"\n| {name.lower()} |" in document
 
 
-def test_limits_begin_at_the_bottom_and_rise() -> None:
+def test_limits_rise_from_zero_and_what_is_missing_is_neither_good_nor_bad() -> None:
     for steps in LIMITS.values():
-        assert steps[0].above is None
-        rest = [step.above for step in steps[1:]]
-        assert rest == sorted(rest, key=lambda one: one or 0.0)
-        assert None not in rest
-    assert [step.colour for step in LIMITS["aqi"]] == [band.color for band in bands()]
+        assert (steps[0].above, steps[0].colour) == (None, GREY)
+        rest = [step.above for step in steps[1:] if step.above is not None]
+        assert len(rest) == len(steps) - 1
+        assert rest == sorted(rest)
+        assert rest[0] == 0
+    assert [step.colour for step in LIMITS["aqi"][1:]] == [band.color for band in bands()]
+
+
+def test_no_metric_that_has_limits_goes_below_zero() -> None:
+    for _, panel in shown():
+        for domain in set().union(*map(sources, panel.asks)) & dictionary().keys():
+            for field in panel.fields:
+                metric = dictionary()[domain].metrics.get(field.name)
+                if field.limits and metric is not None:
+                    assert metric.range is not None
+                    assert metric.range[0] >= 0, field.name
 
 
 # ---------------------------------------------------------------------------------------------------------- pages
@@ -392,7 +403,7 @@ def test_links_keep_what_is_chosen() -> None:
 
 def test_the_worst_stands_first_in_a_table() -> None:
     for page, panel in shown():
-        if panel.worst:
+        if panel.worst and panel.kind is not Kind.MAP:
             assert panel.kind is Kind.TABLE
             built = json.loads(page_json(page, "en"))
             title = say(titles(page, panel)[0], "en")
@@ -403,9 +414,81 @@ def test_the_worst_stands_first_in_a_table() -> None:
                 for one in override["properties"]
                 if one["id"] == "displayName"
             }
-            [by] = made["options"]["sortBy"]
-            assert by["displayName"] in names
-            assert by["desc"] is not panel.least
+            sorted_by = made["options"]["sortBy"]
+            assert len(sorted_by) == len(panel.worst)
+            for by in sorted_by:
+                assert by["displayName"] in names
+                assert by["desc"] is not panel.least
+
+
+def test_a_map_draws_the_worst_above_the_others() -> None:
+    for page in PAGES:
+        for made in panels(json.loads(page_json(page, "en"))):
+            if made["type"] == "geomap":
+                [drawn] = made["transformations"]
+                assert drawn["id"] == "sortBy"
+                assert drawn["options"]["sort"] == [{"field": "worst", "desc": False}]
+
+
+def test_states_over_time_have_no_pager_and_end_where_a_device_is_silent() -> None:
+    for page in PAGES:
+        for made in panels(json.loads(page_json(page, "en"))):
+            if made["type"] == "state-timeline":
+                assert made["options"]["perPage"] == 0
+                assert all("fill(null)" in target["query"] for target in made["targets"])
+                for override in made["fieldConfig"]["overrides"]:
+                    said = {one["id"]: one["value"] for one in override["properties"]}
+                    assert said["custom.spanNulls"] == 10_800_000
+
+
+def tables(language: Language) -> Iterator[tuple[str, Panel, list[dict[str, Any]], int]]:
+    """Return each table, its columns' looks from left to right, and how wide it is on a screen of 1440."""
+    for page in PAGES:
+        made = {one["title"]: one for one in panels(json.loads(page_json(page, language)))}
+        for panel in (panel for band in page.bands for panel in band.panels):
+            if panel.kind is Kind.TABLE:
+                built = made[say(titles(page, panel)[0], language)]
+                looks = [
+                    {"field": field, **{one["id"]: one["value"] for one in override["properties"]}}
+                    for field, override in zip(
+                        panel.fields, built["fieldConfig"]["overrides"], strict=True
+                    )
+                    if not field.hidden
+                ]
+                room = (1440 - 24) * panel.width // WIDTH - 8 - 18
+                yield f"{page.name}.{panel.name}", panel, looks, room
+
+
+PHONE = 390 - 50
+"""What a table has of its width."""
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_phone_shows_what_a_row_is_about_and_how_it_stands(language: Language) -> None:
+    for name, panel, looks, _ in tables(language):
+        worst = panel.worst[:1] or ("kind", "status", "burned", "burning_s", "day_burning_s")
+        taken = 0
+        for look in looks:
+            taken += look.get("custom.width") or look["custom.minWidth"]
+            if look["field"].name in worst or look["field"].name == "state":
+                break
+        assert taken <= PHONE, name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_table_shows_all_of_its_columns_on_a_screen(language: Language) -> None:
+    for name, _, looks, room in tables(language):
+        fixed = sum(look.get("custom.width", 0) for look in looks)
+        least = [look["custom.minWidth"] for look in looks if "custom.width" not in look]
+        share = (room - fixed) / len(least)
+        assert max(least) <= share, name
+
+
+def test_a_county_stands_last_where_a_row_is_not_about_it() -> None:
+    for page, panel in shown():
+        names = [field.name for field in panel.fields if not field.hidden]
+        if panel.kind is Kind.TABLE and "county" in names and "site" in names:
+            assert names[-1] == "county", f"{page.name}.{panel.name}"
 
 
 def test_a_link_finds_what_goes_along_in_its_row() -> None:

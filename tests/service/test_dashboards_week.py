@@ -141,10 +141,16 @@ def shown(influx: Influx) -> Shown:
 
 
 def rows(
-    shown: Shown, page: Page, panel: Panel, *, county: str = ".*", site: str = ".*"
+    shown: Shown,
+    page: Page,
+    panel: Panel,
+    *,
+    county: str = ".*",
+    site: str = ".*",
+    device: str = ".*",
 ) -> list[dict[str, Any]]:
     """Return the rows of all queries of a panel, over the week."""
-    variables = {"county": county, "site": site, "device": ".*"}
+    variables = {"county": county, "site": site, "device": device}
     time_range = f"time >= {shown.start_ms}ms AND time <= {shown.now_ms}ms"
     found = []
     for select in panel.asks:
@@ -185,6 +191,7 @@ ABSENT = {
         *("outbox_hours_left", "dropped", "bus_errors", "clock_known", "clock_offset"),
         *("memory", "disk_free"),
     },
+    "device.states": {"gear_fault"},
     "site.troubled": {"age_s"},
 }
 """What the week's devices do not measure; no station is of reference grade; the lamp was silent before the watch."""
@@ -238,7 +245,21 @@ def test_a_lamp_that_is_silent_is_the_first_thing_one_sees(shown: Shown) -> None
     assert (troubled["device"], troubled["state"]) == (silent.device, 2)
 
 
-def test_a_lamp_with_a_fault_is_named(shown: Shown) -> None:
+def test_a_lamp_with_a_fault_is_named_and_says_so_on_its_page(shown: Shown) -> None:
     faulty = shown.week.event("lamp_fault")
     found = rows(shown, *panel_of("streetlights", "out"), county=faulty.county, site=faulty.site)
     assert {row["device"] for row in found} == {faulty.device}
+    said = rows(shown, *panel_of("device", "states"), site=faulty.site, device=faulty.device)
+    assert {row["lamp_fault"] for row in said if row.get("lamp_fault") is not None} == {0, 1}
+    bay = rows(shown, *panel_of("device", "states"), site=faulty.site, device="xinyi-bay-1")
+    assert bay
+    assert all(row.keys() == {"time", "state"} for row in bay), "it has no line of lamps"
+
+
+def test_a_map_of_devices_draws_what_is_down_last(shown: Shown) -> None:
+    silent = shown.week.event("silent", "xinyi-lamp-5")
+    found = rows(shown, *panel_of("site", "map"), site=silent.site)
+    found.sort(key=lambda row: float(row["worst"]))
+    assert (found[-1]["device"], found[-1]["state"]) == (silent.device, 2)
+    away = {row["state"]: row["worst"] for row in found}
+    assert sorted(away, key=away.__getitem__) == [0, 2]
