@@ -22,6 +22,8 @@ LOOK_S: Final = 0.02
 """How often an unattended port is looked at: a PTY tells of an opening only when asked."""
 PACE_S: Final = 0.004
 """Bytes paced to a baud rate leave in slices of this length."""
+ON_THE_WAY_S: Final = 0.02
+"""The kernel takes some milliseconds to bring bytes from one end to the other, and counts them at neither meanwhile."""
 BITS_PER_BYTE: Final = 10
 """Start, eight data and stop bit."""
 
@@ -95,8 +97,10 @@ class PseudoTerminal:
 
     async def drained(self) -> None:
         """Wait until the client has read what was written, or has gone."""
-        while self._outgoing or self._unread():  # noqa: ASYNC110 - the kernel tells only when asked
-            await asyncio.sleep(PACE_S)
+        rests = 0
+        while rests < 2:
+            rests = 0 if self._outgoing or self._unread() else rests + 1
+            await asyncio.sleep(ON_THE_WAY_S if rests else PACE_S)
 
     def _publish(self) -> None:
         """Point the stable path at the slave, in one step."""

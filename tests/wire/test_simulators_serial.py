@@ -143,6 +143,22 @@ async def test_quiet_means_that_the_client_has_read_everything(tmp_path: Path) -
             await asyncio.wait_for(quiet, DEADLINE_S)
 
 
+async def test_what_is_between_both_ends_is_not_quiet_yet(tmp_path: Path) -> None:
+    """The kernel counts nowhere what was written just now; who pulls the cable then loses it."""
+    gate = Gate(is_open=False)
+    port = tmp_path / "pms"
+    async with SerialLine(Counter(), port, gate=gate) as line:
+        with serial.Serial(str(port), timeout=0, exclusive=True) as client:
+            await asyncio.sleep(0.1)
+            for _ in range(20):
+                line._terminal.write(b"12345678\n")
+                quiet = asyncio.create_task(line.quiet())
+                await asyncio.wait({quiet}, timeout=0.05)
+                assert not quiet.done()
+                assert client.read(100) == b"12345678\n"
+                await asyncio.wait_for(quiet, DEADLINE_S)
+
+
 async def test_bytes_take_the_time_they_take_on_a_real_line(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     twin = Counter(period_s=0.01)
