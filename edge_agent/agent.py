@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -21,7 +22,7 @@ from edge_agent.buses import BusTask, Line
 from edge_agent.changes import Changes, changes, is_described_otherwise_only
 from edge_agent.clock import Clock
 from edge_agent.commands import Commands, announced
-from edge_agent.config import Config, Device
+from edge_agent.config import BleBus, Config, Device
 from edge_agent.config_reading import Loaded, load_config
 from edge_agent.gateway_device import GatewayDevice
 from edge_agent.health import DeviceHealth, Health
@@ -477,5 +478,7 @@ def main(config_path: Path) -> int:
     log_to_stderr()
     config, problems = load_config(config_path)
     say_problems(problems)
+    if any(isinstance(bus, BleBus) for bus in config.bus):
+        import_module("device_drivers.links.ble")
     gc.freeze()  # what was loaded stays: looking through it again and again is a tenth of all that the agent does
     return run(_serve(config, str(config_path)))

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, NamedTuple, TypeAlias, TypeVar, assert_never, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, assert_never, cast
 
 import msgspec
 
@@ -28,7 +28,6 @@ from device_drivers.kit.driver import (
     SerialPort,
     Value,
 )
-from device_drivers.links.ble import Scanner, open_gatt, open_scanner, power_cycle
 from device_drivers.links.modbus import open_modbus_rtu
 from device_drivers.links.modbus_tcp import open_modbus_tcp
 from device_drivers.links.serial import open_serial
@@ -38,6 +37,9 @@ from edge_agent.config_checks import transport_of
 from edge_agent.health import DeviceHealth
 from edge_agent.schedule import Pacing, Schedule, Slot
 from exchange.errors import DeviceError
+
+if TYPE_CHECKING:
+    from device_drivers.links.ble import Scanner
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -311,17 +313,19 @@ class BusTask:
     # ---------------------------------------------------------------------------------------------------- BLE
 
     async def _serve_ble(self, bus: BleBus) -> None:
+        from device_drivers.links import ble  # three megabytes that a gateway without a radio saves
+
         if self._reset_radio:
-            await power_cycle(bus.adapter)
+            await ble.power_cycle(bus.adapter)
         listening = [line for line in self._lines if hasattr(line.driver, "hear")]
         visited = [line for line in self._lines if line not in listening]
         addresses = [cast("AdvertDriver | GattDriver", line.driver).address for line in self._lines]
-        async with open_scanner(addresses, adapter=bus.adapter) as scanner:
+        async with ble.open_scanner(addresses, adapter=bus.adapter) as scanner:
 
             async def visit(line: Line) -> Reading:
                 driver = cast("GattDriver", line.driver)
                 timeout_s = max(line.device.package.profile.transport.timeout_s, CONNECT_S)
-                link = open_gatt(
+                link = ble.open_gatt(
                     driver.address, adapter=bus.adapter, timeout_s=timeout_s, scanner=scanner
                 )
                 try:

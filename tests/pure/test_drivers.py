@@ -175,3 +175,13 @@ loaded = [name for name in sys.modules if "twin" in name or name.startswith("sim
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_an_agent_loads_nothing_of_bluetooth_before_there_is_a_radio() -> None:
+    code = """
+import sys
+import edge_agent.agent
+loaded = sys.modules.keys() & {"bleak", "dbus_fast", "device_drivers.links.ble"}
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

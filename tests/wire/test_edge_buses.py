@@ -22,6 +22,7 @@ from device_drivers.kit.profile import Profile
 from device_drivers.kit.register_table import TableDriver
 from device_drivers.kit.registry import load
 from device_drivers.kit.twin import ModbusException
+from device_drivers.links import ble
 from device_drivers.links import modbus as modbus_link
 from device_drivers.links import serial as serial_link
 from device_drivers.links.ble import open_scanner, power_cycle
@@ -656,7 +657,7 @@ async def test_a_radio_that_hears_nobody_is_switched_off_and_on(
         await power_cycle(adapter)
         cycled.append(adapter)
 
-    monkeypatch.setattr(buses_module, "power_cycle", cycle)
+    monkeypatch.setattr(ble, "power_cycle", cycle)
     async with served(BleBus(id="radio"), [ble_device("bay-1", BAY, 0.1)]) as bus:
         await until(lambda: cycled == ["hci0"])
         bluez.add(bay_twin())
