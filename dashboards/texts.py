@@ -117,7 +117,7 @@ _COLUMNS = {
     "lamps out": Text("Lamps out", "不亮的路燈"),
     "day burners": Text("Burn by day", "白天亮著"),
     "cycling": Text("Go on and off", "忽明忽滅"),
-    "burned by day": Text("Lit by day", "白天亮燈時間"),
+    "burned by day": Text("Burned by day", "白天亮燈時間"),
     "burned": Text("Burned for", "亮燈時間"),
     "switchings": Text("Switchings", "開關次數"),
     "energy": Text("Energy of the night", "當夜用電"),
@@ -524,8 +524,9 @@ _PANELS = {
     ),
     "device.states": Text("State over time", "狀態變化"),
     "device.states.about": Text(
-        "Red is down, violet unknown. A lamp that tells faults of its own has a line for each.",
-        "紅色為失聯，紫色為不明。會回報自身故障的路燈，每種故障各有一列。",
+        "Red is down, violet unknown. A lamp that tells its own faults has a line for each,"
+        " empty where it was silent for 3 h.",
+        "紅色為失聯，紫色為不明。會回報自身故障的路燈，每種故障各有一列，超過 3 小時未回報處留白。",
     ),
     "device.measured": Text("What it measures", "主要量測值"),
     "device.measured.about": Text(

@@ -270,7 +270,7 @@ class Agent:
                 # an advertiser says only on the air what it has
                 attended.metrics.update(one.sample.metrics)
                 self.uplink.republish_states()
-        self.uplink.taken(waiting)
+        self.uplink.hand_over(waiting)
 
     async def _execute(
         self, device_id: str, name: str, args: Mapping[str, Value], *, deadline_s: float

@@ -63,7 +63,7 @@ class Packs:
         self._live_id = 0  # up to it everything was sent, or is backlog
         self._backlog_id = 0  # up to it everything was read
         self._backlog_end_id = 0
-        self._taken: list[Waiting] = []  # in the outbox as well, which need not be asked for them
+        self._handed: list[Waiting] = []  # in the outbox as well, which need not be asked for them
         self._ahead: deque[list[Waiting]] = deque()  # read, not sent
         self._settled: set[Key] | None = None  # while a chunk is read
         self._released = 0
@@ -74,18 +74,18 @@ class Packs:
         self._gateway, self._settings = config.gateway, config.delivery
         self._topics: dict[tuple[str, str], tuple[Topic, str]] = {}
 
-    def taken(self, samples: Sequence[Waiting]) -> None:
-        """The outbox took these, in this order. It is asked for what is not handed over, or not sent in time."""
-        if self._taken and self._taken[-1].id + 1 != samples[0].id:
-            self._taken.clear()
-        self._taken += samples
-        if len(self._taken) > LIVE_SAMPLES:
-            self._taken.clear()
+    def hand_over(self, samples: Sequence[Waiting]) -> None:
+        """The outbox took these, one at least, in this order. It is asked for what nobody hands over."""
+        if self._handed and self._handed[-1].id + 1 != samples[0].id:
+            self._handed.clear()
+        self._handed += samples
+        if len(self._handed) > LIVE_SAMPLES:
+            self._handed.clear()
 
     def connected(self) -> None:
         """What is in the outbox now is backlog."""
         self._live_id = self._outbox.last_id
-        self._taken.clear()
+        self._handed.clear()
         self._looked_s = float("-inf")
         self._begin_again()
 
@@ -135,9 +135,9 @@ class Packs:
 
     async def _after_live(self, limit: int) -> list[Waiting]:
         """Return what was taken next; the outbox's thread is woken for it only when it was not handed over."""
-        taken, self._taken = self._taken, []
-        if taken and taken[0].id <= self._live_id + 1 and taken[-1].id > self._live_id:
-            return [one for one in taken if one.id > self._live_id][:limit]
+        handed, self._handed = self._handed, []
+        if handed and handed[0].id <= self._live_id + 1 and handed[-1].id > self._live_id:
+            return [one for one in handed if one.id > self._live_id][:limit]
         return await self._outbox.after(self._live_id, limit)
 
     async def backlog(self) -> list[Outgoing]:

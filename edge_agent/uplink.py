@@ -17,7 +17,7 @@ from edge_agent.health import Health
 from edge_agent.outbox import Outbox, Waiting
 from edge_agent.packs import Outgoing, Packs
 from exchange import mqtt
-from exchange.delivery import Delivery, Key
+from exchange.delivery import Delivery
 from exchange.errors import DeliveryError, OnestreetError, UplinkRefused
 from exchange.receipts import Receipt, decode_receipt
 from exchange.topics import Topic
@@ -87,10 +87,10 @@ class Uplink:
         if commands is not None:
             commands.results.on_new = self._wake.set
 
-    def taken(self, samples: Sequence[Waiting]) -> None:
-        """These are in the outbox now."""
+    def hand_over(self, samples: Sequence[Waiting]) -> None:
+        """These, one at least, are in the outbox now."""
         if self.connected:
-            self._packs.taken(samples)
+            self._packs.hand_over(samples)
             self._wake.set()
 
     def republish_states(self) -> None:
@@ -218,30 +218,27 @@ class Uplink:
             await self._receipted(receipts)
 
     async def _receipted(self, payloads: Sequence[bytes]) -> None:
-        keys: list[Key] = []
         for payload in payloads:
             try:
                 receipt = decode_receipt(payload)
             except DeliveryError as error:
                 log.warning("a receipt was ignored", extra={"reason": str(error)})
                 continue
-            keys += self._settled(receipt)
+            self._settle(receipt)
             if self._commands is not None:
                 await self._commands.results.receipted(receipt)
             if receipt.results:
-                self.receipted.set()
                 self._wake.set()
-        if keys:
-            self._outbox.forget(keys)
             self.receipted.set()
-            if self._packs.has_backlog:  # there is room in the window
-                self._wake_older.set()
+        if self._packs.has_backlog:  # there may be room in the window
+            self._wake_older.set()
 
-    def _settled(self, receipt: Receipt) -> list[Key]:
-        """Return the samples that a receipt lets us forget."""
+    def _settle(self, receipt: Receipt) -> None:
+        """Let go of the samples that it names, everywhere at once: nobody may find one in between and send it again."""
         settled = self.delivery.receipted(self._clock(), receipt)
         keys = [one.key for one in settled]
         self._packs.settled(keys)
+        self._outbox.forget(keys)
         refused = [one for one in settled if one.outcome == "refused"]
         self._health.stored += len(settled) - len(refused)
         self._health.refused += len(refused)
@@ -249,7 +246,6 @@ class Uplink:
             log.error(
                 "a sample was refused", extra={"sample": one.key, "requirement": one.requirement}
             )
-        return keys
 
     # ------------------------------------------------------------------------------------------------ sending
 

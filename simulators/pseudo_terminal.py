@@ -97,10 +97,13 @@ class PseudoTerminal:
 
     async def drained(self) -> None:
         """Wait until the client has read what was written, or has gone."""
-        rests = 0
-        while rests < 2:
-            rests = 0 if self._outgoing or self._unread() else rests + 1
-            await asyncio.sleep(ON_THE_WAY_S if rests else PACE_S)
+        was_at_rest = False
+        while True:
+            is_at_rest = not self._outgoing and not self._unread()
+            if is_at_rest and was_at_rest:
+                return
+            was_at_rest = is_at_rest
+            await asyncio.sleep(ON_THE_WAY_S if is_at_rest else PACE_S)
 
     def _publish(self) -> None:
         """Point the stable path at the slave, in one step."""

@@ -23,6 +23,8 @@ _LENGTHS: Final = range(3, 255)
 """Of a unit with a function and at least one byte more, and with the longest PDU."""
 _CONNECT_MIN_S: Final = 2.0
 """A connection over a mobile network takes longer than an answer."""
+_TICK_S: Final = 0.001
+"""Some loops count whole milliseconds: an alarm that goes off before its time would be set again and again."""
 
 
 class Answer(NamedTuple):
@@ -146,7 +148,7 @@ class _TcpBus(asyncio.Protocol):
             self._waiting = self._loop.create_future()
             self._late_s = self._loop.time() + self._timeout_s
             if self._alarm is None:
-                self._alarm = self._loop.call_at(self._late_s, self._look)
+                self._alarm = self._loop.call_at(self._late_s + _TICK_S, self._look)
             self._transport.write(request(self._last, unit, function, body))
             try:
                 answer = await self._waiting
@@ -169,7 +171,7 @@ class _TcpBus(asyncio.Protocol):
         if self._waiting is None:
             return
         if self._loop.time() < self._late_s:
-            self._alarm = self._loop.call_at(self._late_s, self._look)
+            self._alarm = self._loop.call_at(self._late_s + _TICK_S, self._look)
         else:
             # We may have been held up: what lies in the socket is read before anybody is taken for silent.
             self._loop.call_later(0, _expire, self._waiting)

@@ -1,4 +1,7 @@
-"""The outbox as the agent sees it: one thread of its own does the work, in the order of the calls."""
+"""The outbox as the agent sees it: one thread of its own does the work, in the order of the calls.
+
+Only what is forgotten waits for the next call: a burst of receipts wakes nobody.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +181,7 @@ class Outbox:
 
     @property
     def depth(self) -> int:
-        """Samples in it, those that wait for the clock among them."""
+        """Samples in it, those that wait for the clock among them; about, while work is under way."""
         return max(0, self._held - sum(map(len, self._leaving)))
 
     @property
@@ -240,7 +243,8 @@ class Outbox:
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Let go of samples that have their receipt: before whatever is asked next, and within two seconds."""
-        self._leaving.append(list(keys))
+        if gone := list(keys):
+            self._leaving.append(gone)
 
     async def count(self, *, excluding_domain: str) -> int:
         """Return how many samples of other domains it holds that can be sent."""
@@ -305,11 +309,14 @@ class Outbox:
         except OSError as error:
             raise OutboxBlocked(f"{self.path}: {error}") from error
         finally:
-            self.undated = len(self._undated)
-            self._held = self._segments.depth + len(self._fresh) + self.undated
-            self.size_bytes = self._segments.size
-            if self._segments.damaged:
-                self.dropped["damaged"] = self._segments.damaged
+            self._count_held()
+
+    def _count_held(self) -> None:
+        self.undated = len(self._undated)
+        self._held = self._segments.depth + len(self._fresh) + self.undated
+        self.size_bytes = self._segments.size
+        if self._segments.damaged:
+            self.dropped["damaged"] = self._segments.damaged
 
     # ------------------------------------------------------------------------------------------ opening, closing
 
@@ -557,6 +564,7 @@ class Outbox:
             log.error("the outbox could not be closed in order", extra={"reason": str(error)})
         finally:
             self._is_open = False
+            self._count_held()
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
@@ -889,20 +897,35 @@ class Outbox:
         return {name: sorted(seqs) for name, seqs in wanted.items()}
 
     def _let_go(self) -> None:
-        """Forget what was told since the last call, all in one."""
-        if gone := [key for _ in range(len(self._leaving)) for key in self._leaving.popleft()]:
-            self._forget(gone)
+        """Forget what was told since the last call, all in one; what cannot be read now, with the next one."""
+        gone = [key for _ in range(len(self._leaving)) for key in self._leaving.popleft()]
+        if not gone:
+            return
+        try:
+            left = self._forget(gone)
+        except Exception:  # a mistake of ours is no reason to keep nothing any more
+            if not self._has_failed:
+                log.exception("the outbox was not tended")
+            self._has_failed = True
+            return
+        self._count_held()
+        if left:
+            self._leaving.append(left)
 
-    def _forget(self, keys: Sequence[Key]) -> None:
+    def _forget(self, keys: Sequence[Key]) -> list[Key]:
+        """Forget them, but for those that it returns."""
+        left: list[Key] = []
         elsewhere = self._elsewhere(keys)
         numbers = sorted({number for key in keys if (number := self._names.get(key)) is not None})
         for number in numbers:
             self._drop_fresh(number)
         if elsewhere:
-            self._segments.forget(elsewhere)
+            unread = self._segments.forget(elsewhere)
+            left = [key for key in keys if (key.device, key.epoch) in unread]
         if numbers and self._stage is not None:
             with suppress(OSError):  # after a kill they are sent again, and meet their rows
                 self._stage.append([encode(Gone(ranges(numbers)))])
+        return left
 
     def _count(self, excluding_domain: str) -> int:
         fresh = sum(one.waiting.domain != excluding_domain for one in self._fresh.values())

@@ -179,6 +179,7 @@ class Segments:
         self._counters: dict[str, Counter] = {}
         self._next_id = 0
         self._unmended: list[Segment] = []
+        self._unreadable = ""  # why samples could not be forgotten
         self._trouble = Trouble(
             log, "receipted samples stay on disk for now", "receipted samples leave the disk again"
         )
@@ -350,17 +351,19 @@ class Segments:
             found += self._read(segment, index, sorted(positions))
         return found
 
-    def forget(self, wanted: dict[Series, list[int]]) -> None:
+    def forget(self, wanted: dict[Series, list[int]]) -> set[Series]:
         """Let go of the named samples: at once for everybody who asks; on disk now, or when it takes notes again.
 
-        What cannot be read stays: it is sent again one day, and meets its row.
+        Return the series of which a segment cannot be read now: those samples stay.
         """
-        unread = []
+        unread: set[Series] = set()
+        self._unreadable = ""
         for segment, names in self._holding(wanted):
             try:
                 index = self._index(segment)
             except OSError as error:
-                unread.append(str(error))
+                unread.update(names)
+                self._unreadable = str(error)
                 continue
             gone: list[int] = []
             for name in names:
@@ -371,14 +374,12 @@ class Segments:
             for position in gone:
                 index.gone[position] = 1
             segment.unnoted += ranges(sorted(index.ids[position] for position in gone))
-        self.note(unread)
+        self.note()
+        return unread
 
-    def note(self, reasons: Iterable[str] = ()) -> None:
-        """Write down what has left, and remove the files from which everything has.
-
-        Shape: `reasons` is what else keeps samples on the disk.
-        """
-        reasons = list(reasons)
+    def note(self) -> None:
+        """Write down what has left, and remove the files from which everything has."""
+        reasons = [self._unreadable] if self._unreadable else []
         for segment in list(self._all):  # removals before notes: they make the room for those
             try:
                 if not segment.depth and segment is not self._all[-1]:

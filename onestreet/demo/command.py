@@ -94,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
 async def _run(demo: Demo, seconds: float | None, console: Console) -> Audit:
     stop = stop_on_signals()
     if console.is_terminal:
-        demo.readers.append(asyncio.create_task(show(demo, console, stop)))
+        demo.readers.append(asyncio.create_task(show(demo, console)))
     else:
         console.print(f"demo in {demo.folder}")
     audit = await demo.run(stop, seconds)

@@ -60,6 +60,7 @@ class Demo:
         self.began_ms = 0
         self.notes: list[str] = []
         """What went wrong beside the audit, in words."""
+        self.draining = asyncio.Event()
         self.ended = asyncio.Event()
         self.readers: list[asyncio.Task[None]] = []
         """What reads the store until `ended`: the store is closed after them."""
@@ -96,6 +97,7 @@ class Demo:
                     await stop.wait()
             except TimeoutError:
                 pass
+            self.draining.set()
             killing.cancel()
             await asyncio.gather(killing, return_exceptions=True)
             await self._drain()
@@ -112,6 +114,7 @@ class Demo:
             for child in reversed(list(self._children.values())):
                 await child.stop(STOP_S)
             await self._town.stop()
+            self.draining.set()
             self.ended.set()
             await asyncio.gather(*self.readers, return_exceptions=True)
             await self.store.close()

@@ -173,8 +173,8 @@ def _number(value: object, unit: str) -> str:
     return f"{value:.1f} {unit}" if isinstance(value, int | float) else "–"
 
 
-async def show(demo: Demo, console: Console, stop: asyncio.Event) -> None:
-    """Draw the board until the demo has ended, and at once when it is to stop."""
+async def show(demo: Demo, console: Console) -> None:
+    """Draw the board until the demo has ended, and at once when it begins to drain."""
     board = Board(demo)
     with Live(board.draw(), console=console, auto_refresh=False, screen=False) as live:
         while not demo.ended.is_set():
@@ -183,11 +183,11 @@ async def show(demo: Demo, console: Console, stop: asyncio.Event) -> None:
                     await board.refresh()
                 except StoreError as error:
                     live.update(board.draw(str(error)), refresh=True)
-            stopping = stop.is_set()
-            live.update(board.draw("draining 收尾中 …" if stopping else ""), refresh=True)
+            is_draining = demo.draining.is_set()
+            live.update(board.draw("draining 收尾中 …" if is_draining else ""), refresh=True)
             try:
                 async with asyncio.timeout(REFRESH_S):
-                    await (demo.ended if stopping else stop).wait()
+                    await (demo.ended if is_draining else demo.draining).wait()
             except TimeoutError:
                 pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from edge_agent import intake as intake_module
 from edge_agent.config import Device
 from edge_agent.intake import Intake
 from edge_agent.outbox import SLEW_MS, Outbox, OutboxBlocked, OutboxSettings, Taken, Waiting
+from edge_agent.outbox.segments import Segments
 from edge_agent.quality import fitted
 from exchange.delivery import Key
 from tests.stepped_time import T0_MS, SteppedTime
@@ -287,6 +289,51 @@ async def test_a_full_disk_takes_all_or_nothing(tmp_path: Path) -> None:
             assert await outbox.after(0, 10) == [first]
         waiting = await outbox.take(many)
     assert keys(waiting) == [("a", T0_MS, seq) for seq in range(1, 2001)], "no name was used up"
+
+
+async def test_what_is_forgotten_last_is_not_counted_after_the_end(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox")
+    await outbox.open()
+    waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
+    outbox.forget(keys(waiting))
+    assert outbox.depth == 0
+    await outbox.close()
+    assert outbox.depth == 0
+
+
+async def test_what_cannot_be_forgotten_now_is_forgotten_once_it_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with opened(tmp_path / "outbox", "disk") as outbox:
+        waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
+
+        def exhausted(*_: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Segments, "_index", exhausted)
+            outbox.forget(keys(waiting[:2]))
+            for _ in range(3):
+                await outbox.tend()
+            assert await outbox.count(excluding_domain="gateway") == 3
+        assert caplog.text.count("receipted samples stay on disk for now") == 1
+        assert "leave the disk again" not in caplog.text
+        assert await outbox.after(0, 9) == waiting[2:]
+        assert caplog.text.count("receipted samples leave the disk again") == 1
+        assert outbox.depth == 1
+
+
+async def test_a_mistake_in_forgetting_stops_nobody_who_asks_next(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = await outbox.take([taken("a", T0_MS)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "_forget", lambda *_: 1 / 0)
+        for _ in range(2):
+            outbox.forget(keys(waiting))
+            assert len(await outbox.take([taken("b", T0_MS)])) == 1
+    assert caplog.text.count("ZeroDivisionError") == 1
 
 
 async def test_what_has_left_is_away_although_the_disk_takes_no_note(

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +18,13 @@ from hypothesis import strategies as st
 from edge_agent import packs as packs_module
 from edge_agent.config import Broker, Config, Gateway
 from edge_agent.config import Delivery as Settings
+from edge_agent.health import Health
 from edge_agent.outbox import Outbox, Taken
 from edge_agent.packs import Outgoing, Packs
+from edge_agent.uplink import Uplink
 from exchange.delivery import PARKED_EVERY_S, PROOF_AGE_S, Delivery, Key
 from exchange.readings import MAX_PACK_BYTES, Value, decode_pack
-from exchange.receipts import Receipt
+from exchange.receipts import Receipt, encode_receipt
 from exchange.topics import parse_topic
 from tests.agents import Monotonic
 
@@ -34,7 +38,7 @@ class Bench:
         self.delivery = Delivery(window=window)
         gateway = Gateway(id="gw-1", county="tw-tpe", site="street", state_dir="state")
         settings = Settings(window=window, pack_samples=pack)
-        config = Config(
+        self.config = config = Config(
             gateway=gateway, broker=Broker(host="localhost"), delivery=settings, bus=[], device=[]
         )
         self.packs = Packs(config, outbox, self.delivery, self.clock)
@@ -57,7 +61,7 @@ class Bench:
                 [Taken("air", device, self._time_ms, metrics, "") for device in devices]
             )
             if self.hands:
-                self.packs.taken(waiting)
+                self.packs.hand_over(waiting)
 
     def _note(self, batch: list[Outgoing]) -> list[list[Key]]:
         went = []
@@ -260,6 +264,41 @@ async def test_what_the_outbox_let_go_of_holds_no_room(outbox: Outbox) -> None:
     bench.clock.now_s += 100
     assert await bench.again() == []
     assert bench.delivery.unreceipted == 0
+
+
+async def test_what_has_its_receipt_does_not_go_again_while_a_result_of_it_is_written(
+    outbox: Outbox,
+) -> None:
+    bench = Bench(outbox, window=20, pack=5)
+    await bench.take("a", count=5)
+    bench.connect()
+    await bench.take("b", count=30)  # the window is full: the rest of them is backlog, too
+    live = flat(await bench.live())
+    written = asyncio.Event()
+
+    class SlowResults:
+        on_new = None
+
+        async def receipted(self, _: Receipt) -> None:
+            await written.wait()
+
+    commands: Any = SimpleNamespace(results=SlowResults())
+    uplink = Uplink(bench.config, outbox, Health([]), states=no_states, commands=commands)
+    uplink.delivery, uplink._packs = bench.delivery, bench.packs
+    (epoch,) = {key.epoch for key in live}
+    stored = {"b": [(epoch, live[0].seq, live[9].seq)]}
+    receipt = encode_receipt(Receipt(v=1, stored=stored, results=[("command", "done")]))
+    taking = asyncio.create_task(uplink._receipted([receipt]))
+    await asyncio.sleep(0)
+    await bench.drain()
+    assert max(Counter(flat(bench.sent)).values()) == 1
+    taking.cancel()  # the connection breaks
+    await asyncio.wait([taking])
+    assert await outbox.find(live[:10]) == []
+
+
+async def no_states() -> list[tuple[str, bytes]]:
+    return []
 
 
 async def test_what_is_handed_over_goes_without_the_outbox_being_asked(

@@ -17,6 +17,7 @@ import uvloop
 from device_drivers.errors import DeviceSilent
 from device_drivers.kit.driver import ModbusBus
 from device_drivers.kit.register_table import sealed
+from device_drivers.links import modbus_tcp
 from device_drivers.links.modbus import open_modbus_rtu
 from device_drivers.links.modbus_tcp import open_modbus_tcp
 
@@ -106,6 +107,33 @@ def test_an_answer_that_lies_there_is_taken_however_late_we_look(kind: str, loop
         asyncio.Runner(loop_factory=LOOPS[loop]) as runner,
     ):
         assert runner.run(ask(opened)) == [VALUE]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_alarm_goes_off_once_or_twice_for_a_silent_unit(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = modbus_tcp._TcpBus._look
+
+    def counted(bus: modbus_tcp._TcpBus) -> None:
+        nonlocal looks
+        looks += 1
+        look(bus)
+
+    async def ask(port: int) -> None:
+        async with open_modbus_tcp("127.0.0.1", port=port, timeout_s=0.1234) as link:
+            for _ in range(3):
+                with pytest.raises(DeviceSilent):
+                    await link.read_holding(UNIT, 0, 1)
+
+    monkeypatch.setattr(modbus_tcp._TcpBus, "_look", counted)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,  # which takes no call
+        asyncio.Runner(loop_factory=LOOPS[loop]) as runner,
+    ):
+        runner.run(ask(server.getsockname()[1]))
+    assert 3 <= looks <= 6
 
 
 @pytest.mark.parametrize("loop", LOOPS)
