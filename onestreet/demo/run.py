@@ -125,17 +125,10 @@ class Demo:
         now_ms = time.time_ns() // 1_000_000
         await self.rows(now_ms)  # a wrong token or address is told now, not after the drain
         self.began_ms = now_ms
-        broker = self._child("broker", files.argv, is_up=files.is_up)
-        await asyncio.gather(broker.start(), self._town.start())
-        agent_path, ingest_path = self.folder / "agent.toml", self.folder / "ingest.toml"
+        await asyncio.gather(self._start_office(files), self._town.start())
+        agent_path = self.folder / "agent.toml"
         agent_path.write_text(
             agent_file(self.plan, self._town.endpoints, files, self.folder), encoding="utf-8"
-        )
-        ingest_path.write_text(
-            ingest_file(self.plan, files, self.store_url, self.folder), encoding="utf-8"
-        )
-        ingest = self._child(
-            "ingest", [sys.executable, "-m", "ingest", str(ingest_path), "--with-watch"]
         )
         agent = self._child(
             "agent",
@@ -143,10 +136,23 @@ class Demo:
             environment=self._radio(),
             on_change=self._agent_changed,
         )
-        await asyncio.gather(ingest.start(), agent.start())
-        # not before ingest has its session: what is published earlier comes only with the resends
+        # Not before ingest has its session: what is published earlier comes only with the resends. And the town
+        # speaks as soon as there is an agent: a lamp that it asked in vain would be asked again only seconds later.
+        await agent.start()
         self._begun = True
         self._agent_changed("ready")
+
+    async def _start_office(self, files: BrokerFiles) -> None:
+        broker = self._child("broker", files.argv, is_up=files.is_up)
+        ingest_path = self.folder / "ingest.toml"
+        ingest_path.write_text(
+            ingest_file(self.plan, files, self.store_url, self.folder), encoding="utf-8"
+        )
+        ingest = self._child(
+            "ingest", [sys.executable, "-m", "ingest", str(ingest_path), "--with-watch"]
+        )
+        await broker.start()
+        await ingest.start()
 
     def _prepared(self) -> BrokerFiles:
         """Return the broker's files in a folder of our own. Raises: ConfigError."""
