@@ -554,8 +554,9 @@ class Outbox:
     def _close(self) -> None:
         """Whatever fails here is what a kill would leave, and is found at the next start."""
         try:
-            if self._is_open and self._is_begun:
+            if self._is_open:
                 self._let_go()
+            if self._is_open and self._is_begun:
                 self._spill()
                 self._write_book(self._counters, self._token, clean=True)
                 if self._stage is not None:

@@ -292,13 +292,16 @@ async def test_a_full_disk_takes_all_or_nothing(tmp_path: Path) -> None:
 
 
 async def test_what_is_forgotten_last_is_not_counted_after_the_end(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "outbox")
-    await outbox.open()
-    waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
-    outbox.forget(keys(waiting))
+    async with opened(tmp_path / "outbox", "disk") as outbox:
+        waiting = await outbox.take([taken("a", T0_MS + n) for n in range(3)])
+        outbox.forget(keys(waiting[:1]))
+        assert outbox.depth == 2
+    assert outbox.depth == 2
+    async with opened(tmp_path / "outbox", "disk") as outbox:
+        outbox.forget(keys(waiting[1:]))  # in a run in which nothing is taken
     assert outbox.depth == 0
-    await outbox.close()
-    assert outbox.depth == 0
+    async with opened(tmp_path / "outbox", "disk") as outbox:
+        assert await outbox.after(0, 9) == []
 
 
 async def test_what_cannot_be_forgotten_now_is_forgotten_once_it_can_be_read(
