@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,9 +99,9 @@ def _build(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
+    store, asked = _store(chosen), 0
     pages = dict(page_files()) if chosen.folder is None else read(chosen.folder)
     found = findings(pages)
-    store, asked = _store(chosen), 0
     if store is not None and not found:
         buckets = {source.value: bucket_of(source, store.bucket) for source in Source}
         ca_file = str(chosen.store_ca_file or "")
@@ -119,12 +120,14 @@ def _check(chosen: argparse.Namespace) -> int:
 
 
 def _push(chosen: argparse.Namespace) -> int:
+    if "@" in chosen.url:
+        allowed = "no user and no password stand in it: a token goes by --token-file"
+        raise ConfigError("command line", "url", None, allowed)
     check_https("command line", "url", chosen.url)
-    grafana = Grafana(
-        chosen.url,
-        _text("--token-file", chosen.token_file).strip(),
-        ca_file=str(chosen.ca_file or ""),
-    )
+    token = _token("--token-file", chosen.token_file)
+    if chosen.ca_file:
+        _authority("--ca-file", chosen.ca_file)
+    grafana = Grafana(chosen.url, token, ca_file=str(chosen.ca_file or ""))
     for words in grafana.push(_store(chosen)):
         sys.stdout.write(f"{words}\n")
     return 0
@@ -132,7 +135,13 @@ def _push(chosen: argparse.Namespace) -> int:
 
 def _store(chosen: argparse.Namespace) -> StoreAddress | None:
     if not chosen.store:
+        if chosen.store_token_file or chosen.store_ca_file:
+            allowed = "must be given with --store-token-file and --store-ca-file"
+            raise ConfigError("command line", "--store", None, allowed)
         return None
+    if "@" in chosen.store or "?" in chosen.store:
+        allowed = "no secret stands in it: a token goes by --store-token-file"
+        raise ConfigError("command line", "--store", None, allowed)
     try:
         bucket = TownStore(url=chosen.store).bucket
     except ValueError as error:
@@ -141,14 +150,30 @@ def _store(chosen: argparse.Namespace) -> StoreAddress | None:
         raise ConfigError("command line", "--store", chosen.store, "Grafana reads an InfluxDB only")
     if chosen.store_token_file is None:
         raise ConfigError("command line", "--store-token-file", None, "must be given with --store")
-    ca = _text("--store-ca-file", chosen.store_ca_file) if chosen.store_ca_file else ""
-    return StoreAddress(
-        bucket.url, bucket.bucket, _text("--store-token-file", chosen.store_token_file).strip(), ca
-    )
+    token = _token("--store-token-file", chosen.store_token_file)
+    ca = _authority("--store-ca-file", chosen.store_ca_file) if chosen.store_ca_file else ""
+    return StoreAddress(bucket.url, bucket.bucket, token, ca)
 
 
-def _text(key: str, file: Path) -> str:
+def _token(key: str, file: Path) -> str:
+    """Read a token that a header may hold. Raises: ConfigError without a letter of it."""
+    token = _text(key, file, errors="replace").strip()
+    if not (token and token.isascii() and token.isprintable()):
+        raise ConfigError(str(file), key, None, "must hold a token: one line of ASCII, no more")
+    return token
+
+
+def _authority(key: str, file: Path) -> str:
+    text = _text(key, file)
     try:
-        return file.read_text(encoding="utf-8")
+        ssl.create_default_context(cafile=str(file))
+    except OSError as error:
+        raise ConfigError(str(file), key, None, f"must be certificates in PEM: {error}") from None
+    return text
+
+
+def _text(key: str, file: Path, errors: str = "strict") -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors=errors)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), key, None, f"must be readable text: {error}") from None

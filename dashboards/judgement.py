@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import ssl
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, TypeAlias
+from pathlib import PurePath
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
 
 from dashboards.grafana import check_model
 from dashboards.influxql import INTERVAL
 from dashboards.panels import WIDTH, Source
+from dashboards.shape import check_shape
 from exchange.errors import StoreError
 
 PageJson: TypeAlias = Mapping[str, Any]
@@ -60,43 +64,95 @@ class Store:
 
     def ask(self, source: str, text: str) -> list[dict[str, Any]]:
         """Return the series of an answer. Raises: ValueError with the store's words; StoreError."""
+        status, body = self._answer(source, text)
+        if 300 <= status < 400:
+            raise StoreError(f"{self.url}: {status}: a redirect, and none is followed")
+        try:
+            if status == 200:
+                [result] = msgspec.json.decode(body, type=_Answer).results
+                refused, words = bool(result.error), result.error
+            else:
+                said = msgspec.json.decode(body, type=_Refusal)
+                refused, words = status in (400, 422), said.error or said.message
+        except ValueError as error:
+            raise self._stranger(f"{status}, {error}") from None
+        if refused:
+            raise ValueError(words)
+        if status != 200:
+            raise StoreError(f"{self.url}: {status} {words}")
+        return result.series
+
+    def _answer(self, source: str, text: str) -> tuple[int, bytes]:
         asked = urllib.parse.urlencode({"db": self.buckets[source], "q": text, "epoch": "ms"})
         request = urllib.request.Request(  # noqa: S310 - checked by the command line
             f"{self.url}/query", asked.encode(), {"Authorization": f"Token {self.token}"}
         )
         tls = ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
+        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _AsItIs)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:  # noqa: S310
-                [result] = json.load(answer)["results"]
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace").strip()
-            if error.code in (400, 422):
-                raise ValueError(said) from None
-            raise StoreError(f"{self.url}: {error.code} {said}") from None
+            with opener.open(request, timeout=TIMEOUT_S) as answer:
+                return answer.status, answer.read()
+        except http.client.HTTPException as error:
+            raise self._stranger(repr(error)) from None
         except OSError as error:
             raise StoreError(f"{self.url}: {error}") from None
-        if "error" in result:
-            raise ValueError(result["error"])
-        series: list[dict[str, Any]] = result.get("series", [])
-        return series
+
+    def _stranger(self, words: str) -> StoreError:
+        return StoreError(f"{self.url}: does not answer as InfluxDB does: {words}")
+
+
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Takes every answer as it is: nobody is sent elsewhere with a token."""
+
+    def http_response(
+        self,
+        request: urllib.request.Request,  # noqa: ARG002 - its name there
+        response: http.client.HTTPResponse,
+    ) -> http.client.HTTPResponse:
+        return response
+
+    https_response = http_response
+
+
+class _Result(msgspec.Struct):
+    series: list[dict[str, Any]] = []
+    error: str = ""
+
+
+class _Answer(msgspec.Struct):
+    results: Annotated[list[_Result], msgspec.Meta(min_length=1, max_length=1)]
+
+
+class _Refusal(msgspec.Struct):
+    """Shape: one of both is there; `message` is version 2's."""
+
+    error: str = ""
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.error or self.message):
+            raise ValueError("no words")
 
 
 def findings(pages: Mapping[str, str]) -> list[str]:
     """Return what is wrong with pages, given by file, a line each, naming page and panel; first what is none."""
     found: list[str] = []
     read: list[PageJson] = []
+    uids: list[str] = []
     for file, text in pages.items():
         try:
-            page: PageJson = json.loads(text)
+            page = json.loads(text)
+            check_shape(page)
             check_model(text)
-            _ = (page["uid"], page["title"], page["panels"], page["links"], page["templating"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except msgspec.ValidationError as error:
+            found.append(f"{file}: no page of ours: {error}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             found.append(f"{file}: no page of Grafana's: {error!r}")
         else:
             read.append(page)
-    if found:
-        return found
-    uids = [page["uid"] for page in read]
+            uids.append(page["uid"])
+            continue
+        uids.append(PurePath(file).stem)  # so that links to it are judged all the same
     found += [f"{uid}: two pages have this uid" for uid in sorted(set(uids)) if uids.count(uid) > 1]
     for page in read:
         found += [f"{page['uid']}: {words}" for words in _of_page(page, set(uids))]
@@ -110,7 +166,7 @@ def queries(page: PageJson) -> Iterator[Query]:
         text = variable["query"]["query"]
         yield Query(uid, variable["label"], variable["datasource"]["uid"], text)
     for panel in panels(page):
-        for target in panel["targets"]:
+        for target in panel.get("targets", []):
             yield Query(uid, panel["title"], target["datasource"]["uid"], target["query"])
 
 
@@ -211,14 +267,14 @@ def _words(page: PageJson) -> Iterator[str]:
     for panel in panels(page):
         yield panel["title"]
         yield panel.get("description", "")
-        yield from _said(panel["fieldConfig"])
+        yield from _said(panel.get("fieldConfig", {}))
 
 
 def _said(config: object) -> Iterator[str]:
     """Return the words in a panel's looks, however deep they stand."""
     if isinstance(config, Mapping):
         if config.get("id") == "displayName":
-            yield str(config["value"])
+            yield str(config.get("value", ""))
         for key, value in config.items():
             if key in ("noValue", "text", "title") and isinstance(value, str):
                 yield value

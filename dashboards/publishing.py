@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from json import JSONDecodeError
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 from grafana_client.api import GrafanaApi
 from grafana_client.client import GrafanaClientError, GrafanaException
 
@@ -23,6 +25,8 @@ from dashboards.texts import LANGUAGES, Language, say
 from exchange.errors import OnestreetError
 
 TIMEOUT_S = 20.0
+MOST_WORDS = 300
+"""Of an error: somebody else's may be a page of HTML."""
 FOLDERS: dict[Language, str] = {"zh-TW": "onestreet-zh-tw", "en": "onestreet-en"}
 """Their uids."""
 
@@ -56,6 +60,7 @@ class Grafana:
             timeout=TIMEOUT_S,
         )
         self._url = url
+        self._api.client.s.hooks["response"].append(self._stay)
 
     def push(self, store: StoreAddress | None) -> Iterator[str]:
         """Publish everything, and say each thing that was made or changed. Raises: GrafanaRefused."""
@@ -69,7 +74,7 @@ class Grafana:
     def _source(self, source: Source, store: StoreAddress | None) -> Iterator[str]:
         api = self._api.datasource
         with self._said():
-            there = _or_none(lambda: api.get_datasource_by_uid(source.value))
+            there = _or_none(_Named, lambda: api.get_datasource_by_uid(source.value))
             if store is None:
                 if there is None:
                     words = f"has no data source {source.value}: provision it, or give --store"
@@ -77,60 +82,106 @@ class Grafana:
                 return
             wanted = _source_json(source, store)
             if there is None:
-                api.create_datasource(wanted)
+                _shaped(_SourceWritten, api.create_datasource(wanted))
                 yield f"data source {source.value}: made"
             else:  # its token cannot be read back, so it is written each time
-                api.update_datasource_by_uid(source.value, wanted)
+                written = api.update_datasource_by_uid(source.value, wanted)
+                _shaped(_SourceWritten, written)
                 yield f"data source {source.value}: written"
 
     def _folder(self, language: Language) -> Iterator[str]:
         api, uid, title = self._api.folder, FOLDERS[language], say("folder", language)
         with self._said():
-            there = _or_none(lambda: api.get_folder(uid))
+            there = _or_none(_Folder, lambda: api.get_folder(uid))
             if there is None:
-                api.create_folder(title, uid)
+                _shaped(_Folder, api.create_folder(title, uid))
                 yield f"folder {title}: made"
-            elif there["title"] != title:
-                api.update_folder(uid, title=title, overwrite=True)
+            elif there.title != title:
+                _shaped(_Folder, api.update_folder(uid, title=title, overwrite=True))
                 yield f"folder {title}: renamed"
 
     def _page(self, path: str, text: str) -> Iterator[str]:
         page = json.loads(text)
         folder = FOLDERS["zh-TW" if path.startswith("zh-TW") else "en"]
         with self._said():
-            there = _or_none(lambda: self._api.dashboard.get_dashboard(page["uid"]))
+            there = _or_none(_Page, lambda: self._api.dashboard.get_dashboard(page["uid"]))
             if there is not None and _same(there, page, folder):
                 return
             asked = {"dashboard": page, "folderUid": folder, "overwrite": True}
-            self._api.dashboard.update_dashboard(asked)
+            _shaped(_Named, self._api.dashboard.update_dashboard(asked))
             yield f"page {page['uid']}: {'made' if there is None else 'changed'}"
 
     @contextmanager
     def _said(self) -> Iterator[None]:
-        """Translate the client's errors. Shape: no token is part of them."""
+        """Translate the client's errors, and what is no answer of Grafana's. Shape: no token is part of them."""
         try:
             yield
         except GrafanaException as error:
-            raise GrafanaRefused(f"{self._url}: {error.status_code}: {error.message}") from None
-        except OSError as error:  # those of the client's connections are among them
-            raise GrafanaRefused(f"{self._url}: {error}") from None
+            known = error.status_code == 0 or _is_refusal(error.response)
+            said = " ".join(error.message.split())[:MOST_WORDS]
+            words = f"{error.status_code}: {said}"
+            raise self._refused(words) if known else self._stranger(words) from None
+        except (msgspec.ValidationError, JSONDecodeError, UnicodeDecodeError) as error:
+            raise self._stranger(str(error)) from None
+        except (OSError, ValueError) as error:  # those of the client's connections are among them
+            raise self._refused(str(error)) from None
+
+    def _stay(self, answer: Any, **_: object) -> None:
+        """Follow no redirect, with the token and as another question than was asked. Raises: GrafanaRefused."""
+        if 300 <= answer.status_code < 400:
+            raise self._refused(f"{answer.status_code}: a redirect, and none is followed")
+
+    def _refused(self, words: str) -> GrafanaRefused:
+        return GrafanaRefused(f"{self._url}: {words}")
+
+    def _stranger(self, words: str) -> GrafanaRefused:
+        return self._refused(f"does not answer as Grafana does: {words}")
 
 
-def _or_none(get: Callable[[], Any]) -> Any:
+class _Named(msgspec.Struct):
+    uid: str
+
+
+class _SourceWritten(msgspec.Struct):
+    datasource: dict[str, Any]
+
+
+class _Folder(msgspec.Struct):
+    uid: str
+    title: str
+
+
+class _Page(msgspec.Struct):
+    dashboard: dict[str, Any]
+    meta: dict[str, Any]
+
+
+Answer = TypeVar("Answer")
+
+
+def _shaped(kind: type[Answer], answer: object) -> Answer:
+    """Return an answer of Grafana's. Raises: msgspec.ValidationError where it is somebody else's."""
+    return msgspec.convert(answer, kind)
+
+
+def _or_none(kind: type[Answer], get: Callable[[], object]) -> Answer | None:
     try:
-        return get()
+        answer = get()
     except GrafanaClientError as error:
-        if error.status_code == 404:
+        if error.status_code == 404 and _is_refusal(error.response):
             return None
         raise
+    return _shaped(kind, answer)
 
 
-def _same(there: Any, page: dict[str, Any], folder: str) -> bool:
+def _is_refusal(response: object) -> bool:
+    return isinstance(response, dict) and "message" in response
+
+
+def _same(there: _Page, page: dict[str, Any], folder: str) -> bool:
     """Return whether Grafana has this page: with a number and a version of its own beside."""
-    found = {
-        key: value for key, value in there["dashboard"].items() if key not in ("id", "version")
-    }
-    return found == page and there["meta"].get("folderUid") == folder
+    found = {key: value for key, value in there.dashboard.items() if key not in ("id", "version")}
+    return found == page and there.meta.get("folderUid") == folder
 
 
 def _source_json(source: Source, store: StoreAddress) -> dict[str, Any]:

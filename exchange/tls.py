@@ -81,12 +81,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def check_host(host: str) -> None:
+    """Check that a name can be asked for: no part of it is empty or too long. Raises: ValueError."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{host} is no host: its parts have 1 to 63 letters") from None
+
+
 def check_https(config: str, key: str, url: str) -> None:
     """Check that a token sent to this URL stays secret: HTTPS, or HTTP to this machine. Raises: ConfigError."""
     scheme = host = ""
     with suppress(ValueError):  # a port that is none, half a bracket
         parts = urlsplit(url)
         if parts.port != 0:
+            check_host(parts.hostname or "")
             scheme, host = parts.scheme, parts.hostname or ""
     if not host or not (scheme == "https" or (scheme == "http" and is_loopback(host))):
         allowed = "must be https://HOST:PORT (http:// on loopback): a token goes there"

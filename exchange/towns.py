@@ -15,7 +15,7 @@ import msgspec
 from exchange.configuration import check_zone, converted, located, read_toml
 from exchange.dictionary import dictionary
 from exchange.errors import ConfigError
-from exchange.tls import is_loopback
+from exchange.tls import check_host, is_loopback
 from exchange.topics import END, County, Level
 
 LEAST_RETENTION_DAYS = 5
@@ -148,6 +148,7 @@ class Store(_Table, frozen=True, kw_only=True):
             raise ValueError(f"no secret and nothing further stands in it; must be {_URLS}")
         if not parts.hostname:
             raise ValueError(f"a host is missing; must be {_URLS}")
+        check_host(parts.hostname)
         if parts.scheme == "influxdb" and not is_loopback(parts.hostname):
             raise ValueError(
                 f"{parts.hostname} is not loopback, and goes by TLS only: influxdbs://"

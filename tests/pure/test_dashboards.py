@@ -605,7 +605,7 @@ def _no_page(page: PageJson) -> None:
         (_foreign_source, "no data source of ours: other"),
         (_mute, "says nothing where there are no rows"),
         (_aimless, "asks nothing"),
-        (_no_page, "no page of Grafana's"),
+        (_no_page, "no page of ours: Object missing required field `panels`"),
     ],
 )
 def test_check_finds_what_is_wrong(

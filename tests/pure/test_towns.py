@@ -106,6 +106,7 @@ def test_a_written_file_is_what_was_meant(tmp_path: Path) -> None:
         ("store.url", "influxdbs://db.example/o", "must be influxdbs://HOST:PORT/ORG/BUCKET"),
         ("store.url", "influxdbs://db.example:x/o/b", "Port could not be cast"),
         ("store.url", "influxdbs://:8086/o/b", "a host is missing"),
+        ("store.url", "influxdbs://a..b/o/b", "a..b is no host"),
         ("store.url", "sqlite:///", "must be influxdbs://"),
         ("store.retention_days", -1, ">= 0"),
         ("store.retention_days", 1, "must be 0, for ever, or 5 at least"),

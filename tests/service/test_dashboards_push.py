@@ -21,6 +21,7 @@ from dashboards.grafana import uid
 from dashboards.pages import PAGES
 from dashboards.publishing import FOLDERS, GrafanaRefused
 from dashboards.texts import LANGUAGES
+from provisioning.authority import Authority
 from tests.ports import free_port
 
 TOKEN, STORE_TOKEN = "token-of-an-editor", "token-of-a-reader"
@@ -129,7 +130,8 @@ def push(server: GrafanaStandIn, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> list[str]:
-    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    authority = Authority.create(tmp_path / "authority", "a town")
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
     file, ca = str(tmp_path / "store.token"), str(tmp_path / "ca.pem")
     url = "influxdbs://store.example:8086/town/city"
     return ["--store", url, "--store-token-file", file, "--store-ca-file", ca]
