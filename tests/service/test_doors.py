@@ -652,7 +652,9 @@ def stored_devices(store: Path) -> set[str]:
         return set()
     connection = sqlite3.connect(f"file:{store}?mode=ro", uri=True)
     try:
-        words = "select distinct device from points where measurement = 'gateway'"  # not the watch's
+        words = (
+            "select distinct device from points where measurement = 'gateway'"  # not the watch's
+        )
         return {row[0] for row in connection.execute(words)}
     except sqlite3.OperationalError:
         return set()  # not made yet
