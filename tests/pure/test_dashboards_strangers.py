@@ -195,7 +195,9 @@ def test_a_password_in_grafanas_address_is_refused_unseen(url: str, token: Path)
     assert "hidden" not in str(told.value).replace(str(token), "")
 
 
-@pytest.mark.parametrize("store", ["influxdbs://me:hidden@x/o/b", "influxdbs://x/o/b?token=hidden"])
+@pytest.mark.parametrize(
+    "store", ["influxdbs://me:hidden@127.0.0.1/o/b", "influxdbs://x/o/b?token=hidden"]
+)
 def test_a_password_in_the_stores_address_is_refused_unseen(store: str, token: Path) -> None:
     with pytest.raises(ConfigError, match="--store-token-file") as told:
         run(["check", "--store", store, "--store-token-file", str(token)])
