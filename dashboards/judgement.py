@@ -106,7 +106,7 @@ class _AsItIs(urllib.request.HTTPErrorProcessor):
 
     def http_response(
         self,
-        request: urllib.request.Request,  # noqa: ARG002 - its name there
+        request: urllib.request.Request,  # noqa: ARG002 - both methods have it by this name
         response: http.client.HTTPResponse,
     ) -> http.client.HTTPResponse:
         return response

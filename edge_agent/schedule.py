@@ -107,9 +107,9 @@ class Schedule:
         """Return who is to be asked now, or None and when to ask again."""
         failed = [slot for slot in self.slots if slot.failures] if self._has_failed else []
         self._has_failed = bool(failed)
-        if failed or not self.slots:
-            polls = [slot for slot in self.slots if not slot.failures]
-            poll = min(polls, key=_due, default=None)
+        if failed:
+            living = [slot for slot in self.slots if not slot.failures]
+            poll = min(living, key=_due, default=None)
         else:
             poll = self._first()
         poll_s = poll.due_s if poll is not None else math.inf
@@ -129,12 +129,12 @@ class Schedule:
             later_s.append(press_s)
         return None, min(later_s)
 
-    def _first(self) -> Slot:
+    def _first(self) -> Slot | None:
         """Return who is due first, at no cost that grows with their number."""
         if not self._queue:
             self._queue = [(slot.due_s, slot.index) for slot in self.slots]
             heapify(self._queue)
-        return self.slots[self._queue[0][1]]
+        return self.slots[self._queue[0][1]] if self._queue else None
 
     def answered(self, slot: Slot, now_s: float) -> None:
         """Go on to the next time on the grid; those that have passed meanwhile were missed and are counted."""

@@ -273,7 +273,7 @@ class TableDriver:
         while waiting:
             block = waiting.pop(0)
             try:
-                found = await self._block(bus, block)
+                metrics |= await self._block(bus, block)
             except DeviceRefused as error:
                 if error.code not in _NO_SUCH_REGISTERS:
                     raise
@@ -281,7 +281,6 @@ class TableDriver:
                 if may_halve:
                     waiting[:0] = halves(block, self._points)
             else:
-                metrics = metrics | found if metrics else found
                 answered.append(block)
             if waiting and self._profile.read.pause_s:
                 await asyncio.sleep(self._profile.read.pause_s)

@@ -904,7 +904,7 @@ class Outbox:
             return
         try:
             left = self._forget(gone)
-        except Exception:  # a mistake of ours is no reason to keep nothing any more
+        except Exception:  # it must not end whoever asks next: `take` would stop the agent
             if not self._has_failed:
                 log.exception("the outbox was not tended")
             self._has_failed = True
